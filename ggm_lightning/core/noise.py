@@ -1,0 +1,56 @@
+"""Counter-based uniforms: every random number is a function of where it is used, not of a generator's history.
+
+u = f(seed, stream, step, row, site). `stream` names the purpose ("mask", "time", "token", ...), `step` the optimiser or
+sampling step, `row` the example (its index in the global batch or in the data set), `site` the position within it.
+So two ranks with B rows equal one rank with 2B, a resumed run equals an undisturbed one, and a row drawn alone equals
+the same row drawn in a batch.
+
+The hash is SplitMix64's finaliser (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195), applied once per
+coordinate, in int64 tensor operations that wrap modulo 2^64 on every device.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift_right(h: Tensor, k: int) -> Tensor:
+    """Logical (unsigned) right shift; torch's own keeps the sign."""
+    return (h >> k) & ((1 << (64 - k)) - 1)
+
+
+def _mix(h: Tensor) -> Tensor:
+    h = (h ^ _shift_right(h, 30)) * _MIX_1
+    h = (h ^ _shift_right(h, 27)) * _MIX_2
+    return h ^ _shift_right(h, 31)
+
+
+def _absorb(h: Tensor, counter: Tensor) -> Tensor:
+    """One more coordinate of the counter, by broadcasting. Mixing before adding keeps (a, b) apart from (b, a)."""
+    return _mix(_mix(h) + (counter.to(torch.int64) + 1) * _GOLDEN)
+
+
+def _bits(stream: str, seed: int, step: int, row: Tensor, num_sites: int) -> Tensor:
+    start = torch.tensor([zlib.crc32(stream.encode()), seed, step], dtype=torch.int64)  # on the CPU: no device sync
+    key = _absorb(_absorb(start[0], start[1]), start[2]).to(row.device)
+    site = torch.arange(num_sites, device=row.device)
+    return _absorb(_absorb(key, row)[:, None], site)
+
+
+def uniform(stream: str, *, seed: int, step: int, row: Int64[Tensor, "b"], num_sites: int) -> Float64[Tensor, "b n"]:
+    """Uniforms strictly inside (0, 1), on `row`'s device: (k + 1/2) / 2^52 with k the top 52 bits of the hash."""
+    return (_shift_right(_bits(stream, seed, step, row, num_sites), 12).to(torch.float64) + 0.5) * 2.0**-52
+
+
+def integer_seed(stream: str, *, seed: int, step: int, row: int = 0) -> int:
+    """A seed in [0, 2^63) for generators that are not ours (dropout, a library)."""
+    bits = _bits(stream, seed, step, torch.tensor([row]), 1)
+    return int(_shift_right(bits, 1).item())
