@@ -45,7 +45,7 @@ def _bits(stream: str, seed: int, step: int, row: Tensor, num_sites: int) -> Ten
     return _absorb(_absorb(key, row)[:, None], site)
 
 
-def uniform(stream: str, *, seed: int, step: int, row: Int64[Tensor, "b"], num_sites: int) -> Float64[Tensor, "b n"]:
+def uniform(stream: str, *, seed: int, step: int, row: Int64[Tensor, " b"], num_sites: int) -> Float64[Tensor, "b n"]:
     """Uniforms strictly inside (0, 1), on `row`'s device: (k + 1/2) / 2^52 with k the top 52 bits of the hash."""
     return (_shift_right(_bits(stream, seed, step, row, num_sites), 12).to(torch.float64) + 0.5) * 2.0**-52
 

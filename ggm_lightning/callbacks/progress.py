@@ -1,0 +1,217 @@
+"""One progress bar for a whole run, or a plain line now and then where the output is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from tqdm import tqdm
+
+from ggm_lightning.callbacks.throughput import Rate
+
+_RESULTS = (("nelbo", "nats per example", ".3f"), ("bpd", "bits per token", ".4f"), ("ppl", "perplexity", ".3f"))
+
+
+class Progress(ProgressBar):
+    """Shows the step, what the model logs with prog_bar=True, tokens per second, elapsed and remaining time.
+
+    A resumed run starts at its own step. Validation has a bar of its own, which gives way to one line with the result.
+    Metrics are taken from the device only when something is shown.
+
+    Args:
+        refresh_seconds: how often the bar is brought up to date.
+        plain_seconds: how often a line is printed where the output is no terminal.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.5, plain_seconds: float = 10.0) -> None:
+        super().__init__()
+        self.refresh_seconds = refresh_seconds
+        self.plain_seconds = plain_seconds
+        self._enabled = True
+        self._train: tqdm | None = None
+        self._sub: tqdm | None = None
+        self._rate = Rate(window=50)
+        self._first_step = self._total = 0
+        self._started = self._shown = 0.0
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stderr  # looked up late, since whoever started the run may have redirected it
+
+    @property
+    def _plain(self) -> bool:
+        return not self._stream.isatty()
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """A line that does not break the bar."""
+        if self._enabled:
+            tqdm.write(kwargs.get("sep", " ").join(str(a) for a in args), file=self._stream)
+            self._stream.flush()
+
+    # training
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._enabled:
+            return
+        self._rate = Rate(window=50)
+        self._first_step = trainer.global_step
+        steps = trainer.estimated_stepping_batches
+        self._total = 0 if steps in (float("inf"), -1) else int(steps)
+        self._started = self._shown = time.monotonic()
+        if not self._plain:
+            self._train = tqdm(
+                total=self._total or None,
+                initial=self._first_step,
+                unit="step",
+                desc="training",
+                dynamic_ncols=True,
+                smoothing=0,  # the average over the run: validation is part of the time that is left
+                mininterval=self.refresh_seconds,
+                file=self._stream,
+                bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._enabled:
+            return
+        self._rate.add(batch["x"])
+        now, step = time.monotonic(), trainer.global_step
+        last = step == self._total
+        if self._train is not None and (last or now - self._shown >= self.refresh_seconds):
+            self._shown = now
+            self._train.set_postfix_str("  ".join(self._values(trainer)), refresh=False)
+            self._train.n = step
+            self._train.refresh()
+        elif self._train is None and (last or now - self._shown >= self.plain_seconds):
+            self._shown = now
+            self._print_line(trainer, now - self._started)
+
+    def _values(self, trainer: Trainer) -> list[str]:
+        """What is shown beside the step; this waits for the device."""
+        metrics = {
+            name.removeprefix("train/"): value
+            for name, value in trainer.progress_bar_metrics.items()
+            if not name.startswith(("val/", "test/"))
+        }
+        shown = [f"{_LABELS.get(name, name)} {float(value):.4g}" for name, value in metrics.items()]
+        return [*shown, f"{_short(self._rate.per_second()[1] * trainer.world_size)} tokens/s"]
+
+    def _print_line(self, trainer: Trainer, elapsed: float) -> None:
+        step = trainer.global_step
+        done = step - self._first_step
+        of = f"/{self._total} ({100 * step / self._total:.0f}%)" if self._total else ""
+        left = f"  left {_clock(elapsed / done * (self._total - step))}" if self._total and done else ""
+        self.print("  ".join([f"step {step}{of}", *self._values(trainer), f"elapsed {_clock(elapsed)}{left}"]))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._train is not None:
+            self._train.n = trainer.global_step
+            self._train.refresh()
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for bar in (self._sub, self._train):
+            if bar is not None:
+                bar.close()
+        self._sub = self._train = None
+
+    # evaluation
+
+    def _open_sub(self, name: str, batches: Any) -> None:
+        self._rate.pause()
+        if self._enabled and not self._plain:
+            total = sum(batches) if isinstance(batches, list) else batches
+            self._sub = tqdm(
+                total=None if total == float("inf") else int(total),
+                desc=name,
+                unit="batch",
+                leave=False,
+                dynamic_ncols=True,
+                file=self._stream,
+            )
+
+    def _advance_sub(self) -> None:
+        if self._sub is not None:
+            self._sub.update()
+
+    def _close_sub(self) -> None:
+        if self._sub is not None:
+            self._sub.close()
+            self._sub = None
+        self._rate.resume()
+
+    def _print_result(self, trainer: Trainer, split: str) -> None:
+        """Only after the module's own epoch end are its results known."""
+        metrics = trainer.callback_metrics
+        parts = []
+        for name, unit, form in _RESULTS:
+            value, stderr = (metrics.get(f"{split}/{name}{suffix}") for suffix in ("", "_stderr"))
+            if value is not None:
+                error = "" if stderr is None else f" ± {float(stderr):{form}}"
+                parts.append(f"{float(value):{form}}{error} {unit}")
+        if parts:
+            kind = {"val": "validation", "test": "test"}[split]
+            self.print(f"step {trainer.global_step}  {kind}, upper bound: {'  '.join(parts)}")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        checking = trainer.sanity_checking
+        batches = trainer.num_sanity_val_batches if checking else trainer.num_val_batches
+        self._open_sub("checking" if checking else "validation", batches)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._advance_sub()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close_sub()
+        # outside a fit Lightning prints a table itself
+        if self._enabled and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._print_result(trainer, "val")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open_sub("test", trainer.num_test_batches)
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._advance_sub()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close_sub()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open_sub("prediction", trainer.num_predict_batches)
+
+    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._advance_sub()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close_sub()
+
+
+_LABELS = {"bpd": "bits/token", "loss": "loss"}
+
+
+def _short(count: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,33 @@
+"""The losses written as their formulas: the truth that faster paths are tested against.
+
+Losses are float32 at least, whatever the logits' dtype; float64 logits stay float64. Units: nats.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def cross_entropy(logits: Float[Tensor, "*k v"], target: Int[Tensor, "*k"]) -> Float[Tensor, "*k"]:
+    """-log softmax(logits)[target] per row, nats. Logits of -inf off the target are fine: nothing is multiplied."""
+    log_mu = torch.log_softmax(at_least_float32(logits), dim=-1)
+    return -log_mu.gather(-1, target[..., None])[..., 0]
+
+
+def sum_over_sites(values: Float[Tensor, " k"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
+    """Sum per example of values given at the True sites of `mask` (in row-major order)."""
+    per_site = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+    return per_site.masked_scatter(mask, values).sum(-1)
+
+
+def masked_cross_entropy(
+    logits_at_masked: Float[Tensor, "k v"], x0: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
+) -> Float[Tensor, " b"]:
+    """S[b] = -sum over the masked sites n of log mu_n(x0_n), nats; logits given at the k masked sites only."""
+    return sum_over_sites(cross_entropy(logits_at_masked, x0[mask]), mask)

@@ -1,0 +1,183 @@
+"""What every source of discrete data gives: batches of integers, their number of classes and shape, and a decoder.
+
+A data set is one file with one class below `DiscreteData`. It states `num_classes` and `shape` (from its constructor
+arguments and header files alone), prepares its files once, and hands out rows by number; this class does the rest:
+which rows make up a batch, on which rank, and the checks that end in one line instead of a device-side assert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from ggm_lightning.data.codecs import Codec
+from ggm_lightning.data.order import EvalOrder, TrainOrder, divide_batch
+from ggm_lightning.data.rows import RowSource, check_ids
+
+_STAGES: dict[str | None, tuple[str, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("val",),
+    None: ("train", "val", "test"),
+}
+
+
+class DiscreteData(LightningDataModule):
+    """Batches {"x": Int64[b, *s], optional "label": Int64[b]} with x in 0..num_classes-1.
+
+    Args:
+        global_batch_size: rows per optimiser step, over all devices and accumulated micro-batches.
+        max_batch_per_device: the largest micro-batch that fits on a device; the number of accumulated micro-batches is
+            the smallest that respects it. None: no accumulation.
+        eval_batch_size: rows per evaluation batch and device.
+        num_workers: loader processes per device.
+        seed: of the training order (data/order.py).
+    """
+
+    splits: tuple[str, ...] = ("train", "val")
+
+    def __init__(
+        self,
+        global_batch_size: int = 64,
+        max_batch_per_device: int | None = None,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.global_batch_size, self.max_batch_per_device = global_batch_size, max_batch_per_device
+        self.eval_batch_size, self.num_workers, self.seed = eval_batch_size, num_workers, seed
+        # With fewer rows than devices a rank has nothing to evaluate; its sums are then zeros, which is right.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self._rows: dict[str, RowSource] = {}
+        if eval_batch_size < 1:
+            raise ValueError(f"data.eval_batch_size is {eval_batch_size}; it must be at least 1")
+        divide_batch(global_batch_size, 1, max_batch_per_device if global_batch_size < 1 else None)
+
+    @property
+    def num_classes(self) -> int:
+        """V: x lies in 0..V-1."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """*s, the shape of one example."""
+        raise NotImplementedError
+
+    @property
+    def codec(self) -> Codec:
+        """Turns ids into something to look at (data/codecs.py)."""
+        raise NotImplementedError
+
+    def load(self, split: str) -> RowSource:
+        """The rows of "train" or "val", or "test" where `splits` names it. Called after `prepare_data`."""
+        raise NotImplementedError
+
+    @property
+    def characters_per_token(self) -> float | None:
+        """Of the validation split, where the data is text: bits/character = bits/token divided by this."""
+        return None
+
+    def references(self) -> dict[str, float]:
+        """Named levels for the learning curve, in bits per dimension."""
+        return {}
+
+    def judge(self, texts: list[str]) -> dict[str, float]:
+        """Named figures about sampled texts that need the data to compare with."""
+        return {}
+
+    def decode(self, x: Int[Tensor, "b *s"]) -> list[str] | np.ndarray:
+        """Texts, or uint8 images."""
+        return self.codec.decode(x)
+
+    def rows(self, split: str) -> RowSource:
+        """The checked rows of a split, loaded once; "test" is "val" where there is no test split, and says so."""
+        if split == "test" and "test" not in self.splits:
+            rank_zero_info(f"{type(self).__name__} has no test split: test runs on the validation split")
+            return self.rows("val")
+        if split not in self._rows:
+            rows = self.load(split)
+            if len(rows) == 0:
+                raise ValueError(f"{type(self).__name__}: the {split} split has no rows; give it data or another split")
+            check_ids(rows, self.num_classes, split)
+            self._rows[split] = rows
+        return self._rows[split]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load and check the splits of this stage; for "fit", tell the trainer how many micro-batches make a step."""
+        for split in _STAGES[stage]:
+            self.rows(split)
+        if stage not in ("fit", None) or self.trainer is None:
+            return
+        accumulation, _ = self._division()
+        given = self.trainer.accumulate_grad_batches
+        if given not in (1, accumulation):
+            raise ValueError(
+                f"trainer.accumulate_grad_batches is {given}, but data.global_batch_size={self.global_batch_size} and "
+                f"data.max_batch_per_device={self.max_batch_per_device} make it {accumulation}; leave the former out"
+            )
+        self.trainer.accumulate_grad_batches = accumulation
+
+    def train_dataloader(self) -> DataLoader:
+        rows, (world, rank) = self.rows("train"), self._place()
+        accumulation, _ = self._division()
+        order = TrainOrder(
+            len(rows),
+            self.global_batch_size,
+            world=world,
+            rank=rank,
+            accumulation=accumulation,
+            seed=self.seed,
+            first_step=self._global_step,
+        )
+        return self._loader(rows, order)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        rows, (world, rank) = self.rows(split), self._place()
+        return self._loader(rows, EvalOrder(len(rows), self.eval_batch_size, world=world, rank=rank))
+
+    def _loader(self, rows: RowSource, order: Sampler[Any]) -> DataLoader:
+        # batch_size=None turns the loader's own batching off: the order yields lists, the rows answer with a batch.
+        return DataLoader(
+            rows,
+            sampler=order,
+            batch_size=None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _division(self) -> tuple[int, int]:
+        return divide_batch(self.global_batch_size, self._place()[0], self.max_batch_per_device)
+
+    def _global_step(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_step
+
+    def _place(self) -> tuple[int, int]:
+        """(number of ranks, this rank)."""
+        if self.trainer is None:
+            return 1, 0
+        world = self.trainer.world_size
+        if world > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError(
+                "trainer.use_distributed_sampler is true, which would shard the already rank-aware order a second "
+                "time; set trainer.use_distributed_sampler: false"
+            )
+        return world, self.trainer.global_rank

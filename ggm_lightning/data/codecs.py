@@ -1,0 +1,229 @@
+"""What turns ids into something to look at, and text into ids.
+
+A codec is described completely by `to_dict()` (plain JSON), which a checkpoint stores; `codec_from_dict` gives it
+back. So samples are decoded without a data module, a file or a pickle. The id `num_classes` is the mask of the
+families that have one: it is shown as `blank`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
+REPLACEMENT = "\ufffd"
+BLANK = "·"
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Codec:
+    """Base of all codecs. A subclass sets `num_classes` and defines `_text`, `to_dict` and, where possible, `encode`."""
+
+    num_classes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _text(self, ids: list[int]) -> str:
+        """Ids without masks -> text."""
+        raise NotImplementedError
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text: str) -> Int[np.ndarray, " n"]:
+        raise ValueError(f"{type(self).__name__} does not encode text; give integers instead")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self.encode_array(text) for text in texts]
+
+    @property
+    def separator(self) -> list[int]:
+        """What stands between two documents of a stream of tokens: end-of-text where there is one, else a newline."""
+        return self.encode("\n")
+
+    def decode(self, x: Int[Tensor, "b *s"], blank: str = BLANK) -> list[str]:
+        """One text per row; masked places show `blank`."""
+        return [self._decode_row(row, blank) for row in self._checked(x)]
+
+    def pieces(self, ids: Sequence[int], blank: str = BLANK) -> list[str]:
+        """Each id on its own, for displays that show when which token appeared."""
+        (row,) = self._checked([list(ids)])
+        return [blank if i == self.num_classes else self._text([i]) for i in row]
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """sha256 of the canonical JSON of `to_dict()`: equal exactly when text and ids correspond in the same way."""
+        return dict_hash(self.to_dict())
+
+    def _checked(self, x: Any) -> list[list[int]]:
+        array = np.asarray(x.cpu() if isinstance(x, Tensor) else x)
+        array = array.reshape(len(array), -1) if array.size else np.zeros((len(array), 0), dtype=np.int64)
+        if array.size and (array.min() < 0 or array.max() > self.num_classes):
+            row, site = np.argwhere((array < 0) | (array > self.num_classes))[0]
+            raise ValueError(
+                f"{type(self).__name__}: id {array[row, site]} in row {row}, place {site} is outside "
+                f"0..{self.num_classes} (the last is the mask); the ids belong to another vocabulary"
+            )
+        return array.astype(np.int64).tolist()
+
+    def _decode_row(self, row: list[int], blank: str) -> str:
+        parts, run = [], []
+        for i in row:
+            if i != self.num_classes:
+                run.append(i)
+                continue
+            parts += [self._text(run) if run else "", blank]
+            run = []
+        return "".join([*parts, self._text(run) if run else ""])
+
+
+class Characters(Codec):
+    """One id per character of `alphabet`, in its order; everything else becomes `unknown`, the last id.
+
+    `replaced` counts the characters that became `unknown` so far. With `unknown=None` they are an error instead, and
+    num_classes is exactly len(alphabet).
+    """
+
+    def __init__(self, alphabet: str = PRINTABLE, unknown: str | None = REPLACEMENT) -> None:
+        if not alphabet or len(set(alphabet)) != len(alphabet):
+            raise ValueError(f"alphabet of {len(alphabet)} characters, {len(set(alphabet))} distinct: name each once")
+        if unknown is not None and (len(unknown) != 1 or unknown in alphabet):
+            raise ValueError(f"unknown is {unknown!r}; it must be one character that the alphabet does not have")
+        self.alphabet, self.unknown, self.replaced = alphabet, unknown, 0
+        self._symbols = alphabet + (unknown or "")
+        self.num_classes = len(self._symbols)
+        points = np.array([ord(c) for c in self._symbols])
+        self._table = np.full(points.max() + 2, -1, dtype=np.int64)  # the last entry stands for every larger code
+        self._table[points] = np.arange(self.num_classes)
+
+    def encode_array(self, text: str) -> Int[np.ndarray, " n"]:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.int64)
+        ids = self._table[np.minimum(points, len(self._table) - 1)]
+        missing = np.flatnonzero(ids < 0)
+        if missing.size and self.unknown is None:
+            at = int(missing[0])
+            raise ValueError(f"character {text[at]!r} at position {at} is not in the alphabet {self.alphabet!r}; remove it")
+        ids[missing] = self.num_classes - 1
+        self.replaced += missing.size
+        return ids
+
+    @property
+    def separator(self) -> list[int]:
+        return self.encode("\n") if "\n" in self.alphabet else self.encode(" " if " " in self.alphabet else "")
+
+    def _text(self, ids: list[int]) -> str:
+        return "".join([self._symbols[i] for i in ids])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "characters", "alphabet": self.alphabet, "unknown": self.unknown}
+
+
+class Bytes(Codec):
+    """UTF-8: 256 ids, any text, nothing to learn. Broken sequences are shown as U+FFFD."""
+
+    num_classes = 256
+
+    def encode_array(self, text: str) -> Int[np.ndarray, " n"]:
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
+
+    def _text(self, ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "bytes"}
+
+
+class Subwords(Codec):
+    """Any tokenizer of the `tokenizers` library, given as the text of its JSON file.
+
+    No special tokens are added, and nothing is padded or cut, whatever the file asks for.
+    """
+
+    def __init__(self, tokenizer_json: str) -> None:
+        from tokenizers import Tokenizer  # here: only this codec needs the library
+
+        try:
+            # Canonical spacing, so that the same tokenizer saved in two ways has one hash.
+            self._json = json.dumps(json.loads(tokenizer_json), ensure_ascii=False, separators=(",", ":"))
+            self._tokenizer = Tokenizer.from_str(self._json)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"not a `tokenizers` JSON ({error}); give the tokenizer.json that its save() wrote") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.num_classes = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if self.num_classes == 0:
+            raise ValueError("the tokenizer's vocabulary is empty; train it first")
+
+    def encode_array(self, text: str) -> Int[np.ndarray, " n"]:
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """All texts at once, on all cores."""
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, dtype=np.int64) for one in found]
+
+    @property
+    def separator(self) -> list[int]:
+        end = self._tokenizer.token_to_id(END_OF_TEXT)
+        return self.encode("\n") if end is None else [end]
+
+    def _text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "subwords", "tokenizer": self._json}
+
+
+class Integers(Codec):
+    """No text behind the ids: they are shown as numbers, "3 1 4 1 5"."""
+
+    def __init__(self, num_classes: int) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
+        self.num_classes = num_classes
+
+    def encode_array(self, text: str) -> Int[np.ndarray, " n"]:
+        words = text.split()
+        wrong = [word for word in words if not word.isdecimal() or int(word) >= self.num_classes]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is not a whole number in 0..{self.num_classes - 1}; write numbers and spaces")
+        return np.array([int(word) for word in words], dtype=np.int64)
+
+    @property
+    def separator(self) -> list[int]:
+        return []
+
+    def _decode_row(self, row: list[int], blank: str) -> str:
+        return " ".join([blank if i == self.num_classes else str(i) for i in row])
+
+    def _text(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "integers", "num_classes": self.num_classes}
+
+
+def codec_from_dict(d: dict[str, Any]) -> Codec:
+    """The codec that `to_dict()` described."""
+    kind = d.get("kind")
+    if kind == "characters":
+        return Characters(d["alphabet"], d["unknown"])
+    if kind == "bytes":
+        return Bytes()
+    if kind == "subwords":
+        return Subwords(d["tokenizer"])
+    if kind == "integers":
+        return Integers(d["num_classes"])
+    raise ValueError(f"codec of kind {kind!r} is unknown; known are characters, bytes, subwords, integers")
+
+
+def dict_hash(d: Any) -> str:
+    """sha256 of the canonical JSON (sorted keys, no spaces) of plain data."""
+    return hashlib.sha256(json.dumps(d, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,171 @@
+"""The order of the data as a function of (seed, epoch, position), in O(1) memory.
+
+A shuffled index list of 9 billion windows does not fit, and a generator's history cannot be resumed in the middle.
+Here the shuffle of `range(size)` is a keyed bijection evaluated at one position: a Feistel network (Luby and Rackoff
+1988, doi 10.1137/0217022) on the smallest even number of bits that holds `size`, walked along its cycle until the
+value falls below `size` (Black and Rogaway 2002, doi 10.1007/3-540-45760-7_9). So a run resumed at step k, or spread
+over other ranks, sees exactly the rows that the undisturbed run on one device would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Int64
+from torch.utils.data import Sampler
+
+_ROUNDS = 8
+_LARGEST = 2**40
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_S27, _S30, _S31 = np.uint64(27), np.uint64(30), np.uint64(31)
+
+
+def _mix(h: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser, modulo 2^64."""
+    h = (h ^ (h >> _S30)) * _MIX_1
+    h = (h ^ (h >> _S27)) * _MIX_2
+    return h ^ (h >> _S31)
+
+
+def _absorb(h: np.ndarray, number: np.ndarray) -> np.ndarray:
+    return _mix(_mix(h) + (number + np.uint64(1)) * _GOLDEN)
+
+
+def _feistel(value: np.ndarray, key: np.ndarray, half_bits: int) -> np.ndarray:
+    """(L, R) -> (R, L xor F(R)) per round: invertible whatever F is."""
+    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = value >> shift, value & mask
+    for _ in range(_ROUNDS):
+        key = key + _GOLDEN
+        left, right = right, left ^ (_mix(_mix(right + key) ^ key) & mask)
+    return (left << shift) | right
+
+
+def permuted(
+    position: Int64[np.ndarray, "b"], size: int, seed: int, epoch: int | Int64[np.ndarray, "b"]
+) -> Int64[np.ndarray, "b"]:
+    """Where each position of `range(size)` goes in the shuffle of (seed, epoch): a bijection of range(size) for each.
+
+    `epoch` is one number, or one per position (a batch may straddle two epochs). `size` at most 2^40.
+    """
+    if not 1 <= size <= _LARGEST:
+        raise ValueError(f"permuted: size {size} is outside 1..2^40; split the data or use longer windows")
+    position = np.asarray(position, dtype=np.int64)
+    if position.size and (position.min() < 0 or position.max() >= size):
+        raise ValueError(f"permuted: positions must lie in 0..{size - 1}, got {position.min()}..{position.max()}")
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    numbers = np.array([seed, size], dtype=np.int64).astype(np.uint64)
+    epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), position.shape).astype(np.uint64)
+    key = _absorb(_absorb(numbers[:1], numbers[1:]), epochs.reshape(-1))
+    value = _feistel(position.reshape(-1).astype(np.uint64), key, half_bits)
+    outside = np.flatnonzero(value >= np.uint64(size))
+    while outside.size:  # the domain is at most four times `size`, so few walks are long
+        value[outside] = _feistel(value[outside], key[outside], half_bits)
+        outside = outside[value[outside] >= np.uint64(size)]
+    return value.astype(np.int64).reshape(position.shape)
+
+
+def divide_batch(global_batch: int, world: int, max_micro: int | None) -> tuple[int, int]:
+    """(accumulation, micro-batch): the smallest accumulation whose micro-batch G/(world*accumulation) is <= max_micro."""
+    if global_batch < 1:
+        raise ValueError(f"data.global_batch_size is {global_batch}; it must be a whole number of at least 1")
+    if max_micro is not None and max_micro < 1:
+        raise ValueError(f"data.max_batch_per_device is {max_micro}; it must be at least 1, or null for no limit")
+    accumulation = 1 if max_micro is None else -(-global_batch // (world * max_micro))
+    micro, remainder = divmod(global_batch, world * accumulation)
+    if remainder:
+        limit = "" if max_micro is None else f" with at most {max_micro} rows each"
+        raise ValueError(
+            f"data.global_batch_size G={global_batch} does not divide into {world} device(s) x {accumulation} "
+            f"micro-batch(es){limit} (micro-batch {global_batch / (world * accumulation):.3f}); choose G as a multiple "
+            f"of {world * accumulation} or change data.max_batch_per_device"
+        )
+    return accumulation, micro
+
+
+def _at_the_start() -> int:
+    return 0
+
+
+class TrainOrder(Sampler[list[int]]):
+    """Lists of dataset indices, one per micro-batch of this rank, without end to the data and resumable at any step.
+
+    Optimiser step k takes positions kG .. (k+1)G-1 of an infinite stream; position p is row permuted(p mod size) of
+    data epoch p // size. Within the step, micro-batch a of rank r takes positions kG + (a*world + r)*m + [0..m),
+    m = G/(world*accumulation). Nothing is dropped and a batch may straddle epochs, so data smaller than G works too.
+    One pass over this sampler (a Lightning epoch) ends with step S, 2S, ... for S = ceil(size/G), and starts at
+    `first_step()`, which is asked each time: that is what makes a resumed run continue where it stopped.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        global_batch: int,
+        *,
+        world: int = 1,
+        rank: int = 0,
+        accumulation: int = 1,
+        seed: int = 0,
+        first_step: Callable[[], int] = _at_the_start,
+    ) -> None:
+        if size < 1:
+            raise ValueError("TrainOrder: the training split has no rows; check the path and the length")
+        if not 0 <= rank < world:
+            raise ValueError(f"TrainOrder: rank {rank} is outside 0..{world - 1}")
+        self.micro, remainder = divmod(global_batch, world * accumulation)
+        if remainder or self.micro < 1:
+            raise ValueError(
+                f"TrainOrder: global batch {global_batch} does not divide into {world} ranks x {accumulation} micro-"
+                f"batches; make it a multiple of {world * accumulation}"
+            )
+        self.size, self.global_batch, self.seed = size, global_batch, seed
+        self.world, self.rank, self.accumulation = world, rank, accumulation
+        self.first_step = first_step
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.size // self.global_batch)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.accumulation
+
+    def indices(self, step: int, micro_batch: int) -> list[int]:
+        """The rows of one micro-batch of this rank."""
+        start = step * self.global_batch + (micro_batch * self.world + self.rank) * self.micro
+        epoch, offset = np.divmod(np.arange(start, start + self.micro, dtype=np.int64), self.size)
+        return permuted(offset, self.size, self.seed, epoch).tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.first_step()  # now, not at the first batch: the step may move on before that
+        return self._from(first)
+
+    def _from(self, first: int) -> Iterator[list[int]]:
+        end = (first // self.steps_per_epoch + 1) * self.steps_per_epoch
+        for step in range(first, end):
+            for micro_batch in range(self.accumulation):
+                yield self.indices(step, micro_batch)
+
+
+class EvalOrder(Sampler[list[int]]):
+    """Rank r reads rows r, r + world, r + 2*world, ... in order, `batch_size` at a time; each row exactly once.
+
+    The striding is part of the contract: row j of rank r is dataset row r + j*world, so a model can name the row it
+    evaluates (its noise is a function of that number). Ranks may differ by one row; the last batch may be smaller.
+    """
+
+    def __init__(self, size: int, batch_size: int, *, world: int = 1, rank: int = 0) -> None:
+        if batch_size < 1:
+            raise ValueError(f"data.eval_batch_size is {batch_size}; it must be at least 1")
+        if not 0 <= rank < world:
+            raise ValueError(f"EvalOrder: rank {rank} is outside 0..{world - 1}")
+        self.rows, self.batch_size = range(rank, size, world), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, len(self.rows), self.batch_size):
+            yield list(self.rows[start : start + self.batch_size])

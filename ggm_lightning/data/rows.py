@@ -1,0 +1,85 @@
+"""Datasets that hand out a whole batch at once: `rows[[3, 1, 4]]` is a dict of stacked tensors.
+
+A loader over these takes lists of indices from data/order.py and collates nothing, so a batch costs one gather and
+not one Python call per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+_CHUNK = 2**22  # ids looked at together when a split is checked: bounded memory, few Python calls
+
+
+class RowSource(Dataset):
+    """Rows by number. A subclass gives `__len__`, `fetch(indices)` and, where ids are stored, `storage()`."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def fetch(self, index: np.ndarray) -> dict[str, Tensor]:
+        """{"x": Int64[b, *s], optional "label": Int64[b]} for the rows in `index`."""
+        raise NotImplementedError
+
+    def storage(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, ids as stored) of everything worth checking before training starts; by default nothing."""
+        return iter(())
+
+    def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        wanted = np.asarray(index, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"rows {wanted.min()}..{wanted.max()} asked for, but there are {len(self)}")
+        batch = self.fetch(wanted.reshape(-1))
+        return batch if wanted.ndim else {key: value[0] for key, value in batch.items()}
+
+
+class Rows(RowSource):
+    """Rows of an array [N, *s] of integers, in memory or memory-mapped, with optional labels [N]."""
+
+    def __init__(
+        self,
+        x: Int[np.ndarray, "rows *s"],
+        label: Int[np.ndarray, " rows"] | None = None,
+        *,
+        name: str = "array",
+        first: int = 0,
+    ) -> None:
+        """`name` is said in errors; `first` is the number that row 0 has in the file (a split's start)."""
+        if label is not None and len(label) != len(x):
+            raise ValueError(f"{name}: {len(x)} rows but {len(label)} labels; give one label per row")
+        self.x, self.label, self.name, self.first = x, label, name, first
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def fetch(self, index: np.ndarray) -> dict[str, Tensor]:
+        batch = {"x": torch.from_numpy(np.asarray(self.x[index]).astype(np.int64))}
+        if self.label is not None:
+            batch["label"] = torch.from_numpy(np.asarray(self.label[index]).astype(np.int64))
+        return batch
+
+    def storage(self) -> Iterator[tuple[str, np.ndarray]]:
+        yield self.name, self.x
+
+
+def check_ids(rows: RowSource, num_classes: int, split: str) -> None:
+    """Raise ValueError naming file, split and position of the first id outside 0..num_classes-1."""
+    for name, array in rows.storage():
+        step = max(1, _CHUNK // max(1, int(np.prod(array.shape[1:]))))
+        for start in range(0, len(array), step):
+            chunk = np.asarray(array[start : start + step])
+            if chunk.size == 0 or (chunk.min() >= 0 and chunk.max() < num_classes):
+                continue
+            where = np.argwhere((chunk < 0) | (chunk >= num_classes))[0]
+            value = int(chunk[tuple(where)])
+            place = [start + int(where[0]) + getattr(rows, "first", 0), *(int(i) for i in where[1:])]
+            raise ValueError(
+                f"{name} ({split} split): id {value} at position {place if len(place) > 1 else place[0]} is outside "
+                f"0..{num_classes - 1}; fix the data or set num_classes to more than the largest id"
+            )

@@ -1,0 +1,303 @@
+"""What every family shares and nothing else: optimiser, global row numbers, metrics, and the Lightning steps.
+
+A family (models/md4.py, ...) adds `loss`, `terms`, `nelbo`, `prior_sample`, `reverse_law` and `finish`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from ggm_lightning.core import noise
+from ggm_lightning.metrics.likelihood import Likelihood
+from ggm_lightning.sampling.loop import Clamp, Samples, run
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW on all parameters, linear warm-up, then a half cosine to 0 at the last step (or constant).
+
+    Attributes:
+        lr: peak learning rate.
+        betas, eps, weight_decay: as torch.optim.AdamW (decoupled decay).
+        warmup_steps: lr grows as step / warmup_steps, step counted from 0.
+        decay: "cosine" or "constant".
+    """
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: str = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("cosine", "constant"):
+            raise ValueError(f"optimizer.decay is '{self.decay}'; choose cosine or constant")
+
+    def factor(self, step: int, total_steps: float) -> float:
+        """The learning rate at `step` as a share of lr."""
+        warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.decay == "constant":
+            return warm
+        progress = (step - self.warmup_steps) / max(1.0, total_steps - self.warmup_steps)
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+
+
+class Family(LightningModule, ABC):
+    """A discrete diffusion model over x in {0..V-1}^shape.
+
+    Args:
+        network: called as network(z, t, label=None); each family's docstring says what it returns. If it also has
+            `features(z, t, label)` and a linear `head`, logits are formed only where they are needed.
+        num_classes: V.
+        shape: the shape of one example; N is its product.
+        optimizer: learning rate and its schedule.
+        label_dropout: probability of replacing a label by the null class while training (classifier-free guidance).
+        eval_samples: corrupted states per example in validation and test.
+        seed: of the training noise (times, corruption, dropout).
+        eval_seed: of the validation and test noise; the same at every validation.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        shape: tuple[int, ...],
+        optimizer: Optimizer = Optimizer(),
+        label_dropout: float = 0.0,
+        eval_samples: int = 1,
+        seed: int = 0,
+        eval_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.num_classes = num_classes
+        self.shape = tuple(shape)
+        self.num_sites = math.prod(self.shape)
+        self.optimizer = optimizer
+        self.label_dropout = label_dropout
+        self.eval_samples = eval_samples
+        self.seed = seed
+        self.eval_seed = eval_seed
+        known = getattr(network, "num_classes", num_classes)
+        if known != num_classes:
+            raise ValueError(
+                f"vocabulary mismatch: the data has {num_classes} classes, the network {known}; leave the network's "
+                "num_classes out of the configuration, it is taken from the data"
+            )
+        if label_dropout and not getattr(network, "num_labels", 1):
+            raise ValueError(
+                f"label_dropout is {label_dropout} but the network takes no labels; set its num_labels or drop it"
+            )
+        perplexity = len(self.shape) == 1
+        self.bounds = nn.ModuleDict({split: Likelihood(self.num_sites, perplexity) for split in ("val", "test")})
+        self.network_calls = 0  # counted by the families where they call the network
+        self.resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
+        self._step_seen, self._micro_batch = -1, 0
+        self._rows_seen = 0
+        self._loss_calls = 0
+
+    # ------------------------------------------------------------------ what a family adds
+
+    @abstractmethod
+    def loss(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        step: int | None = None,
+        row: Tensor | None = None,
+        total: int | None = None,
+    ) -> Tensor:
+        """Scalar to minimise, bits per dimension. step, row, total place these rows in a global batch for the noise."""
+
+    @abstractmethod
+    def nelbo(
+        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
+    ) -> Tensor:
+        """Float[b]: unbiased estimate of an upper bound on -log p(x), nats per example."""
+
+    @abstractmethod
+    def prior_sample(self, num_samples: int) -> Tensor:
+        """The state at t = 1, Int64[b, *shape]."""
+
+    @abstractmethod
+    def reverse_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Any:
+        """The law of z_s given z_t, site by site: the one from which, and only from which, the samplers draw."""
+
+    @abstractmethod
+    def finish(
+        self,
+        z: Tensor,
+        label: Tensor | None,
+        uniform: Callable[[str], Tensor],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """From the state at t = 0 to x."""
+
+    # ------------------------------------------------------------------ sampling
+
+    def sample(
+        self,
+        num_samples: int,
+        num_steps: int,
+        label: Tensor | None = None,
+        clamp: Clamp | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        trace: bool = False,
+        grid: str = "cosine",
+        row: Tensor | None = None,
+        progress: bool = False,
+    ) -> Samples:
+        """x Int64[b, *shape], with the number of network calls and, if asked for, the trace of states.
+
+        Args:
+            num_samples: b.
+            num_steps: reverse steps from t = 1 to 0 on the grid ('uniform' or 'cosine'); a step in which no site
+                changes costs no network call, so network_calls may be smaller.
+            label: Int64[b], class of each sample.
+            clamp: (values, mask): sites where mask is True keep `values` all along (infilling).
+            temperature, top_p: sharpen the law of the values; 1 and 1 draw from the model itself.
+            seed, row: the draw of row r is a function of (seed, r); row defaults to 0..b-1.
+            trace: keep the state after every step (CPU).
+            progress: show a bar with time left.
+        """
+        with self.evaluating():
+            return run(self, num_samples, num_steps, label, clamp, temperature, top_p, seed, trace, grid, row, progress)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Dropout off, no gradients; every module's own mode is put back afterwards."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    # ------------------------------------------------------------------ labels and rows
+
+    def network_label(self, label: Tensor | None, b: int, drop: Tensor | None = None) -> Tensor | None:
+        """The label as the network wants it: None for networks without labels, the null class where it is missing
+        or where `drop` (Bool[b]) says so."""
+        num_labels = getattr(self.network, "num_labels", None)
+        if num_labels is None:
+            return label
+        if num_labels == 0:
+            return None
+        null = torch.full((b,), num_labels, device=self.device)
+        if label is None:
+            return null
+        return label if drop is None else torch.where(drop, null, label)
+
+    def _training_rows(self, b: int) -> tuple[int, Tensor, int]:
+        """(step, rows, total): which rows of the global batch these b are; the same on any number of ranks."""
+        step, world, rank = self.global_step, self.trainer.world_size, self.global_rank
+        self._micro_batch = self._micro_batch + 1 if step == self._step_seen else 0
+        self._step_seen = step
+        part = self._micro_batch * world + rank
+        row = part * b + torch.arange(b, device=self.device)
+        return step, row, b * world * self.trainer.accumulate_grad_batches
+
+    def _dataset_rows(self, b: int) -> Tensor:
+        """Indices in the data set of the next b evaluation rows: rank r holds r, r + world, r + 2 world, ..."""
+        position = self._rows_seen + torch.arange(b, device=self.device)
+        self._rows_seen += b
+        return position * self.trainer.world_size + self.global_rank
+
+    # ------------------------------------------------------------------ Lightning
+
+    def configure_model(self) -> None:
+        compile_network = getattr(self.network, "compile_network", None)
+        if compile_network is not None:
+            compile_network()
+
+    def configure_optimizers(self) -> Any:
+        o = self.optimizer
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning refuses its own clipping with fused AdamW under bf16-mixed, where nothing needs unscaling
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+            self.log("train/grad_norm", norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        x = batch["x"]
+        step, row, total = self._training_rows(x.shape[0])
+        part = int(self._micro_batch * self.trainer.world_size + self.global_rank)
+        torch.manual_seed(noise.integer_seed("dropout", seed=self.seed, step=step, row=part))
+        loss = self.loss(x, batch.get("label"), step=step, row=row, total=total)
+        self.log("train/bpd", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._rows_seen = 0
+
+    def on_test_epoch_start(self) -> None:
+        self._rows_seen = 0
+
+    def on_predict_epoch_start(self) -> None:
+        self._rows_seen = 0
+
+    def _evaluate(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        x = batch["x"]
+        row = self._dataset_rows(x.shape[0])
+        return row, self.nelbo(x, batch.get("label"), self.eval_samples, seed=self.eval_seed, row=row)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.bounds["val"].update(self._evaluate(batch)[1])
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.bounds["test"].update(self._evaluate(batch)[1])
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """The bound of each example: its index in the data set and nats."""
+        row, nats = self._evaluate(batch)
+        return {"row": row, "nelbo": nats}
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_bound("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_bound("test")
+
+    def _log_bound(self, split: str) -> None:
+        metric = self.bounds[split]
+        self.log_dict({f"{split}/{name}": value for name, value in metric.compute().items()})
+        metric.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from ggm_lightning.rundir.checkpoint import describe  # the run folder knows models; only saving needs it back
+
+        checkpoint["ggm_lightning"] = describe(self)

@@ -1,0 +1,189 @@
+"""MD4: simplified and generalised masked diffusion, arXiv 2406.04329 (v4). Read from top to bottom:
+
+corrupt  ->  terms (the loss given a corrupted state)  ->  loss, nelbo  ->  reverse_law  ->  finish
+
+    z_t       each site is masked with probability 1 - alpha(t)                                              eq. (1)
+    L_inf     = integral_0^1 alpha'(t) / (1 - alpha(t)) E[ sum over masked n of log mu_n(x0_n | z_t, t) ] dt eq. (5)
+    -log p(x) <= L_inf + recon + prior,  recon = N (1 - alpha(0)) ln V,  prior = N alpha(1) ln V
+    p(z_s|z_t) a masked site becomes v with probability r mu_v, r = (alpha_s - alpha_t)/(1 - alpha_t)        eq. (6)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ggm_lightning.core import categorical, losses, masking, noise, times
+from ggm_lightning.core.masking import MaskedLaw
+from ggm_lightning.core.schedules import Linear, Schedule
+from ggm_lightning.models.base import Family, Optimizer
+
+
+class MD4(Family):
+    """Masked diffusion with one schedule for all classes.
+
+    The network is called as network(z, t, label=None) with z Int64[b, *shape] in 0..V (V is the mask) and t Float[b];
+    it returns logits over the V classes, Float[b, n, V] or Float[b, *shape, V].
+
+    Args:
+        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
+        schedule: alpha(t), a class of ggm_lightning.core.schedules; Linear is the paper's.
+        num_timesteps: T of the finite-time bound L_T; None is continuous time, tighter and the paper's choice.
+        count_prior: add the prior term, without which the sum is no bound; False is the published convention.
+        leftover: sites still masked at t = 0 (N eps of them expected) are drawn from the network ("draw") or take its
+            mode ("argmax", as published).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        shape: tuple[int, ...],
+        schedule: Schedule = Linear(),
+        num_timesteps: int | None = None,
+        count_prior: bool = True,
+        leftover: str = "draw",
+        optimizer: Optimizer = Optimizer(),
+        label_dropout: float = 0.0,
+        eval_samples: int = 1,
+        seed: int = 0,
+        eval_seed: int = 0,
+    ) -> None:
+        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        if num_timesteps is not None and num_timesteps < 1:
+            raise ValueError(f"num_timesteps is {num_timesteps}; give a positive number, or null for continuous time")
+        if leftover not in ("draw", "argmax"):
+            raise ValueError(f"leftover is '{leftover}'; choose draw or argmax")
+        self.schedule = schedule
+        self.num_timesteps = num_timesteps
+        self.count_prior = count_prior
+        self.leftover = leftover
+        self.mask_id = num_classes
+        self.reconstruction_nats = masking.reconstruction(schedule, self.num_sites, num_classes)
+        self.prior_nats = masking.prior(schedule, self.num_sites, num_classes)
+
+    # ------------------------------------------------------------------ corrupt
+
+    def corrupt(self, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        """z_t Int64[b, *shape] from x, t Float64[b] and uniforms u Float64[b, n]."""
+        zt = masking.corrupt(x.flatten(1), self.schedule.masked_fraction(t), u, self.mask_id)
+        return zt.reshape(x.shape)
+
+    # ------------------------------------------------------------------ the loss given a corrupted state
+
+    def logits_at(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Tensor) -> Tensor:
+        """Logits Float[k, V] of the k True sites of Bool[b, n]; all b n V logits are formed only where the network
+        has no `features` and `head`."""
+        self.network_calls += 1
+        t = t.to(next(self.network.parameters(), zt.new_zeros((), dtype=torch.float32)).dtype)
+        label = self.network_label(label, zt.shape[0])
+        if hasattr(self.network, "features"):
+            return self.network.head(self.network.features(zt, t, label)[sites])
+        return self.network(zt, t, label).reshape(*sites.shape, self.num_classes)[sites]
+
+    def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Float[b], nats: weight(t) * (-sum over masked n of log mu_n(x_n | z_t, t)), whose mean over t ~ U(0,1) and
+        z_t ~ q(. | x) is L_inf, eq. (5); for finite T, t in {1/T, ..., 1}, and the mean is L_T, eq. (4)."""
+        masked = (zt == self.mask_id).flatten(1)
+        nats = losses.masked_cross_entropy(self.logits_at(zt, t, label, masked), x.flatten(1), masked)
+        if self.num_timesteps is None:
+            weight = masking.continuous_weight(self.schedule, t.double())
+        else:
+            weight = masking.discrete_weight(self.schedule, t.double(), self.num_timesteps)
+        # nothing masked: 0, also where the weight is infinite
+        return torch.where(masked.any(-1), weight.to(nats.dtype) * nats, 0.0)
+
+    # ------------------------------------------------------------------ loss and bound
+
+    def loss(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        step: int | None = None,
+        row: Tensor | None = None,
+        total: int | None = None,
+    ) -> Tensor:
+        """Bits per dimension, mean over the rows: diffusion + reconstruction, the scalar the published code optimises.
+
+        Without step and row each call draws new noise: rows 0..b-1 of a step that counts the calls.
+        """
+        b = x.shape[0]
+        if step is None:
+            step = self._loss_calls
+            self._loss_calls += 1
+        row = torch.arange(b, device=x.device) if row is None else row
+        t = times.stratified(seed=self.seed, step=step, row=row, total=total or b)
+        if self.num_timesteps is not None:
+            t = masking.to_grid(t, self.num_timesteps)
+        zt = self.corrupt(x, t, noise.uniform("mask", seed=self.seed, step=step, row=row, num_sites=self.num_sites))
+        u_label = noise.uniform("label", seed=self.seed, step=step, row=row, num_sites=1)[:, 0]
+        label = self.network_label(label, b, drop=u_label < self.label_dropout)
+        nats = self.terms(x, zt, t, label).mean() + self.reconstruction_nats
+        return nats / (self.num_sites * math.log(2))
+
+    def nelbo(
+        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
+    ) -> Tensor:
+        """Float64[b], nats: diffusion term averaged over num_samples (t, z_t), plus reconstruction and prior.
+
+        t is stratified over a row's own samples, so the estimate of a row is a function of (seed, row) alone.
+        """
+        b = x.shape[0]
+        row = torch.arange(b, device=x.device) if row is None else row
+        t_all = times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)
+        nats = torch.zeros(b, dtype=torch.float64, device=x.device)
+        with self.evaluating():
+            for j, t in enumerate(t_all):
+                t_j = t if self.num_timesteps is None else masking.to_grid(t, self.num_timesteps)
+                u = noise.uniform("eval mask", seed=seed, step=j, row=row, num_sites=self.num_sites)
+                nats += self.terms(x, self.corrupt(x, t_j, u), t_j, label).double()
+        constant = self.reconstruction_nats + (self.prior_nats if self.count_prior else 0.0)
+        return nats / num_samples + constant
+
+    # ------------------------------------------------------------------ reverse step
+
+    def prior_sample(self, num_samples: int) -> Tensor:
+        return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
+
+    def reverse_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> MaskedLaw:
+        """p(z_s | z_t) site by site, eq. (6); t, s Float64[b]. The network sees t."""
+        flat = zt.flatten(1)
+        r = self.schedule.reveal_probability(t.double(), s.double())
+        reveal = torch.where(flat == self.mask_id, r[:, None], 0.0)
+
+        def logits_at(sites: Tensor) -> Tensor:
+            return self.logits_at(zt, t, label, sites)
+
+        return MaskedLaw(flat, reveal, logits_at, self.mask_id, temperature, top_p)
+
+    def finish(
+        self,
+        z: Tensor,
+        label: Tensor | None,
+        uniform: Callable[[str], Tensor],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """Fill the sites still masked at t = 0, all at once."""
+        left = (z == self.mask_id).flatten(1)
+        if not bool(left.any()):
+            return z
+        zero = torch.zeros(z.shape[0], dtype=torch.float64, device=z.device)
+        logits = self.logits_at(z, zero, label, left)
+        if self.leftover == "argmax":
+            values = logits.argmax(-1)
+        else:
+            values = categorical.draw(logits, uniform("value")[left], temperature, top_p)
+        return z.flatten(1).masked_scatter(left, values).reshape(z.shape)

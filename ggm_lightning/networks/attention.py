@@ -1,0 +1,67 @@
+"""Bidirectional attention with rotary positions (arXiv 2406.04329; rotary embedding arXiv 2104.09864)."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ggm_lightning.networks import initialise
+
+
+def rotary_tables(
+    length: int, head_dim: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> tuple[Float[Tensor, "n h"], Float[Tensor, "n h"]]:
+    """cos and sin of position * 10000^(-2i / head_dim), i = 0..head_dim/2-1; angles in float64, rounded once at the end.
+
+    Made anew in every forward pass: that is a few thousand sines, and a cached table would have to follow the network
+    through .to(), .double(), inference mode and longer inputs.
+    """
+    i = torch.arange(head_dim // 2, device=device, dtype=torch.float64)
+    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float64), 1e4 ** (-2 * i / head_dim))
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(
+    x: Float[Tensor, "*b n heads d"], cos: Float[Tensor, "n h"], sin: Float[Tensor, "n h"]
+) -> Float[Tensor, "*b n heads d"]:
+    """Turn each pair (x_2i, x_2i+1) by its angle, in the precision of the tables or of x, whichever is finer."""
+    even, odd = rearrange(x, "... (h two) -> two ... h", two=2)
+    cos, sin = cos[:, None], sin[:, None]  # the same angle for all heads
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+class RotaryAttention(nn.Module):
+    """softmax(R q (R k)^T / sqrt(head_dim)) v, every position seeing every other; no biases.
+
+    Queries, keys and values come out of one matrix product; `qkv.weight` holds their three kernels on top of each other.
+
+    Args:
+        width: features per position.
+        num_heads: heads; each gets width / num_heads features, an even number.
+        dropout: rate of ordinary dropout on the attention probabilities.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        initialise.dense_(self.qkv)  # the law depends on the fan-in alone, which the three kernels share
+        initialise.dense_(self.out)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], cos: Float[Tensor, "n h"], sin: Float[Tensor, "n h"]
+    ) -> Float[Tensor, "b n d"]:
+        queries, keys, values = rearrange(self.qkv(x), "b n (k heads d) -> k b n heads d", k=3, heads=self.num_heads)
+        queries, keys = (rotate(turned, cos, sin).to(values.dtype) for turned in (queries, keys))
+        mixed = F.scaled_dot_product_attention(
+            *(rearrange(part, "b n heads d -> b heads n d") for part in (queries, keys, values)),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out(rearrange(mixed, "b heads n d -> b n (heads d)"))

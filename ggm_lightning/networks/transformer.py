@@ -1,0 +1,210 @@
+"""The text network of MD4 (arXiv 2406.04329): a bidirectional transformer with rotary positions, gated feed-forward
+layers and adaLN conditioning on the time. Widths, activations and initial laws are those of the released code.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ggm_lightning.networks import initialise
+from ggm_lightning.networks.attention import RotaryAttention, rotary_tables
+from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
+
+_NORM_EPS = 1e-5
+_HIDDEN_MULTIPLE = 32
+
+# flax's gelu is the tanh approximation. The same function also stands in front of each adaLN Dense.
+_ACTIVATIONS = {"glu": torch.sigmoid, "swiglu": F.silu, "geglu": partial(F.gelu, approximate="tanh")}
+_CONDITIONINGS = ("adaln_zero", "adaln")
+
+
+def hidden_width(width: int) -> int:
+    """Two thirds of 4 width, rounded down, then up to a multiple of 32: a gated layer has three kernels, not two."""
+    return -(-(2 * 4 * width // 3) // _HIDDEN_MULTIPLE) * _HIDDEN_MULTIPLE
+
+
+class GatedFeedForward(nn.Module):
+    """W2 (act(W1 x) * W3 x), without biases; `gate_up.weight` holds W1 on top of W3."""
+
+    def __init__(self, width: int, mlp: str = "glu", init_scale: float = 1.0):
+        super().__init__()
+        self.activation, self.init_scale = _ACTIVATIONS[mlp], init_scale
+        hidden = hidden_width(width)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        initialise.dense_(self.gate_up, self.init_scale)
+        initialise.dense_(self.down, self.init_scale)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(self.activation(gate) * up)
+
+
+class Block(nn.Module):
+    """h = x + g1 Attention(LN(x) (1 + s1) + b1), then h + g2 FeedForward(LN(h) (1 + s2) + b2).
+
+    (b1, s1, g1, b2, s2, g2) = `modulation(condition)`. Without conditioning the norms are RMSNorms with a scale, and the
+    residuals are plain.
+    """
+
+    def __init__(
+        self, attention: RotaryAttention, feed_forward: GatedFeedForward, modulation: Modulation | None, dropout: float
+    ):
+        super().__init__()
+        self.attention, self.feed_forward, self.modulation = attention, feed_forward, modulation
+        self.dropout = dropout
+        if modulation is None:
+            width = attention.out.out_features
+            self.attention_norm = nn.RMSNorm(width, eps=_NORM_EPS)
+            self.feed_forward_norm = nn.RMSNorm(width, eps=_NORM_EPS)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        condition: Float[Tensor, "b c"] | None,
+        cos: Float[Tensor, "n h"],
+        sin: Float[Tensor, "n h"],
+    ) -> Float[Tensor, "b n d"]:
+        if self.modulation is None:
+            x = self._residual(x, self.attention(self.attention_norm(x), cos, sin))
+            return self._residual(x, self.feed_forward(self.feed_forward_norm(x)))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
+        x = self._residual(x, self.attention(modulate(x, shift1, scale1, _NORM_EPS), cos, sin), gate1)
+        return self._residual(x, self.feed_forward(modulate(x, shift2, scale2, _NORM_EPS)), gate2)
+
+    def _residual(self, x: Tensor, branch: Tensor, gate: Tensor | None = None) -> Tensor:
+        """x + gate * drop(branch). Channel dropout hides the same channels at all positions of an example, so it may act
+        on the gate, which has one number per example and channel, instead of on the whole branch."""
+        dropping = self.training and self.dropout > 0
+        if gate is None and not dropping:
+            return x + branch
+        if gate is None:
+            gate = x.new_ones(x.shape[0], 1, x.shape[-1])
+        return torch.addcmul(x, F.dropout(gate, self.dropout, self.training), branch)
+
+
+class Transformer(nn.Module):
+    """Logits of the clean tokens given noisy ones: `network(z, t, label=None)` -> Float[b, n, V].
+
+    `z` holds ids 0..V, V being the mask, in any shape [b, *s]; positions are flattened to n = prod(s). There is no logit
+    for the mask. `features(z, t, label)` stops before the linear `head`, for losses that never form the logits:
+    forward(z, t, label) is head(features(z, t, label)).
+
+    Args:
+        num_classes: V, the number of tokens without the mask.
+        feature_dim: features per head, and size of the time and label embeddings; even.
+        num_heads: attention heads; the width is feature_dim * num_heads.
+        num_layers: blocks.
+        mlp: gate of the feed-forward layers, and activation in front of adaLN: glu (sigmoid), swiglu (silu), geglu (gelu).
+        conditioning: adaln_zero (each block starts as the identity) or adaln.
+        time_features: t, or none for a network that is not told the time.
+        num_labels: classes to condition on, 0 for none; label `num_labels` is the null class, also used without a label.
+        outside_embed: embed tokens in feature_dim numbers and widen them by a Dense (text8), instead of directly.
+        dropout: one rate for the attention probabilities, the channels of both branches and (without outside_embed) the
+            embedding.
+        depth_scaled_init: feed-forward kernels start with variance 2 / num_layers / fan_in instead of 1 / fan_in.
+        checkpoint_activations: recompute each block in the backward pass: less memory, about a third more time.
+        compile_blocks: let `compile_network` compile the blocks.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int = 64,
+        num_heads: int = 12,
+        num_layers: int = 12,
+        mlp: str = "glu",
+        conditioning: str = "adaln_zero",
+        time_features: str = "t",
+        num_labels: int = 0,
+        outside_embed: bool = False,
+        dropout: float = 0.0,
+        depth_scaled_init: bool = True,
+        checkpoint_activations: bool = False,
+        compile_blocks: bool = False,
+    ):
+        super().__init__()
+        _check(feature_dim, mlp, conditioning, dropout)
+        self.num_classes, self.feature_dim, self.width = num_classes, feature_dim, feature_dim * num_heads
+        self.dropout, self.checkpoint_activations, self.compile_blocks = dropout, checkpoint_activations, compile_blocks
+        self.condition = Conditioning(feature_dim, time_features, num_labels)
+        self.embedding = nn.Embedding(num_classes + 1, feature_dim if outside_embed else self.width)
+        self.widen = nn.Linear(feature_dim, self.width) if outside_embed else None
+
+        def modulation(parts: int) -> Modulation | None:
+            if self.condition.empty:
+                return None
+            zero = conditioning == "adaln_zero"
+            return Modulation(feature_dim, self.width, parts, _ACTIVATIONS[mlp], zero)
+
+        def block() -> Block:
+            attention = RotaryAttention(self.width, num_heads, dropout)
+            feed_forward = GatedFeedForward(self.width, mlp, 2 / num_layers if depth_scaled_init else 1.0)
+            return Block(attention, feed_forward, modulation(6), dropout)
+
+        self.blocks = nn.ModuleList(block() for _ in range(num_layers))
+        self.final_modulation = modulation(2)
+        self.final_norm = nn.RMSNorm(self.width, eps=_NORM_EPS) if self.condition.empty else None
+        self.head = nn.Linear(self.width, num_classes, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The parts that are this module's own; every submodule has drawn its kernels itself."""
+        initialise.embedding_(self.embedding)
+        initialise.zeros_(self.head)
+        if self.widen is not None:
+            initialise.dense_(self.widen)
+
+    def compile_network(self) -> None:
+        """Compile each block in place, so that the checkpoint's keys stay as they are; nothing without compile_blocks."""
+        for block in self.blocks if self.compile_blocks else ():
+            block.compile()
+
+    def forward(
+        self, z: Int[Tensor, "b *s"], t: Float[Tensor, "b"] | None, label: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b n v"]:
+        return self.head(self.features(z, t, label))
+
+    def features(
+        self, z: Int[Tensor, "b *s"], t: Float[Tensor, "b"] | None, label: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """What the head is applied to. Raises ValueError if t is needed and None, or a label is given and not known."""
+        condition = self.condition(z.shape[0], t, label)
+        x = self._embed(rearrange(z, "b ... -> b (...)"))
+        cos, sin = rotary_tables(x.shape[1], self.feature_dim, torch.promote_types(x.dtype, torch.float32), x.device)
+        for block in self.blocks:
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(block, x, condition, cos, sin, use_reentrant=False)
+            else:
+                x = block(x, condition, cos, sin)
+        if self.final_modulation is None:
+            return self.final_norm(x)
+        return modulate(x, *self.final_modulation(condition), _NORM_EPS)
+
+    def _embed(self, z: Tensor) -> Tensor:
+        x = self.embedding(z)
+        if self.widen is None:
+            return F.dropout(x, self.dropout, self.training)
+        # Under autocast the Dense answers in bf16; the stream of residuals stays in the precision of the weights.
+        return self.widen(x).to(x.dtype)
+
+
+def _check(feature_dim: int, mlp: str, conditioning: str, dropout: float) -> None:
+    if feature_dim % 2:
+        raise ValueError(f"feature_dim is {feature_dim}; rotary positions turn pairs of features: give an even number")
+    if mlp not in _ACTIVATIONS:
+        raise ValueError(f"mlp is {mlp!r}; choose one of {', '.join(_ACTIVATIONS)}")
+    if conditioning not in _CONDITIONINGS:
+        raise ValueError(f"conditioning is {conditioning!r}; choose one of {', '.join(_CONDITIONINGS)}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; it is a probability: give a number in [0, 1)")

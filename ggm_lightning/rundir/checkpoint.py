@@ -1,0 +1,253 @@
+"""Checkpoint files: written so that nothing is lost, read so that nothing is executed, and turned back into a model.
+
+Writing goes to a temporary file in the same folder, which is flushed to the disk and then renamed over the old one:
+whatever happens in between (a full disk, a kill), the old file stays whole. Lightning 2.6.6 moves the new file from
+the system's temporary folder instead, often another disk; when that move ran out of space the old file was destroyed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch import LightningModule
+
+KEY = "ggm_lightning"
+_FALLBACK = "construct the model yourself and call model.load_state_dict(torch.load(path)['state_dict'])"
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Saves and loads whole files in a local folder; see the module's text. Lightning calls it on rank zero to save and
+    to remove, on every rank to load."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Replaces `path` by `checkpoint`, or leaves it as it was.
+
+        Raises:
+            OSError: the file could not be written (full disk, read-only folder).
+            ValueError: the checkpoint holds objects that could not be loaded again without executing code.
+        """
+        if storage_options is not None:
+            raise ValueError("save_checkpoint: storage_options are not used by AtomicCheckpointIO; leave them out")
+        path = _local(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The name is the same at every try, so that a killed run leaves at most one behind, which the next one replaces;
+        # the leading dot hides it from Lightning's search for last*.ckpt.
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            _write(checkpoint, partial)
+            _refuse_code(partial, path)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """See `read`. `weights_only=False` is refused: loading never executes code from the file."""
+        if weights_only is False:
+            raise ValueError(f"{path}: weights_only=False would execute code from the file; leave it out")
+        return read(path, map_location)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        path = _local(path)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _local(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise ValueError(f"{path}: checkpoints are written to local folders only; set trainer.default_root_dir to one")
+    return Path(path)
+
+
+def _write(checkpoint: dict[str, Any], partial: Path) -> None:
+    with partial.open("wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # torch's zip writer hides the file's own error (no space left) behind one about positions
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name itself must reach the disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_code(partial: Path, path: Path) -> None:
+    """Better an error at the first save than a checkpoint that cannot be resumed. Reads the pickle's names only."""
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(partial)
+    if names:
+        raise ValueError(
+            f"{path.name}: not saved, the checkpoint holds objects of {', '.join(sorted(names)[:3])}, which cannot be "
+            "loaded without executing code; let state_dict() and on_save_checkpoint return tensors, numbers, texts, "
+            "lists and dicts only"
+        )
+
+
+def read(path: str | Path, map_location: Any | None = "cpu") -> dict[str, Any]:
+    """The dict in a checkpoint file, without executing anything from it.
+
+    The file's checksums are compared first (torch.load ignores them: a flipped bit would go unnoticed into a weight).
+
+    Raises:
+        ValueError: missing, truncated or altered file, not a checkpoint, or objects that need code to be loaded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint file; check --ckpt_path{_siblings(path)}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(
+            f"{path}: truncated or not a checkpoint ({error or 'empty'}); use another checkpoint of the run"
+        ) from None
+    if damaged is not None:
+        raise ValueError(f"{path}: altered on disk (checksum of '{damaged}'); use another checkpoint of the run")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        what = f"objects of {', '.join(sorted(names)[:3])}" if names else str(error).splitlines()[0]
+        raise ValueError(
+            f"{path}: refused, it holds {what}, and loading those executes code; save tensors, numbers and texts only"
+        ) from None
+    except (RuntimeError, EOFError, KeyError) as error:
+        reason = (str(error).splitlines() or ["empty"])[0]
+        raise ValueError(f"{path}: not a checkpoint ({reason}); give a file that `lightning fit` wrote") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"{path}: not a checkpoint (no state_dict in it); give a file that `lightning fit` wrote")
+    return checkpoint
+
+
+def _siblings(path: Path) -> str:
+    found = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+    return f" (the folder has {', '.join(found[:4])})" if found else ""
+
+
+def describe(model: LightningModule) -> dict[str, Any]:
+    """What a checkpoint says of itself, as JSON-able values, so that `load` can build the model again.
+
+    Without `model.resolved_config`, which the command line sets, the model's constructor arguments are not known:
+    "model" is then None.
+    """
+    from ggm_lightning import __version__
+
+    config = getattr(model, "resolved_config", None)
+    codec = getattr(_datamodule(model), "codec", None) or getattr(model, "codec", None)
+    return {
+        "version": __version__,
+        "config": config,
+        "model": None if config is None else _model_spec(model, config["model"]),
+        "codec": None if codec is None else codec.to_dict(),
+    }
+
+
+def _datamodule(model: LightningModule) -> Any | None:
+    trainer = getattr(model, "_trainer", None)  # `model.trainer` raises without one
+    return None if trainer is None else getattr(trainer, "datamodule", None)
+
+
+def _model_spec(model: LightningModule, spec: dict[str, Any]) -> dict[str, Any]:
+    """The configuration's model section, with what the command line linked from the data filled in."""
+    class_path = spec.get("class_path", f"{type(model).__module__}.{type(model).__qualname__}")
+    init_args = dict(spec.get("init_args", {} if "class_path" in spec else spec))
+    linked = {"num_classes": getattr(model, "num_classes", None), "shape": getattr(model, "shape", None)}
+    init_args |= _filled(type(model), init_args, linked)
+    for name, value in init_args.items():
+        part = getattr(model, name, None)
+        if isinstance(value, dict) and "class_path" in value and isinstance(part, torch.nn.Module):
+            nested = dict(value.get("init_args") or {})
+            init_args[name] = {**value, "init_args": nested | _filled(type(part), nested, linked)}
+    return {"class_path": class_path, "init_args": init_args}
+
+
+def _filled(kind: type, init_args: dict[str, Any], linked: dict[str, Any]) -> dict[str, Any]:
+    """Those linked values that the constructor takes and the configuration leaves open."""
+    taken = inspect.signature(kind).parameters
+    known = {name: value for name, value in linked.items() if value is not None and init_args.get(name) is None}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in known.items() if name in taken}
+
+
+def load(path: str | Path, map_location: Any = "cpu") -> LightningModule:
+    """The model of a checkpoint, with its averaged weights, in eval mode, `model.codec` beside it (or None).
+
+    Only the classes that the checkpoint names are imported, and only a LightningModule is built.
+
+    Raises:
+        ValueError: see `read`; no description of the model in the file; weights that do not fit it exactly.
+    """
+    checkpoint = read(path, map_location)
+    about = checkpoint.get(KEY)
+    if not isinstance(about, dict) or not about.get("model"):
+        raise ValueError(f"{path}: does not say which model it belongs to (saved without the command line); {_FALLBACK}")
+    model = _build(about, path)
+    _load_strictly(model, checkpoint["state_dict"], path)
+    model.codec = None
+    if about.get("codec") is not None:
+        from ggm_lightning.data.codecs import codec_from_dict  # tokenizers are needed for texts only
+
+        model.codec = codec_from_dict(about["codec"])
+    return model.to(map_location).eval() if isinstance(map_location, str | torch.device) else model.eval()
+
+
+def _build(about: dict[str, Any], path: str | Path) -> LightningModule:
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    spec = about["model"]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model", required=True)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"model": spec})).model
+    except (ArgumentError, TypeError, ImportError) as error:
+        from ggm_lightning import __version__
+
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{path}: cannot build {spec.get('class_path')}, saved by version {about.get('version')}, with version "
+            f"{__version__} ({reason}); {_FALLBACK}"
+        ) from None
+
+
+def _load_strictly(model: LightningModule, weights: dict[str, Any], path: str | Path) -> None:
+    wanted = model.state_dict()
+    shapes = [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in weights and weights[name].shape != wanted[name].shape
+    ]
+    faults = {
+        "missing": [name for name in wanted if name not in weights],
+        "unexpected": [name for name in weights if name not in wanted],
+        "of another shape": shapes,
+    }
+    found = [f"{len(names)} {kind} ({'; '.join(names[:3])})" for kind, names in faults.items() if names]
+    if found:
+        raise ValueError(
+            f"{path}: its weights do not fit {type(model).__name__}: {', '.join(found)}; load it with the model section "
+            "it was trained with"
+        )
+    # the keys have been compared with the model's own state dict, which may leave foreign frozen parts out
+    model.load_state_dict(weights, strict=False)

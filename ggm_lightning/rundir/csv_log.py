@@ -1,0 +1,221 @@
+"""metrics.csv of a run folder: one row per logged step, appended to across resumes.
+
+Lightning's CSVLogger (2.6.6) deletes the file when a run goes on in its folder. Here a resumed run appends. When the
+run was resumed from step k, the rows that the abandoned continuation had written from k on are taken out at the first
+row of the new one: both kept, the file would hold two values for a step, and the curve would run backwards.
+
+Steps are Lightning's, as in its other loggers: counted from 0, so the row of the 500th step says 499.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+FILE_NAME = "metrics.csv"
+_LEADING = ["step", "epoch", "seconds"]
+
+
+class CSVLog(Logger):
+    """Appends metrics to <save_dir>/metrics.csv with the columns step, epoch, seconds and one per metric.
+
+    seconds is the time spent on the run so far, earlier parts of a resumed run included. A new metric becomes a new
+    column (the file is rewritten beside the old one and renamed over it). When the file cannot be written (full disk),
+    a single warning is given, the rows stay in memory, and each later flush tries again.
+
+    Args:
+        save_dir: the run folder.
+        flush_every_n_rows: rows reach the file at each validation and at latest after so many.
+    """
+
+    def __init__(self, save_dir: str = ".", flush_every_n_rows: int = 20) -> None:
+        super().__init__()
+        if flush_every_n_rows < 1:
+            raise ValueError(f"CSVLog: flush_every_n_rows is {flush_every_n_rows}; it must be at least 1")
+        self._save_dir = str(save_dir)
+        self.flush_every_n_rows = flush_every_n_rows
+        self._rows: list[dict[str, Any]] = []
+        self._columns: list[str] | None = None  # of the file; None as long as it was not looked at
+        self._model: LightningModule | None = None
+        self._continued = False
+        self._truncate_at: int | None = None
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        self._warned = False
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return self._save_dir
+
+    @property
+    def path(self) -> Path:
+        return Path(self._save_dir) / FILE_NAME
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the resolved configuration lies beside the file."""
+
+    def log_graph(self, model: LightningModule, input_array: Any = None) -> None:
+        """The Trainer hands over the module here when it starts; it tells a fit from an evaluation."""
+        self._model = model
+        self._continued = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        step = 0 if step is None else int(step)
+        # an evaluation in the run folder starts counting from 0, too, but abandons nothing
+        if not self._continued and self._fitting():
+            self._continued = True
+            self.resume_at(step)
+        row = {"step": step, "epoch": metrics.get("epoch"), "seconds": round(self._seconds(), 3)}
+        row |= {name: value for name, value in metrics.items() if name not in _LEADING}
+        last = self._rows[-1] if self._rows else None
+        if last is not None and last["step"] == step and not (set(row) & set(last)) - set(_LEADING):
+            last.update(row)
+        else:
+            self._rows.append(row)
+
+    def _fitting(self) -> bool:
+        trainer = getattr(self._model, "_trainer", None)
+        return trainer is not None and trainer.state.fn == TrainerFn.FITTING
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    @rank_zero_only
+    def resume_at(self, step: int) -> None:
+        """Takes the rows with this or a later step out of the file: the run goes on from here.
+
+        Called by the first row of a fit. A run logs at the same steps after a resume as before, so that row's step is
+        the first of the abandoned continuation, too.
+        """
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+        self._truncate_at = step
+        self._guarded(self._truncate)
+
+    def _truncate(self) -> None:
+        self._columns, rows = _read_rows(self.path)
+        kept = [row for row in rows if int(row["step"]) < self._truncate_at]
+        self._seconds_before = max((float(row["seconds"] or 0) for row in kept), default=0.0)
+        if len(kept) < len(rows):
+            self._rewrite(self._columns, kept)
+        self._truncate_at = None
+
+    def save(self) -> None:
+        """Lightning calls this after every row; see `flush_every_n_rows`."""
+        validated = any(name.startswith(("val/", "test/")) for row in self._rows for name in row)
+        if validated or len(self._rows) >= self.flush_every_n_rows:
+            self.flush()
+
+    def finalize(self, status: str) -> None:
+        self.flush()
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Writes the rows in memory to the file."""
+        if self._rows:
+            self._guarded(self._append)
+
+    def _guarded(self, write: Any) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                rank_zero_warn(
+                    f"{self.path}: cannot be written ({error.strerror or error}); training goes on, the metrics stay in "
+                    "memory and are written as soon as the file can be, so free some space"
+                )
+
+    def _append(self) -> None:
+        if self._truncate_at is not None:
+            self._truncate()
+        if self._columns is None:
+            self._columns, _ = _read_rows(self.path)
+        columns = self._columns or list(_LEADING)
+        columns = columns + sorted({name for row in self._rows for name in row} - set(columns))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if columns != self._columns:
+            self._rewrite(columns, _read_rows(self.path)[1] + self._rows)
+        else:
+            self._append_rows(columns)
+        self._rows = []
+
+    def _append_rows(self, columns: list[str]) -> None:
+        with self.path.open("a", newline="") as file:
+            start = file.tell()
+            try:
+                csv.DictWriter(file, columns).writerows(self._rows)
+                file.flush()
+            except OSError:
+                # half a row would be glued to the next one
+                os.truncate(self.path, start)
+                raise
+
+    def _rewrite(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
+        partial = self.path.with_name(f".{FILE_NAME}.partial")
+        try:
+            with partial.open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+        self._columns = columns
+
+
+def _read_rows(path: Path) -> tuple[list[str] | None, list[dict[str, Any]]]:
+    """(columns, rows); no columns for a missing or empty file. A last line that a kill has cut off is left out."""
+    if not path.is_file():
+        return None, []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames) if reader.fieldnames else None
+        rows = [row for row in reader if None not in row.values() and (row.get("step") or "").isdigit()]
+    return columns, rows
+
+
+def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """metric -> [(step, value), ...] in the order of steps, from a metrics.csv; of several values at a step the last.
+
+    Raises:
+        ValueError: no such file, or one without a column "step".
+    """
+    path = Path(path)
+    columns, rows = _read_rows(path)
+    if columns is None or "step" not in columns:
+        raise ValueError(f"{path}: no metrics in it; give the metrics.csv of a run folder")
+    curves: dict[str, dict[int, float]] = {name: {} for name in columns if name != "step"}
+    for row in rows:
+        for name, curve in curves.items():
+            value = _number(row.get(name))
+            if value is not None:
+                curve[int(row["step"])] = value
+    return {name: sorted(curve.items()) for name, curve in curves.items() if curve}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return None if math.isnan(value) else value
