@@ -21,13 +21,14 @@ def stratified(*, seed: int, step: int, row: Int64[Tensor, " b"], total: int) ->
     Ranks and accumulated micro-batches pass their own rows and the same seed, step and total.
     """
     u = noise.uniform("time", seed=seed, step=step, row=torch.zeros_like(row[:1]), num_sites=1)[0]
-    return torch.remainder(u + row / total, 1.0)
+    return torch.remainder(u + row.double() / total, 1.0)  # integers would divide to float32
 
 
 def stratified_per_row(*, seed: int, row: Int64[Tensor, " b"], num_samples: int) -> Float64[Tensor, "m b"]:
     """num_samples times for each row, stratified within the row: a row's bound does not depend on its batch."""
     u = noise.uniform("time", seed=seed, step=0, row=row, num_sites=1)[:, 0]
-    return torch.remainder(u + torch.arange(num_samples, device=row.device)[:, None] / num_samples, 1.0)
+    stratum = torch.arange(num_samples, device=row.device, dtype=torch.float64)[:, None]
+    return torch.remainder(u + stratum / num_samples, 1.0)
 
 
 GRIDS = ("uniform", "cosine")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -58,9 +58,10 @@ class DiscreteData(LightningDataModule):
         # With fewer rows than devices a rank has nothing to evaluate; its sums are then zeros, which is right.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self._rows: dict[str, RowSource] = {}
-        if eval_batch_size < 1:
-            raise ValueError(f"data.eval_batch_size is {eval_batch_size}; it must be at least 1")
-        divide_batch(global_batch_size, 1, max_batch_per_device if global_batch_size < 1 else None)
+        for key in ("global_batch_size", "max_batch_per_device", "eval_batch_size"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"data.{key} is {value}; it must be a whole number of at least 1")
 
     @property
     def num_classes(self) -> int:
@@ -94,7 +95,7 @@ class DiscreteData(LightningDataModule):
         """Named figures about sampled texts that need the data to compare with."""
         return {}
 
-    def decode(self, x: Int[Tensor, "b *s"]) -> list[str] | np.ndarray:
+    def decode(self, x: Integer[Tensor, " b *s"] | Integer[np.ndarray, " b *s"]) -> list[str] | np.ndarray:
         """Texts, or uint8 images."""
         return self.codec.decode(x)
 

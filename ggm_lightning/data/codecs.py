@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int64, Integer
 from torch import Tensor
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
@@ -23,7 +23,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class Codec:
-    """Base of all codecs. A subclass sets `num_classes` and defines `_text`, `to_dict` and, where possible, `encode`."""
+    """Base of all codecs: a subclass has `num_classes`, `_text`, `to_dict` and, where it makes sense, `encode_array`."""
 
     num_classes: int
 
@@ -37,18 +37,18 @@ class Codec:
     def encode(self, text: str) -> list[int]:
         return self.encode_array(text).tolist()
 
-    def encode_array(self, text: str) -> Int[np.ndarray, " n"]:
+    def encode_array(self, text: str) -> Int64[np.ndarray, " n"]:
         raise ValueError(f"{type(self).__name__} does not encode text; give integers instead")
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode_array(text) for text in texts]
 
     @property
-    def separator(self) -> list[int]:
-        """What stands between two documents of a stream of tokens: end-of-text where there is one, else a newline."""
-        return self.encode("\n")
+    def separator(self) -> tuple[list[int], int]:
+        """(ids, characters) between two documents of a stream: end-of-text where there is one, else a newline."""
+        return self.encode("\n"), 1
 
-    def decode(self, x: Int[Tensor, "b *s"], blank: str = BLANK) -> list[str]:
+    def decode(self, x: Integer[Tensor, " b *s"] | Integer[np.ndarray, " b *s"], blank: str = BLANK) -> list[str]:
         """One text per row; masked places show `blank`."""
         return [self._decode_row(row, blank) for row in self._checked(x)]
 
@@ -103,20 +103,23 @@ class Characters(Codec):
         self._table = np.full(points.max() + 2, -1, dtype=np.int64)  # the last entry stands for every larger code
         self._table[points] = np.arange(self.num_classes)
 
-    def encode_array(self, text: str) -> Int[np.ndarray, " n"]:
+    def encode_array(self, text: str) -> Int64[np.ndarray, " n"]:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.int64)
         ids = self._table[np.minimum(points, len(self._table) - 1)]
         missing = np.flatnonzero(ids < 0)
         if missing.size and self.unknown is None:
             at = int(missing[0])
-            raise ValueError(f"character {text[at]!r} at position {at} is not in the alphabet {self.alphabet!r}; remove it")
+            raise ValueError(
+                f"character {text[at]!r} at position {at} is not in the alphabet {self.alphabet!r}; remove it"
+            )
         ids[missing] = self.num_classes - 1
         self.replaced += missing.size
         return ids
 
     @property
-    def separator(self) -> list[int]:
-        return self.encode("\n") if "\n" in self.alphabet else self.encode(" " if " " in self.alphabet else "")
+    def separator(self) -> tuple[list[int], int]:
+        text = next((c for c in "\n " if c in self.alphabet), "")
+        return self.encode(text), len(text)
 
     def _text(self, ids: list[int]) -> str:
         return "".join([self._symbols[i] for i in ids])
@@ -130,7 +133,7 @@ class Bytes(Codec):
 
     num_classes = 256
 
-    def encode_array(self, text: str) -> Int[np.ndarray, " n"]:
+    def encode_array(self, text: str) -> Int64[np.ndarray, " n"]:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
 
     def _text(self, ids: list[int]) -> str:
@@ -154,14 +157,16 @@ class Subwords(Codec):
             self._json = json.dumps(json.loads(tokenizer_json), ensure_ascii=False, separators=(",", ":"))
             self._tokenizer = Tokenizer.from_str(self._json)
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"not a `tokenizers` JSON ({error}); give the tokenizer.json that its save() wrote") from None
+            raise ValueError(
+                f"not a `tokenizers` JSON ({error}); give the tokenizer.json that its save() wrote"
+            ) from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.num_classes = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if self.num_classes == 0:
             raise ValueError("the tokenizer's vocabulary is empty; train it first")
 
-    def encode_array(self, text: str) -> Int[np.ndarray, " n"]:
+    def encode_array(self, text: str) -> Int64[np.ndarray, " n"]:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -170,9 +175,9 @@ class Subwords(Codec):
         return [np.array(one.ids, dtype=np.int64) for one in found]
 
     @property
-    def separator(self) -> list[int]:
+    def separator(self) -> tuple[list[int], int]:
         end = self._tokenizer.token_to_id(END_OF_TEXT)
-        return self.encode("\n") if end is None else [end]
+        return (self.encode("\n"), 1) if end is None else ([end], 0)
 
     def _text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -189,16 +194,18 @@ class Integers(Codec):
             raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
         self.num_classes = num_classes
 
-    def encode_array(self, text: str) -> Int[np.ndarray, " n"]:
+    def encode_array(self, text: str) -> Int64[np.ndarray, " n"]:
         words = text.split()
         wrong = [word for word in words if not word.isdecimal() or int(word) >= self.num_classes]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} is not a whole number in 0..{self.num_classes - 1}; write numbers and spaces")
+            raise ValueError(
+                f"{wrong[0]!r} is not a whole number in 0..{self.num_classes - 1}; write numbers and spaces"
+            )
         return np.array([int(word) for word in words], dtype=np.int64)
 
     @property
-    def separator(self) -> list[int]:
-        return []
+    def separator(self) -> tuple[list[int], int]:
+        return [], 0
 
     def _decode_row(self, row: list[int], blank: str) -> str:
         return " ".join([blank if i == self.num_classes else str(i) for i in row])

@@ -45,8 +45,8 @@ def _feistel(value: np.ndarray, key: np.ndarray, half_bits: int) -> np.ndarray:
 
 
 def permuted(
-    position: Int64[np.ndarray, "b"], size: int, seed: int, epoch: int | Int64[np.ndarray, "b"]
-) -> Int64[np.ndarray, "b"]:
+    position: Int64[np.ndarray, " b"], size: int, seed: int, epoch: int | Int64[np.ndarray, " b"]
+) -> Int64[np.ndarray, " b"]:
     """Where each position of `range(size)` goes in the shuffle of (seed, epoch): a bijection of range(size) for each.
 
     `epoch` is one number, or one per position (a batch may straddle two epochs). `size` at most 2^40.
@@ -69,7 +69,7 @@ def permuted(
 
 
 def divide_batch(global_batch: int, world: int, max_micro: int | None) -> tuple[int, int]:
-    """(accumulation, micro-batch): the smallest accumulation whose micro-batch G/(world*accumulation) is <= max_micro."""
+    """(accumulation, micro-batch): the smallest accumulation with G/(world*accumulation) <= max_micro."""
     if global_batch < 1:
         raise ValueError(f"data.global_batch_size is {global_batch}; it must be a whole number of at least 1")
     if max_micro is not None and max_micro < 1:

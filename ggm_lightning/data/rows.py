@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -44,8 +44,8 @@ class Rows(RowSource):
 
     def __init__(
         self,
-        x: Int[np.ndarray, "rows *s"],
-        label: Int[np.ndarray, " rows"] | None = None,
+        x: Integer[np.ndarray, " rows *s"],
+        label: Integer[np.ndarray, " rows"] | None = None,
         *,
         name: str = "array",
         first: int = 0,

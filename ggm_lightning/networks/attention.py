@@ -14,7 +14,7 @@ from ggm_lightning.networks import initialise
 def rotary_tables(
     length: int, head_dim: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> tuple[Float[Tensor, "n h"], Float[Tensor, "n h"]]:
-    """cos and sin of position * 10000^(-2i / head_dim), i = 0..head_dim/2-1; angles in float64, rounded once at the end.
+    """cos and sin of position * 10000^(-2i / head_dim), i < head_dim/2; angles in float64, rounded once at the end.
 
     Made anew in every forward pass: that is a few thousand sines, and a cached table would have to follow the network
     through .to(), .double(), inference mode and longer inputs.
@@ -27,16 +27,31 @@ def rotary_tables(
 def rotate(
     x: Float[Tensor, "*b n heads d"], cos: Float[Tensor, "n h"], sin: Float[Tensor, "n h"]
 ) -> Float[Tensor, "*b n heads d"]:
-    """Turn each pair (x_2i, x_2i+1) by its angle, in the precision of the tables or of x, whichever is finer."""
+    """Turn each pair (x_2i, x_2i+1) by its angle, in the precision of the tables or of x, whichever is finer.
+
+    As complex numbers, (x_2i + j x_2i+1) (cos + j sin): one pass instead of six, seven times as fast on a CPU.
+    """
+    if torch.compiler.is_compiling():
+        return rotate_real(x, cos, sin)
+    dtype = torch.promote_types(x.dtype, cos.dtype)
+    turn = torch.complex(cos.to(dtype), sin.to(dtype))[:, None]  # the same angle for all heads
+    pairs = torch.view_as_complex(rearrange(x.to(dtype), "... (h two) -> ... h two", two=2))
+    return torch.view_as_real(pairs * turn).flatten(-2)
+
+
+def rotate_real(
+    x: Float[Tensor, "*b n heads d"], cos: Float[Tensor, "n h"], sin: Float[Tensor, "n h"]
+) -> Float[Tensor, "*b n heads d"]:
+    """`rotate` without complex numbers, for which torch.compile has no code; it fuses these six passes into one."""
     even, odd = rearrange(x, "... (h two) -> two ... h", two=2)
-    cos, sin = cos[:, None], sin[:, None]  # the same angle for all heads
+    cos, sin = cos[:, None], sin[:, None]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
 class RotaryAttention(nn.Module):
     """softmax(R q (R k)^T / sqrt(head_dim)) v, every position seeing every other; no biases.
 
-    Queries, keys and values come out of one matrix product; `qkv.weight` holds their three kernels on top of each other.
+    Queries, keys and values come out of one matrix product; `qkv.weight` stacks their three kernels.
 
     Args:
         width: features per position.

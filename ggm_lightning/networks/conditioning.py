@@ -23,7 +23,7 @@ _TIME_SCALE = 1000.0  # t in [0, 1] becomes the step counts for which the freque
 _LONGEST_PERIOD = 10_000.0
 
 
-def time_embedding(t: Float[Tensor, "b"], dim: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "b {dim}"]:
+def time_embedding(t: Float[Tensor, " b"], dim: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "b {dim}"]:
     """Sines, then cosines, of 1000 t exp(-k ln(1e4) / (dim/2 - 1)), k = 0..dim/2-1, computed in `dtype`."""
     half = dim // 2
     k = torch.arange(half, device=t.device, dtype=dtype)
@@ -39,7 +39,7 @@ def _without_autocast(device: torch.device) -> AbstractContextManager:
 
 
 class Conditioning(nn.Module):
-    """c = W2 silu(W1 [emb(t), emb(label)] + a1) + a2, with 4 `dim` hidden units: one vector of `dim` numbers per example.
+    """c = W2 silu(W1 [emb(t), emb(label)] + a1) + a2 with 4 `dim` hidden units: one vector of size `dim` per example.
 
     Without time the label's embedding is c itself, as in the official code; with neither, c is None (`empty`).
 
@@ -74,9 +74,9 @@ class Conditioning(nn.Module):
                 initialise.dense_(layer)
 
     def forward(
-        self, batch_size: int, t: Float[Tensor, "b"] | None, label: Int[Tensor, "b"] | None = None
+        self, batch_size: int, t: Float[Tensor, " b"] | None, label: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b d"] | None:
-        """c, or None when there is nothing to condition on. Raises ValueError for an input that is missing or unknown."""
+        """c, or None when there is nothing to condition on. Raises ValueError for a missing or unknown input."""
         if label is not None and self.label_table is None:
             raise ValueError("a label was given to a network without classes; set num_labels or drop the label")
         if self.empty:

@@ -31,30 +31,30 @@ def hidden_width(width: int) -> int:
 
 
 class GatedFeedForward(nn.Module):
-    """W2 (act(W1 x) * W3 x), without biases; `gate_up.weight` holds W1 on top of W3."""
+    """W2 (act(W1 x) * W3 x), without biases; W1, W3, W2 are `gate`, `up`, `down`."""
 
     def __init__(self, width: int, mlp: str = "glu", init_scale: float = 1.0):
         super().__init__()
         self.activation, self.init_scale = _ACTIVATIONS[mlp], init_scale
         hidden = hidden_width(width)
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        initialise.dense_(self.gate_up, self.init_scale)
-        initialise.dense_(self.down, self.init_scale)
+        for layer in (self.gate, self.up, self.down):
+            initialise.dense_(layer, self.init_scale)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):
     """h = x + g1 Attention(LN(x) (1 + s1) + b1), then h + g2 FeedForward(LN(h) (1 + s2) + b2).
 
-    (b1, s1, g1, b2, s2, g2) = `modulation(condition)`. Without conditioning the norms are RMSNorms with a scale, and the
-    residuals are plain.
+    (b1, s1, g1, b2, s2, g2) = `modulation(condition)`. Without conditioning the norms are RMSNorms with a scale, and
+    the residuals are plain.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Block(nn.Module):
         return self._residual(x, self.feed_forward(modulate(x, shift2, scale2, _NORM_EPS)), gate2)
 
     def _residual(self, x: Tensor, branch: Tensor, gate: Tensor | None = None) -> Tensor:
-        """x + gate * drop(branch). Channel dropout hides the same channels at all positions of an example, so it may act
-        on the gate, which has one number per example and channel, instead of on the whole branch."""
+        """x + gate * drop(branch). Channel dropout hides the same channels at all positions of an example, so it may
+        act on the gate, which has one number per example and channel, instead of on the whole branch."""
         dropping = self.training and self.dropout > 0
         if gate is None and not dropping:
             return x + branch
@@ -96,8 +96,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Logits of the clean tokens given noisy ones: `network(z, t, label=None)` -> Float[b, n, V].
 
-    `z` holds ids 0..V, V being the mask, in any shape [b, *s]; positions are flattened to n = prod(s). There is no logit
-    for the mask. `features(z, t, label)` stops before the linear `head`, for losses that never form the logits:
+    `z` holds ids 0..V, V being the mask, in any shape [b, *s]; positions are flattened to n = prod(s). There is no
+    logit for the mask. `features(z, t, label)` stops before the linear `head`, for losses that never form the logits:
     forward(z, t, label) is head(features(z, t, label)).
 
     Args:
@@ -105,10 +105,11 @@ class Transformer(nn.Module):
         feature_dim: features per head, and size of the time and label embeddings; even.
         num_heads: attention heads; the width is feature_dim * num_heads.
         num_layers: blocks.
-        mlp: gate of the feed-forward layers, and activation in front of adaLN: glu (sigmoid), swiglu (silu), geglu (gelu).
+        mlp: glu (sigmoid), swiglu (silu) or geglu (gelu): the gate of the feed-forward layers and the activation in
+            front of adaLN.
         conditioning: adaln_zero (each block starts as the identity) or adaln.
         time_features: t, or none for a network that is not told the time.
-        num_labels: classes to condition on, 0 for none; label `num_labels` is the null class, also used without a label.
+        num_labels: classes to condition on, 0 for none; label `num_labels` is the null class, used when none is given.
         outside_embed: embed tokens in feature_dim numbers and widen them by a Dense (text8), instead of directly.
         dropout: one rate for the attention probabilities, the channels of both branches and (without outside_embed) the
             embedding.
@@ -166,19 +167,19 @@ class Transformer(nn.Module):
             initialise.dense_(self.widen)
 
     def compile_network(self) -> None:
-        """Compile each block in place, so that the checkpoint's keys stay as they are; nothing without compile_blocks."""
+        """Compile each block in place, so the checkpoint's keys stay as they are; nothing without compile_blocks."""
         for block in self.blocks if self.compile_blocks else ():
             block.compile()
 
     def forward(
-        self, z: Int[Tensor, "b *s"], t: Float[Tensor, "b"] | None, label: Int[Tensor, "b"] | None = None
+        self, z: Int[Tensor, " b *s"], t: Float[Tensor, " b"] | None, label: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b n v"]:
         return self.head(self.features(z, t, label))
 
     def features(
-        self, z: Int[Tensor, "b *s"], t: Float[Tensor, "b"] | None, label: Int[Tensor, "b"] | None = None
+        self, z: Int[Tensor, " b *s"], t: Float[Tensor, " b"] | None, label: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b n d"]:
-        """What the head is applied to. Raises ValueError if t is needed and None, or a label is given and not known."""
+        """What the head is applied to. Raises ValueError if t is missing, or a label is given and not known."""
         condition = self.condition(z.shape[0], t, label)
         x = self._embed(rearrange(z, "b ... -> b (...)"))
         cos, sin = rotary_tables(x.shape[1], self.feature_dim, torch.promote_types(x.dtype, torch.float32), x.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -38,8 +39,8 @@ class AtomicCheckpointIO(CheckpointIO):
             raise ValueError("save_checkpoint: storage_options are not used by AtomicCheckpointIO; leave them out")
         path = _local(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The name is the same at every try, so that a killed run leaves at most one behind, which the next one replaces;
-        # the leading dot hides it from Lightning's search for last*.ckpt.
+        # The name is the same at every try, so that a killed run leaves at most one behind, which the next one
+        # replaces; the leading dot hides it from Lightning's search for last*.ckpt.
         partial = path.with_name(f".{path.name}.partial")
         try:
             _write(checkpoint, partial)
@@ -118,26 +119,32 @@ def read(path: str | Path, map_location: Any | None = "cpu") -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{path}: truncated or not a checkpoint ({error or 'empty'}); use another checkpoint of the run"
+            f"{path}: truncated, altered or not a checkpoint ({_line(error)}); use another checkpoint of the run"
         ) from None
     if damaged is not None:
         raise ValueError(f"{path}: altered on disk (checksum of '{damaged}'); use another checkpoint of the run")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        what = f"objects of {', '.join(sorted(names)[:3])}" if names else str(error).splitlines()[0]
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"an object of {name[1]}" if name else f"more than plain data ({_line(error)})"
         raise ValueError(
-            f"{path}: refused, it holds {what}, and loading those executes code; save tensors, numbers and texts only"
+            f"{path}: refused, it holds {what}, and loading that executes code; use a file that `lightning fit` wrote"
         ) from None
-    except (RuntimeError, EOFError, KeyError) as error:
-        reason = (str(error).splitlines() or ["empty"])[0]
-        raise ValueError(f"{path}: not a checkpoint ({reason}); give a file that `lightning fit` wrote") from None
+    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not a checkpoint ({_line(error)}); give a file that `lightning fit` wrote") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{path}: not a checkpoint (no state_dict in it); give a file that `lightning fit` wrote")
     return checkpoint
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's text: libraries add pages of advice."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _siblings(path: Path) -> str:
@@ -200,7 +207,7 @@ def load(path: str | Path, map_location: Any = "cpu") -> LightningModule:
     checkpoint = read(path, map_location)
     about = checkpoint.get(KEY)
     if not isinstance(about, dict) or not about.get("model"):
-        raise ValueError(f"{path}: does not say which model it belongs to (saved without the command line); {_FALLBACK}")
+        raise ValueError(f"{path}: does not say which model it is of (saved without the command line); {_FALLBACK}")
     model = _build(about, path)
     _load_strictly(model, checkpoint["state_dict"], path)
     model.codec = None
@@ -224,7 +231,7 @@ def _build(about: dict[str, Any], path: str | Path) -> LightningModule:
     except (ArgumentError, TypeError, ImportError) as error:
         from ggm_lightning import __version__
 
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]  # jsonargparse writes several lines
         raise ValueError(
             f"{path}: cannot build {spec.get('class_path')}, saved by version {about.get('version')}, with version "
             f"{__version__} ({reason}); {_FALLBACK}"
@@ -246,8 +253,8 @@ def _load_strictly(model: LightningModule, weights: dict[str, Any], path: str | 
     found = [f"{len(names)} {kind} ({'; '.join(names[:3])})" for kind, names in faults.items() if names]
     if found:
         raise ValueError(
-            f"{path}: its weights do not fit {type(model).__name__}: {', '.join(found)}; load it with the model section "
-            "it was trained with"
+            f"{path}: its weights do not fit {type(model).__name__}: {', '.join(found)}; load it with the model "
+            "section it was trained with"
         )
     # the keys have been compared with the model's own state dict, which may leave foreign frozen parts out
     model.load_state_dict(weights, strict=False)

@@ -4,7 +4,8 @@ Lightning's CSVLogger (2.6.6) deletes the file when a run goes on in its folder.
 run was resumed from step k, the rows that the abandoned continuation had written from k on are taken out at the first
 row of the new one: both kept, the file would hold two values for a step, and the curve would run backwards.
 
-Steps are Lightning's, as in its other loggers: counted from 0, so the row of the 500th step says 499.
+The step of a row is the number of optimiser steps taken. Lightning hands its loggers a count of its own, which is one
+less, and which (2.6.6) is off by one after a resume from a checkpoint that was saved after the last step.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 FILE_NAME = "metrics.csv"
+Curve = list[tuple[int, float]]
 _LEADING = ["step", "epoch", "seconds"]
 
 
@@ -46,8 +48,9 @@ class CSVLog(Logger):
         self.flush_every_n_rows = flush_every_n_rows
         self._rows: list[dict[str, Any]] = []
         self._columns: list[str] | None = None  # of the file; None as long as it was not looked at
-        self._model: LightningModule | None = None
-        self._continued = False
+        self._evaluating = False
+        self._trainer: Trainer | None = None
+        self._first_row_of_fit = False
         self._truncate_at: int | None = None
         self._seconds_before = 0.0
         self._started = time.monotonic()
@@ -67,23 +70,31 @@ class CSVLog(Logger):
 
     @property
     def path(self) -> Path:
-        return Path(self._save_dir) / FILE_NAME
+        """metrics.csv; evaluation.csv in a Trainer's validate or test, where steps are not those of the run."""
+        return Path(self._save_dir) / ("evaluation.csv" if self._evaluating else FILE_NAME)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the resolved configuration lies beside the file."""
 
     def log_graph(self, model: LightningModule, input_array: Any = None) -> None:
-        """The Trainer hands over the module here when it starts; it tells a fit from an evaluation."""
-        self._model = model
-        self._continued = False
+        """The Trainer hands over the module here when it starts; its trainer tells a fit from an evaluation."""
+        self.flush()
+        self._trainer = model.trainer
+        self._first_row_of_fit = self._trainer.state.fn == TrainerFn.FITTING
+        self._evaluating = not self._first_row_of_fit
+        self._columns, self._truncate_at = None, None
+        self._seconds_before, self._started = 0.0, time.monotonic()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if self._trainer is not None:
+            step = self._trainer.global_step
         step = 0 if step is None else int(step)
-        # an evaluation in the run folder starts counting from 0, too, but abandons nothing
-        if not self._continued and self._fitting():
-            self._continued = True
-            self.resume_at(step)
+        if self._first_row_of_fit:
+            self._first_row_of_fit = False
+            # a run that resumes in the middle of a validation first repeats it, after the step it was resumed from
+            trains = any(name.startswith("train/") for name in metrics)
+            self.resume_at(step if trains else step + 1)
         row = {"step": step, "epoch": metrics.get("epoch"), "seconds": round(self._seconds(), 3)}
         row |= {name: value for name, value in metrics.items() if name not in _LEADING}
         last = self._rows[-1] if self._rows else None
@@ -91,10 +102,6 @@ class CSVLog(Logger):
             last.update(row)
         else:
             self._rows.append(row)
-
-    def _fitting(self) -> bool:
-        trainer = getattr(self._model, "_trainer", None)
-        return trainer is not None and trainer.state.fn == TrainerFn.FITTING
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
@@ -106,8 +113,6 @@ class CSVLog(Logger):
         Called by the first row of a fit. A run logs at the same steps after a resume as before, so that row's step is
         the first of the abandoned continuation, too.
         """
-        self._started = time.monotonic()
-        self._seconds_before = 0.0
         self._truncate_at = step
         self._guarded(self._truncate)
 
@@ -115,7 +120,7 @@ class CSVLog(Logger):
         self._columns, rows = _read_rows(self.path)
         kept = [row for row in rows if int(row["step"]) < self._truncate_at]
         self._seconds_before = max((float(row["seconds"] or 0) for row in kept), default=0.0)
-        if len(kept) < len(rows):
+        if self._columns is not None:
             self._rewrite(self._columns, kept)
         self._truncate_at = None
 
@@ -141,8 +146,8 @@ class CSVLog(Logger):
             if not self._warned:
                 self._warned = True
                 rank_zero_warn(
-                    f"{self.path}: cannot be written ({error.strerror or error}); training goes on, the metrics stay in "
-                    "memory and are written as soon as the file can be, so free some space"
+                    f"{self.path}: cannot be written ({error.strerror or error}); training goes on, the metrics stay "
+                    "in memory and are written as soon as the file can be, so free some space"
                 )
 
     def _append(self) -> None:
@@ -160,7 +165,7 @@ class CSVLog(Logger):
         self._rows = []
 
     def _append_rows(self, columns: list[str]) -> None:
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             start = file.tell()
             try:
                 csv.DictWriter(file, columns).writerows(self._rows)
@@ -171,9 +176,9 @@ class CSVLog(Logger):
                 raise
 
     def _rewrite(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
-        partial = self.path.with_name(f".{FILE_NAME}.partial")
+        partial = self.path.with_name(f".{self.path.name}.partial")
         try:
-            with partial.open("w", newline="") as file:
+            with partial.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 writer.writerows(rows)
@@ -187,14 +192,13 @@ def _read_rows(path: Path) -> tuple[list[str] | None, list[dict[str, Any]]]:
     """(columns, rows); no columns for a missing or empty file. A last line that a kill has cut off is left out."""
     if not path.is_file():
         return None, []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        columns = list(reader.fieldnames) if reader.fieldnames else None
-        rows = [row for row in reader if None not in row.values() and (row.get("step") or "").isdigit()]
-    return columns, rows
+    text = path.read_text(encoding="utf-8")
+    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    columns = list(reader.fieldnames) if reader.fieldnames else None
+    return columns, [row for row in reader if (row.get("step") or "").isdigit()]
 
 
-def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+def read_metrics(path: str | Path) -> dict[str, Curve]:
     """metric -> [(step, value), ...] in the order of steps, from a metrics.csv; of several values at a step the last.
 
     Raises:

@@ -1,0 +1,169 @@
+"""curve.png and report.html at the end of a fit."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from ggm_lightning.callbacks.samples import decode, undisturbed
+from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog, Curve, read_metrics
+from ggm_lightning.rundir.curve import curve_png
+from ggm_lightning.rundir.pictures import grid, save_png
+from ggm_lightning.rundir.report import write_report
+from ggm_lightning.rundir.trace import trace_html
+
+
+class Report(Callback):
+    """Draws samples with the averaged weights and writes what became of the run into its folder.
+
+    The data module may add, each by a method or attribute of this name: `references()` -> name -> bits per dimension,
+    lines in the curve; `characters_per_token`, for bits per character; `judge(texts)` -> name -> number, a table;
+    `codec.pieces(ids)` -> the text of each token, for the step-by-step view.
+
+    Args:
+        num_samples: texts or images in the report.
+        num_steps: sampling steps, as the model's `sample` defines them.
+        seed: of the samples.
+    """
+
+    def __init__(self, num_samples: int = 8, num_steps: int = 128, seed: int = 0) -> None:
+        for name, value in (("num_samples", num_samples), ("num_steps", num_steps)):
+            if value < 1:
+                raise ValueError(f"Report: {name} is {value}; it must be at least 1")
+        self.num_samples = num_samples
+        self.num_steps = num_steps
+        self.seed = seed
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        try:
+            self._write(trainer, pl_module)
+        except OSError as error:
+            folder = trainer.default_root_dir
+            rank_zero_warn(f"{folder}: the report cannot be written ({error.strerror or error}); the run is complete")
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = _metrics(trainer, folder)
+        datamodule = getattr(trainer, "datamodule", None)
+        scale = getattr(datamodule, "characters_per_token", None)
+        scale = scale() if callable(scale) else scale
+        references = datamodule.references() if hasattr(datamodule, "references") else {}
+        curve_png(metrics, references, scale, folder / "curve.png")
+        drawn = self._draw(trainer, pl_module)
+        decoded = decode(trainer, drawn.x)
+        texts = decoded if isinstance(decoded, list) else []
+        picture = None if isinstance(decoded, list) else folder / "samples.png"
+        if picture is not None:
+            save_png(grid(decoded), picture)
+        judged = datamodule.judge(texts) if texts and hasattr(datamodule, "judge") else {}
+        write_report(
+            folder / "report.html",
+            title=f"{type(pl_module).__name__}: {folder.resolve().name}",
+            curve_png_path=folder / "curve.png",
+            bound=_bound(metrics, scale),
+            samples=texts,
+            trace_fragment=_trace(drawn.trace, datamodule, pl_module),
+            facts=self._facts(trainer, pl_module, metrics, drawn.network_calls),
+            tables={"Samples beside references": judged},
+            samples_png_path=picture,
+        )
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        # when a fit ends, the strategy has already moved the module to the CPU, where sampling may take minutes
+        home, device = pl_module.device, trainer.strategy.root_device
+        pl_module.to(device)
+        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
+            drawn = pl_module.sample(self.num_samples, self.num_steps, seed=self.seed, trace=True)
+        pl_module.to(home)
+        return drawn
+
+    def _facts(
+        self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, Curve], network_calls: int
+    ) -> dict[str, str]:
+        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        facts = {
+            "Hardware": _hardware(trainer),
+            "Precision": str(trainer.precision),
+            "Optimiser steps": f"{trainer.global_step:,}",
+            "Trained parameters": f"{trained:,}",
+        }
+        if "seconds" in metrics:
+            facts["Time"] = _duration(metrics["seconds"][-1][1])
+        if "train/tokens_per_s" in metrics:
+            facts["Speed"] = f"{metrics['train/tokens_per_s'][-1][1]:,.0f} tokens per second"
+        facts["Sampling"] = (
+            f"{self.num_samples} samples in {self.num_steps} steps, {network_calls} network calls, seed {self.seed}"
+        )
+        facts["Software"] = f"torch {torch.__version__}, lightning {lightning.__version__}"
+        return facts
+
+
+def _metrics(trainer: Trainer, folder: Path) -> dict[str, Curve]:
+    """From metrics.csv; without it what the trainer still knows, as curves of one point."""
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLog):
+            logger.flush()
+    if (folder / FILE_NAME).is_file():
+        return read_metrics(folder / FILE_NAME)
+    return {
+        name: [(trainer.global_step, float(value))]
+        for name, value in trainer.callback_metrics.items()
+        if value.numel() == 1
+    }
+
+
+def _bound(metrics: dict[str, Curve], scale: float | None) -> dict[str, tuple[float, float | None]]:
+    """The last validation's bounds; bits per character are bits per token over characters per token."""
+    last = {name: curve[-1][1] for name, curve in metrics.items() if name.startswith("val/")}
+    shown: dict[str, tuple[str, float]] = {}
+    if scale is not None and scale != 1:
+        shown["Bits per character"] = ("bpd", scale)
+    is_text = "val/ppl" in last
+    unit = "dimension" if not is_text else "character" if scale == 1 else "token"
+    shown |= {f"Bits per {unit}": ("bpd", 1.0), "Perplexity": ("ppl", 1.0), "Nats per example": ("nelbo", 1.0)}
+    bounds = {}
+    for title, (name, divisor) in shown.items():
+        value, stderr = last.get(f"val/{name}"), last.get(f"val/{name}_stderr")
+        if value is not None:
+            bounds[title] = (value / divisor, None if stderr is None else stderr / divisor)
+    return bounds
+
+
+def _trace(states: list[Any] | None, datamodule: Any, pl_module: LightningModule) -> str:
+    """Texts only: images have two or three axes."""
+    if not states or states[0].dim() != 2:
+        return ""
+    codec = getattr(datamodule, "codec", None)
+    pieces = getattr(codec, "pieces", None) or (lambda ids: [f"{i} " for i in ids])
+    return trace_html([state.cpu() for state in states], pieces, mask_id=pl_module.num_classes)
+
+
+def _hardware(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
+
+
+def _cpu_name() -> str:
+    table = Path("/proc/cpuinfo")  # Linux; elsewhere the platform's name has to do
+    lines = table.read_text().splitlines() if table.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

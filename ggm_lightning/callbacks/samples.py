@@ -1,0 +1,123 @@
+"""Samples drawn during training, from the averaged weights, as files in the run folder and in the loggers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from ggm_lightning.rundir.pictures import grid, save_png
+
+
+class Samples(Callback):
+    """Draws after a validation, while the averaged weights are still in the module.
+
+    Texts go to <run folder>/samples/step-000500.txt, images as a grid to step-000500.png; TensorBoard and wandb get
+    them too where they are set. The seed is the same each time, so successive files show one set of samples getting
+    better. The global random state is left as it was: training goes on bit for bit as without this callback.
+
+    Args:
+        every_n_validations: draw after each n-th validation.
+        num_samples: how many.
+        num_steps: sampling steps, as the model's `sample` defines them.
+        temperature: of the values' law; 1 draws from the model itself.
+        top_p: nucleus mass; 1 draws from the model itself.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        every_n_validations: int = 1,
+        num_samples: int = 4,
+        num_steps: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("every_n_validations", every_n_validations), ("num_samples", num_samples)):
+            if value < 1:
+                raise ValueError(f"Samples: {name} is {value}; it must be at least 1")
+        self.every_n_validations = every_n_validations
+        self.num_samples = num_samples
+        self.num_steps = num_steps
+        self.temperature = temperature
+        self.top_p = top_p
+        self.seed = seed
+        self._validations = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._validations += 1
+        if trainer.is_global_zero and self._validations % self.every_n_validations == 0:
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
+            drawn = pl_module.sample(
+                self.num_samples, self.num_steps, temperature=self.temperature, top_p=self.top_p, seed=self.seed
+            )
+        decoded = decode(trainer, drawn.x)
+        stem = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
+        try:
+            _write(decoded, stem)
+        except OSError as error:
+            rank_zero_warn(f"{stem.parent}: samples cannot be written ({error.strerror or error}); training goes on")
+        for logger in trainer.loggers:
+            _log(logger, decoded, trainer.global_step)
+
+
+def undisturbed(pl_module: LightningModule) -> Any:
+    """A context in which drawing from the global generators leaves no trace."""
+    devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+    return torch.random.fork_rng(devices=devices)
+
+
+def decode(trainer: Trainer, x: torch.Tensor) -> list[str] | np.ndarray:
+    """Texts or uint8 images; lines of numbers where the data knows no better."""
+    datamodule = getattr(trainer, "datamodule", None)
+    if datamodule is None or not hasattr(datamodule, "decode"):
+        return [" ".join(str(i) for i in row) for row in x.flatten(1).tolist()]
+    decoded = datamodule.decode(x.cpu())
+    return list(decoded) if isinstance(decoded, list | tuple) else np.asarray(decoded)
+
+
+def page(texts: list[str]) -> str:
+    """Texts below one another, numbered."""
+    return "".join(f"----- sample {i} -----\n{text}\n\n" for i, text in enumerate(texts))
+
+
+def _write(decoded: list[str] | np.ndarray, stem: Path) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(decoded, list):
+        stem.with_suffix(".txt").write_text(page(decoded), encoding="utf-8")
+    else:
+        save_png(grid(decoded), stem.with_suffix(".png"))
+
+
+def _log(logger: Logger, decoded: list[str] | np.ndarray, step: int) -> None:
+    """Loggers other than these two have no place for samples; the run folder has them."""
+    is_text = isinstance(decoded, list)
+    if isinstance(logger, TensorBoardLogger):
+        if is_text:
+            # indented by four spaces, a text is shown as it is and not as markdown
+            quoted = "\n\n---\n\n".join("    " + text.replace("\n", "\n    ") for text in decoded)
+            logger.experiment.add_text("samples", quoted, step)
+        else:
+            logger.experiment.add_image("samples", grid(decoded), step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        if is_text:
+            logger.log_text("samples", columns=["sample", "text"], data=[[i, t] for i, t in enumerate(decoded)])
+        else:
+            logger.log_image("samples", [grid(decoded)])

@@ -1,0 +1,131 @@
+"""Token draws: exact laws, the tail that a float32 race loses, nucleus and temperature, a row alone = in a batch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ggm_lightning.core import categorical, noise
+from ggm_lightning.core.masking import MaskedLaw
+
+V, SITES = 50_257, 3_000
+
+
+def uniforms(stream: str, rows: int, seed: int = 0) -> torch.Tensor:
+    return noise.uniform(stream, seed=seed, step=0, row=torch.arange(rows), num_sites=1)[:, 0]
+
+
+def test_draw_is_the_inverse_of_the_cumulative_sum() -> None:
+    logits = torch.tensor([[0.0, -math.inf, math.log(3.0)]]).expand(4, 3)
+    drawn = categorical.draw(logits, torch.tensor([1e-9, 0.2499, 0.2501, 1 - 1e-12], dtype=torch.float64))
+    assert drawn.tolist() == [0, 0, 2, 2]  # 1/4, nothing, 3/4: class 1 is never drawn, not even at the border
+
+
+def test_frequencies_follow_the_law() -> None:
+    rows = 200_000
+    logits = torch.tensor([2.0, -1.0, 0.5, -3.0, 0.0, 1.0, -6.0])
+    p = logits.double().softmax(0)
+    counts = categorical.draw(logits.expand(rows, 7), uniforms("value", rows)).bincount(minlength=7)
+    chi2 = ((counts - rows * p) ** 2 / (rows * p)).sum().item()
+    assert chi2 < 6 + 4 * math.sqrt(12)
+
+
+def test_temperature_and_nucleus() -> None:
+    p = torch.tensor([[0.4, 0.3, 0.1, 0.1, 0.06, 0.04]], dtype=torch.float64)
+    keep = categorical.probabilities(p.log(), top_p=0.75)
+    expected = torch.tensor([[0.4, 0.3, 0.1, 0.1, 0.0, 0.0]]).double() / 0.9  # ties at the threshold all stay
+    torch.testing.assert_close(keep, expected)
+    torch.testing.assert_close(categorical.probabilities(p.log(), temperature=0.5), p**2 / (p**2).sum())
+    assert (categorical.probabilities(p.log(), top_p=1e-9) > 0).sum() == 1
+    for bad in ({"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            categorical.draw(p, torch.tensor([0.5], dtype=torch.float64), **bad)
+
+
+def test_a_row_alone_is_bit_for_bit_the_row_in_a_batch() -> None:
+    torch.manual_seed(0)
+    logits, u = 3 * torch.randn(29, 1013), uniforms("value", 29)
+    for options in ({}, {"temperature": 0.7, "top_p": 0.9}):
+        whole = categorical.unnormalised(logits, **options)
+        batch = categorical.draw(logits, u, **options)
+        for i in range(29):
+            assert torch.equal(whole[i : i + 1], categorical.unnormalised(logits[i : i + 1], **options))
+            assert batch[i] == categorical.draw(logits[i : i + 1], u[i : i + 1], **options)[0]
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits, u = torch.randn(31, 7), uniforms("value", 31)
+    whole = categorical.draw(logits, u)
+    monkeypatch.setattr(categorical, "_CHUNK_ENTRIES", 20)
+    assert torch.equal(whole, categorical.draw(logits, u))
+    assert categorical.draw(logits[:0], u[:0]).shape == (0,)
+
+
+# ----------------------------------------------------------------------------------------------------- the tail
+
+
+def tail_logits() -> torch.Tensor:
+    """Half the classes common, half rare: the rare half holds 1/6 of the mass, each 2e-6 of it (as in a text model)."""
+    logits = torch.zeros(V)
+    logits[: V // 2] = math.log(0.2)
+    return logits
+
+
+def our_step(reveal: float, repeats: int) -> tuple[int, int, int]:
+    """(sites, revealed, rare among them) over `repeats` draws of SITES masked sites through MaskedLaw."""
+    logits = tail_logits()
+    revealed = rare = 0
+    for i in range(repeats):
+        zt = torch.full((1, SITES), V)
+        law = MaskedLaw(zt, torch.full((1, SITES), reveal).double(), lambda m: logits.expand(int(m.sum()), V), V)
+        z = law.draw(lambda stream, i=i: noise.uniform(stream, seed=i, step=0, row=torch.tensor([0]), num_sites=SITES))
+        revealed += int((z != V).sum())
+        rare += int((z < V // 2).sum())
+    return SITES * repeats, revealed, rare
+
+
+def float32_race(reveal: float, sites: int) -> tuple[int, int, int]:
+    """The published way: one Gumbel race of all V tokens and the mask, in float32 with 24-bit uniforms.
+
+    Classes of equal probability race against each other only through their largest uniform, so that one is drawn from
+    its own law on the 24-bit grid, P(max < (k + 1) / 2^24) = ((k + 1) / 2^24)^K, instead of K times per site.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def gumbel(group: int) -> torch.Tensor:
+        u = torch.rand(sites, generator=generator, dtype=torch.float64) ** (1 / group)
+        u = (torch.floor(u * 2**24) / 2**24).float().clamp(min=torch.finfo(torch.float32).tiny)
+        return -torch.log(-torch.log(u))
+
+    log_mu = tail_logits().log_softmax(0)
+    race = [
+        gumbel(V // 2) + log_mu[0] + math.log(reveal),
+        gumbel(V - V // 2) + log_mu[-1] + math.log(reveal),
+        gumbel(1) + math.log1p(-reveal),
+    ]
+    winner = torch.stack(race).argmax(0)
+    return sites, int((winner < 2).sum()), int((winner == 0).sum())
+
+
+def deviations(sites: int, revealed: int, rare: int, reveal: float) -> tuple[float, float]:
+    """Reveal rate and rare share among the revealed, in standard errors from the truth."""
+    share = float(tail_logits().double().softmax(0)[: V // 2].sum())
+    rate = (revealed / sites - reveal) / math.sqrt(reveal * (1 - reveal) / sites)
+    mass = (rare / max(revealed, 1) - share) / math.sqrt(share * (1 - share) / max(revealed, 1))
+    return rate, mass
+
+
+@pytest.mark.parametrize("num_steps", [100, 1000])
+def test_rare_tokens_and_reveal_rate_are_exact(num_steps: int) -> None:
+    rate, mass = deviations(*our_step(1 / num_steps, repeats=60), reveal=1 / num_steps)
+    assert abs(rate) < 4
+    assert abs(mass) < 4
+
+
+@pytest.mark.parametrize(("num_steps", "sites"), [(100, 12_000_000), (1000, 6_000_000)])
+def test_control_the_float32_race_fails_the_same_check(num_steps: int, sites: int) -> None:
+    rate, mass = deviations(*float32_race(1 / num_steps, sites), reveal=1 / num_steps)
+    assert min(rate, mass) < -40  # ten times the tolerance of the test above
