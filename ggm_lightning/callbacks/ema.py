@@ -6,7 +6,7 @@ An own callback and not a subclass of Lightning's `WeightAveraging` (2.6.6), who
 module. That class
 
 - puts the raw weights back in its own `on_validation_epoch_end`, before the module and later callbacks have theirs;
-- averages and copies frozen parameters as well, and swaps again in every `trainer.validate` after a fit;
+- averages, copies and saves twice what is frozen;
 - has no warm-up: after 1,000 steps at decay 0.9999 nine tenths of the average are still the initial weights.
 
 The layout of its checkpoints is kept: `state_dict` holds the averaged weights ready to use, `current_model_state` the

@@ -23,7 +23,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class Codec:
-    """Base of all codecs: a subclass has `num_classes`, `_text`, `to_dict` and, where it makes sense, `encode_array`."""
+    """Base of all codecs: a subclass has `num_classes`, `_text`, `to_dict` and, where that makes sense, an encoder."""
 
     num_classes: int
 

@@ -136,7 +136,8 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         _check(feature_dim, mlp, conditioning, dropout)
-        self.num_classes, self.feature_dim, self.width = num_classes, feature_dim, feature_dim * num_heads
+        self.num_classes, self.num_labels = num_classes, num_labels
+        self.feature_dim, self.width = feature_dim, feature_dim * num_heads
         self.dropout, self.checkpoint_activations, self.compile_blocks = dropout, checkpoint_activations, compile_blocks
         self.condition = Conditioning(feature_dim, time_features, num_labels)
         self.embedding = nn.Embedding(num_classes + 1, feature_dim if outside_embed else self.width)

@@ -21,7 +21,7 @@ from ggm_lightning.data.codecs import (
 )
 from ggm_lightning.data.demo import train_bpe
 
-TEXT = "Größe – 7 naïve snowmen ☃☃ and a cow\n  indented\ttab"
+TEXT = "Größe ½ 7 naïve snowmen ☃☃ and a cow\n  indented\ttab"
 
 
 @pytest.fixture(scope="module")

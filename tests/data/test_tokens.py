@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ggm_lightning.data import tokens
 from ggm_lightning.data.codecs import Bytes, Integers
 from ggm_lightning.data.tokens import ShardWriter, TokenShards, Windows, folder_lock, staleness, write_shards
 
@@ -118,33 +122,30 @@ def test_a_damaged_header_never_loads(tmp_path: Path) -> None:
         TokenShards(tmp_path)
 
 
-KILLED = """
-import os, sys
-import numpy as np
-from ggm_lightning.data.codecs import Integers
-from ggm_lightning.data.tokens import ShardWriter
-import ggm_lightning.data.tokens as tokens
+def _write_and_die(folder: Path, when: int) -> None:
+    """Three shards of at most ten tokens; the process is gone before the file number `when` gets its name."""
+    publish, calls = tokens._publish, [0]
 
-folder, when = sys.argv[1], int(sys.argv[2])
-publish, calls = tokens._publish, [0]
-def dying(handle, temporary, final):
-    if calls[0] == when:
-        os._exit(9)
-    calls[0] += 1
-    publish(handle, temporary, final)
-tokens._publish = dying
-writer = ShardWriter(folder, Integers(11), shard_tokens=10)
-writer.add("train", np.zeros(25, dtype=int))
-writer.close()
-"""
+    def dying(*args: Any) -> None:
+        if calls[0] == when:
+            os._exit(9)
+        calls[0] += 1
+        publish(*args)
+
+    tokens._publish = dying
+    writer = ShardWriter(folder, Integers(V), shard_tokens=10)
+    writer.add("train", np.zeros(25, dtype=int))
+    writer.close()
 
 
 @pytest.mark.parametrize("when", [0, 2, 3])
 def test_a_writer_killed_before_the_header_leaves_nothing_to_load(tmp_path: Path, when: int) -> None:
     """Killed before the first of three shards, before the last, and between the last and the header."""
     _shards(tmp_path)  # an older, complete build lies there
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(when)], check=False, timeout=120)
-    assert done.returncode == 9
+    child = multiprocessing.get_context("fork").Process(target=_write_and_die, args=(tmp_path, when))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 9
     with pytest.raises(FileNotFoundError, match=r"no header.json, so no finished token shards"):
         TokenShards(tmp_path)
     rebuilt, ids = _shards(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_more_context_never_raises_the_entropy_of_a_ring() -> None:
     """On a text read as a ring the conditional entropies fall; the ring's own seam changes little here."""
     text = "to be or not to be that is the question " * 3
     values = [order_k_entropy(text, k) for k in range(5)]
-    assert all(a > b for a, b in zip(values, values[1:], strict=False))
+    assert all(a > b for a, b in pairwise(values))
 
 
 def test_the_interpolated_model_by_hand() -> None:

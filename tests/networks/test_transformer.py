@@ -19,12 +19,8 @@ B, N, V = 2, 5, 7
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _seed():
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(randomise: bool = True, **changes) -> Transformer:

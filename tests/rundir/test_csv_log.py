@@ -25,7 +25,7 @@ class Model(LightningModule):
 
     def training_step(self, batch, batch_idx):
         loss = self.layer(batch).mean()
-        self.log_dict({"train/value": float(self.global_step + 1), **{name: 1.0 for name in self.extra}})
+        self.log_dict({"train/value": float(self.global_step + 1), **dict.fromkeys(self.extra, 1.0)})
         return loss
 
     def validation_step(self, batch, batch_idx):
@@ -125,12 +125,14 @@ def test_full_disk_costs_one_warning_and_no_rows(tmp_path, monkeypatch, when):
     def writer(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="No space left") as caught:
+    with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         patch.setattr(csv_log.csv, "DictWriter", writer)
         for step in range(1, 5):
             log.log_metrics({"train/a": float(step)}, step)
             log.save()
     assert len(caught) == 1
+    assert "No space left" in str(caught[0].message)
     log.log_metrics({"train/a": 5.0}, 5)
     log.save()
     first = 0 if when == "append" else 1

@@ -1,0 +1,51 @@
+"""bounds.csv: what `lightning predict` writes, one line per example."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+
+class Bounds(BasePredictionWriter):
+    """Writes <run folder>/bounds.csv: index in the data set, upper bound on -log p in nats and in bits per dimension.
+
+    Every rank writes its own part; rank zero joins them in the order of the data set.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    ) -> None:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = torch.cat([part["row"].cpu() for part in predictions]) if predictions else torch.zeros(0)
+        nats = torch.cat([part["nelbo"].double().cpu() for part in predictions]) if predictions else torch.zeros(0)
+        torch.save({"row": rows, "nats": nats}, _part(folder, trainer.global_rank))
+        trainer.strategy.barrier("bounds")
+        if not trainer.is_global_zero:
+            return
+        parts = [torch.load(_part(folder, rank), weights_only=True) for rank in range(trainer.world_size)]
+        rows, nats = (torch.cat([part[name] for part in parts]) for name in ("row", "nats"))
+        order = rows.argsort()
+        with (folder / "bounds.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["example", "nats", "bits_per_dim"])
+            for example, bound in zip(rows[order].tolist(), nats[order].tolist(), strict=True):
+                writer.writerow([int(example), repr(bound), repr(bound / (pl_module.num_sites * math.log(2)))])
+        for rank in range(trainer.world_size):
+            _part(folder, rank).unlink()
+        rank_zero_info(f"bounds of {len(rows)} examples: {folder / 'bounds.csv'}")
+
+
+def _part(folder: Path, rank: int) -> Path:
+    return folder / f".bounds-{rank}.pt"

@@ -1,0 +1,65 @@
+"""last.ckpt, renewed periodically and when training ends, and best.ckpt, the lowest bound so far.
+
+Two callbacks, because `save_last` of a callback that watches a metric is renewed only when the metric improves. Both
+write through the run folder's own CheckpointIO, over their own file, so a kill at any moment leaves a whole one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class KeepLast(ModelCheckpoint):
+    """<folder>/last.ckpt every n optimiser steps and after the last one.
+
+    Args:
+        folder: the run folder.
+        every_n_steps: optimiser steps between two saves.
+    """
+
+    def __init__(self, folder: str, every_n_steps: int = 1000) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"checkpoint_every_n_steps is {every_n_steps}; it must be at least 1")
+        super().__init__(
+            dirpath=folder,
+            filename="last",
+            every_n_train_steps=every_n_steps,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        # here and not in on_train_end, where the averaged weights have already replaced the raw ones
+        if _is_last(trainer) and self._last_global_step_saved != trainer.global_step:
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """Whether no training batch follows; after this hook the loop looks at the same conditions."""
+    steps_done = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    epochs_done = (
+        trainer.is_last_batch
+        and trainer.max_epochs not in (None, -1)
+        and trainer.current_epoch + 1 >= trainer.max_epochs
+    )
+    return steps_done or epochs_done or trainer.should_stop
+
+
+class KeepBest(ModelCheckpoint):
+    """<folder>/best.ckpt: the averaged weights with the lowest val/nelbo."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor="val/nelbo",
+            mode="min",
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )

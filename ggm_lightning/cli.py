@@ -1,0 +1,107 @@
+"""The command line: fit, validate, test, predict through LightningCLI; sample and infill from a checkpoint alone.
+
+    lightning fit --config experiments/md4_demo.yaml [--trainer.max_steps 100 ...]
+
+A user's mistake ends in one line (GGM_DEBUG=1 shows the traceback). Heavy imports wait until a command needs them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ggm_lightning import config as config_files
+
+_TRAINER_COMMANDS = {
+    "fit": "train: writes checkpoints, metrics.csv, curve.png and report.html into runs/<name>/",
+    "validate": "bound on the validation split",
+    "test": "bound on the test split",
+    "predict": "bound of every validation example, written to runs/<name>/bounds.csv",
+}
+_CHECKPOINT_COMMANDS = {
+    "sample": "draw from a checkpoint: text or pictures, integers, and the denoising step by step",
+    "infill": "fill the blanks of a text or the unknown sites of an array, leaving the rest untouched",
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of `lightning` and `python -m ggm_lightning`; exits with 2 after a user's mistake."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        _dispatch(args)
+    except KeyboardInterrupt:
+        _fail("stopped by Ctrl-C")
+    except Exception as error:
+        if os.environ.get("GGM_DEBUG") == "1" or not _is_users_mistake(error):
+            raise
+        _fail(_parsing_message(args[0], str(error)) if _is_parsing(error) else " ".join(str(error).split()))
+
+
+def _fail(message: str) -> None:
+    print(f"lightning: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parsing_message(command: str, message: str) -> str:
+    if command in _TRAINER_COMMANDS:
+        return config_files.one_line(message)
+    from ggm_lightning import commands as checkpoint_commands
+
+    return config_files.one_line(message, config_files.parameters(getattr(checkpoint_commands, command)))
+
+
+def _is_parsing(error: BaseException) -> bool:
+    return type(error).__name__ in ("ArgumentError", "NSKeyError", "ParserError")
+
+
+def _is_users_mistake(error: BaseException) -> bool:
+    """Mistakes are one line; anything else is a defect and keeps its traceback."""
+    names = ("ArgumentError", "NSKeyError", "ParserError", "MisconfigurationException", "ModuleNotFoundError")
+    return isinstance(error, ValueError | OSError) or type(error).__name__ in names
+
+
+def _dispatch(args: list[str]) -> None:
+    commands = {**_TRAINER_COMMANDS, **_CHECKPOINT_COMMANDS}
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: lightning COMMAND [--config FILE] [--key value ...]\n")
+        for name, text in commands.items():
+            print(f"  {name:<9} {text}")
+        print("\n`lightning COMMAND --help` lists the keys; GGM_DEBUG=1 shows tracebacks.")
+        return
+    command = args[0]
+    if command not in commands:
+        close = difflib.get_close_matches(command, commands, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known commands: {', '.join(commands)}"
+        raise ValueError(f"unknown command '{command}'; {hint}")
+    paths, rest = config_files.take_config_arguments(args[1:])
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged = config_files.merge(merged, config_files.load_file(path))
+    if command in _CHECKPOINT_COMMANDS:
+        from ggm_lightning import commands as checkpoint_commands
+
+        checkpoint_commands.run(command, merged, rest)
+        return
+    if paths:
+        merged.setdefault("name", Path(paths[-1]).stem)
+    _run_trainer_command(command, merged, rest)
+
+
+def _run_trainer_command(command: str, merged: dict[str, Any], rest: list[str]) -> None:
+    from ggm_lightning.trainer_cli import build
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "experiment.yaml"
+        file.write_text(yaml.safe_dump(merged, sort_keys=False), encoding="utf-8")
+        argv = [command, *(["--config", str(file)] if merged else []), *rest]
+        build(command, argv)
+
+
+if __name__ == "__main__":
+    main()
