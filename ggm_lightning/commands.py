@@ -124,16 +124,8 @@ def infill(
         out: folder for the results; default infilled-seed<seed>/ beside the checkpoint.
         device: auto, cpu, cuda, ...
     """
-    if (text is None) == (input is None):
-        raise ValueError("infill: give either --text 'words with _ blanks' or --input FILE (.txt or .npz)")
     model = _load(ckpt_path, device)
-    if input is not None and not Path(input).is_file():
-        raise FileNotFoundError(f"--input {input}: no such file; give a .txt with blanks or an .npz with x and mask")
-    if input is not None and input.endswith(".npz"):
-        values, known, length = *_from_npz(model, input), model.num_sites
-    else:
-        source = Path(input).read_text(encoding="utf-8") if input is not None else text
-        values, known, length = _from_text(model, source or "", blank)
+    values, known, length = _with_blanks(model, text, input, blank)
     values, known = (part.repeat_interleave(num_samples, 0).to(model.device) for part in (values, known))
     labels = None if label is None else torch.full((len(values),), label, device=model.device)
     begin = time.monotonic()
@@ -196,6 +188,19 @@ def _in_batches(
         )
     x = torch.cat([part.x.cpu() for part in parts])
     return Samples(x, sum(part.network_calls for part in parts), parts[0].trace)
+
+
+def _with_blanks(model: Family, text: str | None, input: str | None, blank: str) -> tuple[Tensor, Tensor, int]:
+    """(values [b, *shape], known Bool[b, *shape], sites that belong to the input)."""
+    if (text is None) == (input is None):
+        raise ValueError("infill: give either --text 'words with _ blanks' or --input FILE (.txt or .npz)")
+    if input is None:
+        return _from_text(model, text or "", blank)
+    if not Path(input).is_file():
+        raise FileNotFoundError(f"--input {input}: no such file; give a .txt with blanks or an .npz with x and mask")
+    if input.endswith(".npz"):
+        return *_from_npz(model, input), model.num_sites
+    return _from_text(model, Path(input).read_text(encoding="utf-8"), blank)
 
 
 def _from_text(model: Family, text: str, blank: str) -> tuple[Tensor, Tensor, int]:

@@ -6,6 +6,7 @@ report.html, samples/. Folders have no version numbers: with them `--ckpt_path l
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ _LOGGERS = ("csv", "tensorboard", "wandb", "wandb_offline")
 
 def build(command: str, argv: list[str]) -> None:
     """Parses argv = [command, ...], builds data, model and trainer, and runs the trainer's method of that name."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    _quieten()
 
     class OneCommand(_CLI):
         @staticmethod
@@ -54,6 +55,21 @@ def build(command: str, argv: list[str]) -> None:
         parser_kwargs={**strict, command: dict(strict)},
         args=argv,
     )
+
+
+def _quieten() -> None:
+    """Advertisements, and warnings about what is meant so, would push the user's own lines off the screen."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+    for expected in (
+        "exists and is not empty",  # a resumed run
+        "callbacks used to create the checkpoint",  # evaluation needs none of them
+        "ended before the epoch ended",  # data/order.py continues at the optimiser step
+        "Couldn't infer the batch indices",  # the rows know their own numbers
+    ):
+        warnings.filterwarnings("ignore", message=f".*{expected}.*")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(("💡", "TPU available")))
 
 
 class _CLI(LightningCLI):
@@ -91,8 +107,8 @@ class _CLI(LightningCLI):
         for key in ("model.init_args.num_classes", "model.init_args.shape", _NETWORK_CLASSES):
             if config.get(key) is not None:
                 raise ValueError(
-                    f"{key.replace('.init_args', '')} is {config.get(key)} in the configuration, but it is taken from the "
-                    "data; leave it out"
+                    f"{key.replace('.init_args', '')} is {config.get(key)} in the configuration, but it is taken from "
+                    "the data; leave it out"
                 )
         if config.trainer.use_distributed_sampler:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""One torch thread (two make tiny models far slower), shapes checked by jaxtyping and beartype, real data if present."""
+"""One torch thread (two make tiny models far slower), shapes checked by jaxtyping and beartype, real data if there."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("ggm_lightning.core", "beartype.beartype")  # before anything imports the package
+install_import_hook(
+    ["ggm_lightning.core", "ggm_lightning.networks"], "beartype.beartype"
+)  # before anything imports the package
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 

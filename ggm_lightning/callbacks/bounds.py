@@ -39,7 +39,7 @@ class Bounds(BasePredictionWriter):
         order = rows.argsort()
         with (folder / "bounds.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["example", "nats", "bits_per_dim"])
+            writer.writerow(["example", "nats", "bits_per_dimension"])
             for example, bound in zip(rows[order].tolist(), nats[order].tolist(), strict=True):
                 writer.writerow([int(example), repr(bound), repr(bound / (pl_module.num_sites * math.log(2)))])
         for rank in range(trainer.world_size):

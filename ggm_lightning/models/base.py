@@ -294,8 +294,14 @@ class Family(LightningModule, ABC):
 
     def _log_bound(self, split: str) -> None:
         metric = self.bounds[split]
-        self.log_dict({f"{split}/{name}": value for name, value in metric.compute().items()})
+        # the metric has already added up the ranks; sync_dist only keeps Lightning from warning about it
+        self.log_dict({f"{split}/{name}": value for name, value in metric.compute().items()}, sync_dist=True)
         metric.reset()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from ggm_lightning.callbacks.ema import require_ema  # as below: callbacks know models, not the reverse
+
+        require_ema(self.trainer, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         from ggm_lightning.rundir.checkpoint import describe  # the run folder knows models; only saving needs it back

@@ -77,7 +77,9 @@ def test_losses_and_times(arrays: np.lib.npyio.NpzFile, config: str) -> None:
     assert get("loss_prior_nats_f64") == 0  # what the published number leaves out and ours does not
     assert model.prior_nats == pytest.approx(model.num_sites * 1e-4 * math.log(model.num_classes), rel=1e-10)
     total = model.terms(x, zt, t).mean() + model.reconstruction_nats
-    assert float(total.detach()) / (model.num_sites * math.log(2)) == pytest.approx(float(get("loss_bpd_f64")), rel=1e-10)
+    assert float(total.detach()) / (model.num_sites * math.log(2)) == pytest.approx(
+        float(get("loss_bpd_f64")), rel=1e-10
+    )
 
 
 @pytest.mark.parametrize("config", CONFIGS)
