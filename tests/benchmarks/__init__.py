@@ -1,0 +1,1 @@
+"""Speed: `make bench`. Nothing here asserts a time; results are kept with their date, device, versions and commit."""
