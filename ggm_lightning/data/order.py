@@ -94,8 +94,9 @@ class TrainOrder(Sampler[list[int]]):
     """Lists of dataset indices, one per micro-batch of this rank, without end to the data and resumable at any step.
 
     Optimiser step k takes positions kG .. (k+1)G-1 of an infinite stream; position p is row permuted(p mod size) of
-    data epoch p // size. Within the step, micro-batch a of rank r takes positions kG + (a*world + r)*m + [0..m),
-    m = G/(world*accumulation). Nothing is dropped and a batch may straddle epochs, so data smaller than G works too.
+    data epoch p // size. Within the step, micro-batch a of rank r takes every parts-th position, kG + part, kG + part +
+    parts, ... with parts = world*accumulation and part = a*world + r: the model numbers its rows the same way, so each
+    micro-batch has its times spread over all of [0, 1). Nothing is dropped and a batch may straddle epochs, so data smaller than G works too.
     One pass over this sampler (a Lightning epoch) ends with step S, 2S, ... for S = ceil(size/G), and starts at
     `first_step()`, which is asked each time: that is what makes a resumed run continue where it stopped.
     """
@@ -134,8 +135,9 @@ class TrainOrder(Sampler[list[int]]):
 
     def indices(self, step: int, micro_batch: int) -> list[int]:
         """The rows of one micro-batch of this rank."""
-        start = step * self.global_batch + (micro_batch * self.world + self.rank) * self.micro
-        epoch, offset = np.divmod(np.arange(start, start + self.micro, dtype=np.int64), self.size)
+        part, parts = micro_batch * self.world + self.rank, self.world * self.accumulation
+        within = part + parts * np.arange(self.micro, dtype=np.int64)
+        epoch, offset = np.divmod(step * self.global_batch + within, self.size)
         return permuted(offset, self.size, self.seed, epoch).tolist()
 
     def __iter__(self) -> Iterator[list[int]]:

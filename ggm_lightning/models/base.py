@@ -217,9 +217,10 @@ class Family(LightningModule, ABC):
         step, world, rank = self.global_step, self.trainer.world_size, self.global_rank
         self._micro_batch = self._micro_batch + 1 if step == self._step_seen else 0
         self._step_seen = step
-        part = self._micro_batch * world + rank
-        row = part * b + torch.arange(b, device=self.device)
-        return step, row, b * world * self.trainer.accumulate_grad_batches
+        parts = world * self.trainer.accumulate_grad_batches
+        # every parts-th row, as data/order.py deals them out: each micro-batch is stratified in t by itself
+        row = self._micro_batch * world + rank + parts * torch.arange(b, device=self.device)
+        return step, row, b * parts
 
     def _dataset_rows(self, b: int) -> Tensor:
         """Indices in the data set of the next b evaluation rows: rank r holds r, r + world, r + 2 world, ..."""

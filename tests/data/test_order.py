@@ -80,9 +80,10 @@ def test_two_ranks_and_three_micro_batches_make_the_batches_of_one_rank() -> Non
     whole = _steps(alone, alone.steps_per_epoch)
     parts = [_steps(order, alone.steps_per_epoch) for order in ranks]
     for k, expected in enumerate(whole):
-        found = [i for a in range(3) for r in range(2) for i in parts[r][3 * k + a]]
-        assert found == expected
-    swapped = [i for a in range(3) for r in (1, 0) for i in parts[r][a]]
+        dealt = [parts[r][3 * k + a] for a in range(3) for r in range(2)]
+        assert [i for row in zip(*dealt, strict=True) for i in row] == expected
+    dealt = [parts[r][a] for a in range(3) for r in (1, 0)]
+    swapped = [i for row in zip(*dealt, strict=True) for i in row]
     assert swapped != whole[0]  # control: the order of the ranks matters
 
 
