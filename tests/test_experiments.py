@@ -17,7 +17,7 @@ DEBUG = ROOT / "configs" / "trainer" / "debug.yaml"
 TINY = {"feature_dim": 8, "num_heads": 2, "num_layers": 1}
 # sizes and paths only, never a class
 SMALLER: dict[str, dict[str, object]] = {
-    "md4_demo": {"length": 32, "global_batch_size": 4},
+    "md4_demo": {"length": 16, "global_batch_size": 4, "stride": 64},
     "md4_markov": {"num_train": 16, "num_val": 8},
     "md4_text8": {
         "path": "{tmp}/text8",
@@ -28,8 +28,8 @@ SMALLER: dict[str, dict[str, object]] = {
         "test_chars": 50,
     },
 }
-PARAMETERS = {"md4_demo": 2_003_200, "md4_markov": 145_888, "md4_text8": 88_734_272}
-VOCABULARY = {"md4_demo": 1024, "md4_markov": 11, "md4_text8": 27}
+PARAMETERS = {"md4_demo": 719_904, "md4_markov": 145_888, "md4_text8": 88_734_272}
+VOCABULARY = {"md4_demo": 97, "md4_markov": 11, "md4_text8": 27}
 
 
 def ids(path: Path) -> str:

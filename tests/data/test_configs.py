@@ -12,7 +12,7 @@ from ggm_lightning.data.base import DiscreteData
 
 FOLDER = Path(__file__).parents[2] / "configs" / "data"
 EXPECTED = {
-    "demo_text": (1024, (256,)),
+    "demo_text": (97, (64,)),
     "markov": (11, (64,)),
     "npy": (256, (4,)),
     "sawtooth": (2, (128,)),
