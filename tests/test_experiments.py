@@ -1,4 +1,4 @@
-"""Every file in experiments/ takes two training steps on a CPU; at full size its network has the promised parameters."""
+"""Every file in experiments/ takes two training steps on a CPU; its full-size network has the promised parameters."""
 
 from __future__ import annotations
 

@@ -96,7 +96,8 @@ class TrainOrder(Sampler[list[int]]):
     Optimiser step k takes positions kG .. (k+1)G-1 of an infinite stream; position p is row permuted(p mod size) of
     data epoch p // size. Within the step, micro-batch a of rank r takes every parts-th position, kG + part, kG + part +
     parts, ... with parts = world*accumulation and part = a*world + r: the model numbers its rows the same way, so each
-    micro-batch has its times spread over all of [0, 1). Nothing is dropped and a batch may straddle epochs, so data smaller than G works too.
+    micro-batch has its times spread over all of [0, 1). Nothing is dropped and a batch may straddle epochs, so data
+    smaller than G works too.
     One pass over this sampler (a Lightning epoch) ends with step S, 2S, ... for S = ceil(size/G), and starts at
     `first_step()`, which is asked each time: that is what makes a resumed run continue where it stopped.
     """

@@ -94,7 +94,7 @@ def test_mistakes_are_named(tmp_path: Path, x: np.ndarray) -> None:
         ArrayData(good, 1)
     with pytest.raises(ValueError, match="val_fraction is 0"):
         ArrayData(good, V, val_fraction=0)
-    with pytest.raises(ValueError, match="val_labels is given without data.val"):
+    with pytest.raises(ValueError, match=r"val_labels is given without data\.val"):
         ArrayData(good, V, val_labels=good)
     for labels, message in ((np.arange(40), "41 rows but 40 labels"), (np.ones(41), "labels of dtype float64")):
         with pytest.raises(ValueError, match=message):

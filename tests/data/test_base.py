@@ -148,10 +148,11 @@ def test_ranks_share_out_a_batch_and_the_evaluation() -> None:
         data.trainer = place(rank)
         parts.append([b["label"].tolist() for b in data.train_dataloader()])
         evaluated.append([i for b in data.val_dataloader() for i in b["label"].tolist()])
-    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+    dealt = [[i for pair in zip(*batches, strict=True) for i in pair] for batches in zip(*parts, strict=True)]
+    assert dealt == whole
     assert evaluated == [[0, 2, 4, 6], [1, 3, 5]]
     data.trainer = place(0, sharding=True)
-    with pytest.raises(ValueError, match="set trainer.use_distributed_sampler: false"):
+    with pytest.raises(ValueError, match=r"set trainer\.use_distributed_sampler: false"):
         data.train_dataloader()
     data = Numbered(global_batch_size=7)
     data.trainer = place(0)

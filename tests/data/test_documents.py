@@ -1,4 +1,4 @@
-"""Reading users' files: every document, in bounded pieces that tokenise as the whole, and errors that name the place."""
+"""Reading users' files: every document, in bounded pieces that tokenise as the whole; errors name the place."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_jsonl_lines(tmp_path: Path) -> None:
         (b'{"body": "a", "id": 1}', r"line 2 has no text in 'text', it has 'body', 'id'; set data.text_key"),
         (b'{"text": 5}', r"line 2 has no text in 'text'"),
         (b"[1, 2]", r"line 2 has no text in 'text', it has a list"),
-        (b'{"text": "\xff"}', r"not UTF-8 at byte 26 \(line 2"),
+        (b'{"text": "\xff"}', r"not UTF-8 at byte 27 \(line 2"),
         (b'{"text": "\\ud800"}', r"line 2 has half of a surrogate pair"),
     ],
 )

@@ -67,7 +67,7 @@ def test_documents_are_separated(tmp_path: Path) -> None:
     assert TokenShards(data.folder).documents("val") == 4
     assert TokenShards(data.folder).characters("val") == 4 * 5 + 3
 
-    trained = json.loads(train_bpe("doc1 doc2 doc3 " * 9, 260))
+    trained = json.loads(train_bpe("doc1 doc2 doc3 document " * 9, 260))
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     trained["added_tokens"] = [{"id": 260, "content": "<|endoftext|>", **special}]
     (tmp_path / "tokenizer.json").write_text(json.dumps(trained))
@@ -141,11 +141,11 @@ def test_mistakes_are_named(source: Path) -> None:
         _ = TextData(str(source), tokenizer="byte").num_classes
     with pytest.raises(ValueError, match=r"data.tokenizer: .*a.txt: not a `tokenizers` JSON"):
         _ = TextData(str(source), tokenizer=str(source)).num_classes
-    with pytest.raises(ValueError, match="val_fraction is 1.0"):
+    with pytest.raises(ValueError, match=r"val_fraction is 1\.0"):
         TextData(str(source), val_fraction=1.0)
     with pytest.raises(ValueError, match="leave one out"):
         TextData(str(source), alphabet="abc")
-    with pytest.raises(ValueError, match="data.length is 5000, but the val split"):
+    with pytest.raises(ValueError, match=r"data\.length is 5000, but the val split"):
         _data(source, length=5000)
     for content in ("", "x"):
         source.write_text(content)
@@ -180,4 +180,4 @@ def test_openwebtext_as_bytes(real_data: Path, tmp_path: Path) -> None:
     data = _data(real_data / "openwebtext" / "openwebtext-000-699.jsonl", folder=str(tmp_path))
     shards = TokenShards(tmp_path)
     assert shards.documents("train") + shards.documents("val") == 700
-    assert Bytes().decode(data.rows("train")[[0]]["x"])[0].startswith("A magazine supplement with an image of Adolf")
+    assert Bytes().decode(data.rows("train")[[0]]["x"])[0] == "A magazine supplement with an im"
