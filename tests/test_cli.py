@@ -127,6 +127,29 @@ def test_validate_test_and_predict_agree(run: Path, capsys: pytest.CaptureFixtur
     assert printed.count(str(last)[:10]) == 2  # validate and test, in batches of another size
 
 
+def test_loggers_by_one_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = fit(tmp_path, "--logger", "[csv,tensorboard,wandb_offline]", "--trainer.max_steps=2")
+    assert (folder / "metrics.csv").is_file()
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_dry_run_writes_no_checkpoint_and_prints_nothing_odd(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "--trainer.fast_dev_run=true")
+    assert not list(folder.glob("*.ckpt"))
+
+
+def test_print_config_is_complete_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(MARKOV), "--model.optimizer.lr=0.5", "--print_config"])
+    assert stop.value.code in (0, None)
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["init_args"]["optimizer"]["lr"] == 0.5
+    assert printed["trainer"]["max_steps"] == yaml.safe_load(MARKOV.read_text())["trainer"]["max_steps"]
+
+
 # ----------------------------------------------------------------------------------------------- sample and infill
 
 

@@ -28,7 +28,7 @@ SMALLER: dict[str, dict[str, object]] = {
         "test_chars": 50,
     },
 }
-PARAMETERS = {"md4_demo": 719_904, "md4_markov": 145_888, "md4_text8": 88_734_272}
+PARAMETERS = {"md4_demo": 493_856, "md4_markov": 185_104, "md4_text8": 88_734_272}
 VOCABULARY = {"md4_demo": 97, "md4_markov": 11, "md4_text8": 27}
 
 

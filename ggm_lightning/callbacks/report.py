@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from ggm_lightning.callbacks.ema import EMA
 from ggm_lightning.callbacks.samples import decode, undisturbed
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog, Curve, read_metrics
 from ggm_lightning.rundir.curve import curve_png
@@ -18,21 +19,24 @@ from ggm_lightning.rundir.pictures import grid, save_png
 from ggm_lightning.rundir.report import write_report
 from ggm_lightning.rundir.trace import trace_html
 
+SHOWN_TEXTS = 8
+
 
 class Report(Callback):
     """Draws samples with the averaged weights and writes what became of the run into its folder.
 
     The data module may add, each by a method or attribute of this name: `references()` -> name -> bits per dimension,
-    lines in the curve; `characters_per_token`, for bits per character; `judge(texts)` -> name -> number, a table;
+    lines in the curve; `characters_per_token`, for bits per character; `judge(texts)` -> name -> number, a table
+    under the heading `judgement`;
     `codec.pieces(ids)` -> the text of each token, for the step-by-step view.
 
     Args:
-        num_samples: texts or images in the report.
+        num_samples: texts or images drawn; images are all shown, of texts the first eight, and all are judged.
         num_steps: sampling steps, as the model's `sample` defines them.
         seed: of the samples.
     """
 
-    def __init__(self, num_samples: int = 8, num_steps: int = 128, seed: int = 0) -> None:
+    def __init__(self, num_samples: int = 32, num_steps: int = 128, seed: int = 0) -> None:
         for name, value in (("num_samples", num_samples), ("num_steps", num_steps)):
             if value < 1:
                 raise ValueError(f"Report: {name} is {value}; it must be at least 1")
@@ -70,10 +74,10 @@ class Report(Callback):
             title=f"{type(pl_module).__name__}: {folder.resolve().name}",
             curve_png_path=folder / "curve.png",
             bound=_bound(metrics, scale),
-            samples=texts,
+            samples=texts[:SHOWN_TEXTS],
             trace_fragment=_trace(drawn.trace, datamodule, pl_module),
             facts=self._facts(trainer, pl_module, metrics, drawn.network_calls),
-            tables={"Samples beside references": judged},
+            tables={getattr(datamodule, "judgement", "Samples beside references"): judged},
             samples_png_path=picture,
         )
 
@@ -95,6 +99,7 @@ class Report(Callback):
             "Precision": str(trainer.precision),
             "Optimiser steps": f"{trainer.global_step:,}",
             "Trained parameters": f"{trained:,}",
+            "Final weights": _weights(trainer),
         }
         if "seconds" in metrics:
             facts["Time"] = _duration(metrics["seconds"][-1][1])
@@ -145,6 +150,12 @@ def _trace(states: list[Any] | None, datamodule: Any, pl_module: LightningModule
     codec = getattr(datamodule, "codec", None)
     pieces = getattr(codec, "pieces", None) or (lambda ids: [f"{i} " for i in ids])
     return trace_html([state.cpu() for state in states], pieces, mask_id=pl_module.num_classes)
+
+
+def _weights(trainer: Trainer) -> str:
+    """The averages are in the module when a fit has ended, see EMA.on_train_end."""
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
+    return f"exponential moving average, decay {averages[0].decay:g}" if averages else "those of the last step"
 
 
 def _hardware(trainer: Trainer) -> str:

@@ -32,7 +32,7 @@ def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
         raise ValueError(f"{path}: not a .npy or .npz file ({error}); write it with numpy.save or savez") from None
 
 
-def _npy_header(handle: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def _npy_header(handle: IO[bytes] | zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(handle)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(handle)

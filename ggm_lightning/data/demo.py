@@ -151,6 +151,8 @@ class DemoText(DiscreteData):
         scale = self.shards.characters("val") / self.shards.tokens("val")
         return {f"order-{k} characters": order_k_cross_entropy(train, held_out, k) * scale for k in (1, 2, 3)}
 
+    judgement = "Share of distinct words of five letters or more that occur in the training text"
+
     def judge(self, texts: list[str]) -> dict[str, float]:
         """Share of distinct words of five letters or more that occur in the training part.
 

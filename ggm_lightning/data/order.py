@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from torch.utils.data import Sampler
 
 _ROUNDS = 8
+_TOGETHER = 4096  # positions permuted in one call: numpy's cost per call is then shared by many batches
 _LARGEST = 2**40
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -136,10 +137,16 @@ class TrainOrder(Sampler[list[int]]):
 
     def indices(self, step: int, micro_batch: int) -> list[int]:
         """The rows of one micro-batch of this rank."""
-        part, parts = micro_batch * self.world + self.rank, self.world * self.accumulation
-        within = part + parts * np.arange(self.micro, dtype=np.int64)
-        epoch, offset = np.divmod(step * self.global_batch + within, self.size)
-        return permuted(offset, self.size, self.seed, epoch).tolist()
+        return self._dealt(step, step + 1)[micro_batch].tolist()
+
+    def _dealt(self, first: int, end: int) -> Int64[np.ndarray, "micro_batches m"]:
+        """The rows of all micro-batches of this rank in steps first .. end-1."""
+        step = np.arange(first, end, dtype=np.int64)[:, None, None]
+        part = (np.arange(self.accumulation) * self.world + self.rank)[:, None]
+        within = part + self.world * self.accumulation * np.arange(self.micro)
+        position = (step * self.global_batch + within).reshape(-1, self.micro)
+        epoch, offset = np.divmod(position, self.size)
+        return permuted(offset.reshape(-1), self.size, self.seed, epoch.reshape(-1)).reshape(position.shape)
 
     def __iter__(self) -> Iterator[list[int]]:
         first = self.first_step()  # now, not at the first batch: the step may move on before that
@@ -147,9 +154,9 @@ class TrainOrder(Sampler[list[int]]):
 
     def _from(self, first: int) -> Iterator[list[int]]:
         end = (first // self.steps_per_epoch + 1) * self.steps_per_epoch
-        for step in range(first, end):
-            for micro_batch in range(self.accumulation):
-                yield self.indices(step, micro_batch)
+        block = max(1, _TOGETHER // (self.accumulation * self.micro))
+        for start in range(first, end, block):
+            yield from self._dealt(start, min(start + block, end)).tolist()
 
 
 class EvalOrder(Sampler[list[int]]):

@@ -19,7 +19,7 @@ _SPLIT_NUMBER = {"train": 1, "val": 2}
 
 def _entropy(p: np.ndarray) -> np.ndarray:
     """-sum p log p along the last axis, nats, with 0 log 0 = 0."""
-    return -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
+    return np.asarray(-(p * np.log(np.where(p > 0, p, 1.0))).sum(-1))
 
 
 class MarkovChain(DiscreteData):

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -171,7 +171,7 @@ class ShardWriter:
 
 
 def write_shards(
-    folder: str | Path, codec: Codec, splits: dict[str, Iterable[Integer[np.ndarray, " n"]]], **how: Any
+    folder: str | Path, codec: Codec, splits: dict[str, Iterable[Integer[np.ndarray, " _"]]], **how: Any
 ) -> TokenShards:
     """Write each split's documents (arrays of ids) one after the other; `how` as for `ShardWriter`."""
     with ShardWriter(folder, codec, **how) as writer:
@@ -181,6 +181,7 @@ def write_shards(
     return TokenShards(folder)
 
 
+@runtime_checkable
 class TokenSource(Protocol):
     """What windows are cut from: a long row of ids per split."""
 

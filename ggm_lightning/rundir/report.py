@@ -48,8 +48,8 @@ footer { color: var(--quiet); font-size: 13px; margin-top: 48px; border-top: 1px
 """
 
 _ABOUT_BOUND = (
-    "Each is an upper bound on the model's own figure, estimated on held-out examples with the averaged weights; "
-    "± is one standard error."
+    "Each is an upper bound on the model's own figure, estimated on held-out examples; ± is one standard error "
+    "over them."
 )
 
 _ABOUT_CURVE = (
@@ -153,7 +153,7 @@ def _trace(fragment: str) -> str:
 
 
 def _samples(samples: list[str], picture: str | Path | None) -> str:
-    note = "Drawn with the averaged weights, not selected."
+    note = "Drawn from the final weights, not selected."
     if picture is not None:
         return _section("Samples", note, f'<figure class="pictures">{_image(picture, "samples")}</figure>')
     # a line break right after <pre> is swallowed by the parser, so the text gets one of its own

@@ -60,6 +60,8 @@ class Codec:
 class TinyData(LightningDataModule):
     """The same batches in each epoch."""
 
+    judgement = "Share of words"
+
     def __init__(self, batches: int = 1) -> None:
         super().__init__()
         self.batches, self.codec, self.characters_per_token = batches, Codec(), 1.0

@@ -21,8 +21,10 @@ def test_report_of_a_fit(tiny, fit, tmp_path):
         assert part in text
     assert text.count("<pre>") == 3
     assert "Trained parameters" in text
+    assert "exponential moving average, decay 0.9" in text
     assert '<div class="trace">' in text
     assert "25.0%" in text
+    assert "<h2>Share of words</h2>" in text
     assert torch.equal(model.seen["sample"], model.head.weight)
 
 
@@ -37,6 +39,7 @@ def test_without_csv_and_with_bare_data(tiny, tiny_data, fit, tmp_path):
     fit(tiny(), Report(num_samples=2), data=Bare(), max_epochs=1)
     text = (tmp_path / "report.html").read_text()
     assert "Bits per token, upper bound" in text
+    assert "those of the last step" in text
     assert text.count("<pre>") == 2
 
 

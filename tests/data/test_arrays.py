@@ -93,7 +93,7 @@ def test_mistakes_are_named(tmp_path: Path, x: np.ndarray) -> None:
     with pytest.raises(ValueError, match="num_classes is 1"):
         ArrayData(good, 1)
     with pytest.raises(ValueError, match="val_fraction is 0"):
-        ArrayData(good, V, val_fraction=0)
+        ArrayData(good, V, val_fraction=0.0)
     with pytest.raises(ValueError, match=r"val_labels is given without data\.val"):
         ArrayData(good, V, val_labels=good)
     for labels, message in ((np.arange(40), "41 rows but 40 labels"), (np.ones(41), "labels of dtype float64")):

@@ -117,6 +117,14 @@ def test_resuming_at_any_step_continues_identically(start: int) -> None:
     assert len(order(start)) == 9  # the length of the nominal epoch, whatever the start
 
 
+def test_permuting_steps_together_changes_nothing() -> None:
+    """More steps than fit into one block: each micro-batch is the one that its number alone gives."""
+    order = TrainOrder(20_011, 32, world=2, rank=1, accumulation=2, seed=9, first_step=lambda: 5)
+    expected = [order.indices(k, a) for k in range(5, order.steps_per_epoch) for a in range(2)]
+    assert len(expected) * order.micro > 2 * 4096
+    assert list(order) == expected
+
+
 def test_the_step_is_asked_when_iteration_starts() -> None:
     now = [0]
     order = TrainOrder(17, 6, first_step=lambda: now[0])

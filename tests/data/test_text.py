@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ggm_lightning.data import documents as documents_module
 from ggm_lightning.data import text as text_module
 from ggm_lightning.data.codecs import Bytes
 from ggm_lightning.data.demo import train_bpe
@@ -80,8 +81,7 @@ def test_documents_are_separated(tmp_path: Path) -> None:
 def test_many_batches_of_pieces_give_the_same_tokens(source: Path, monkeypatch) -> None:
     whole = _tokens(_data(source), "train")
     monkeypatch.setattr(text_module, "_BATCH", 1)
-    monkeypatch.setattr(text_module.read_documents.__globals__["codecs"], "_unused", None, raising=False)
-    monkeypatch.setitem(text_module.read_documents.__globals__, "_BLOCK", 100)
+    monkeypatch.setattr(documents_module, "_BLOCK", 100)
     again = _data(source, folder=str(source.parent / "other"))
     assert _tokens(again, "train") == whole
 

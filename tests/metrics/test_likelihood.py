@@ -1,0 +1,63 @@
+"""Bounds over a data set: float64 sums, standard errors, any division into batches and ranks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ggm_lightning.metrics.likelihood import Likelihood
+
+N = 5
+
+
+def values(seed: int = 0, count: int = 101) -> torch.Tensor:
+    return 3 + torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_units_and_standard_errors() -> None:
+    nats, metric = values(), Likelihood(N)
+    metric.update(nats)
+    result = metric.compute()
+    mean, stderr = nats.mean().item(), (nats.std() / math.sqrt(len(nats))).item()
+    assert result["nelbo"].item() == pytest.approx(mean, rel=1e-12)
+    assert result["nelbo_stderr"].item() == pytest.approx(stderr, rel=1e-9)
+    assert result["bpd"].item() == pytest.approx(mean / N / math.log(2), rel=1e-12)
+    assert result["bpd_stderr"].item() == pytest.approx(stderr / N / math.log(2), rel=1e-9)
+    assert result["ppl"].item() == pytest.approx(math.exp(mean / N), rel=1e-12)
+    assert result["ppl_stderr"].item() == pytest.approx(math.exp(mean / N) * stderr / N, rel=1e-9)
+    assert "ppl" not in Likelihood(N, perplexity=False).compute()
+
+
+def test_uneven_batches_and_ranks_weigh_every_example_once() -> None:
+    nats, whole = values(), Likelihood(N)
+    whole.update(nats)
+    ranks = [Likelihood(N), Likelihood(N)]
+    for i, part in enumerate(nats.split(7)):  # the last of 15 batches has 3 examples; one rank has a batch more
+        ranks[i % 2].update(part)
+    for name in ("total", "total_of_squares", "count"):  # what torchmetrics does across ranks: dist_reduce_fx="sum"
+        setattr(ranks[0], name, getattr(ranks[0], name) + getattr(ranks[1], name))
+    for name, value in whole.compute().items():
+        assert ranks[0].compute()[name].item() == pytest.approx(value.item(), rel=1e-12), name
+    means = torch.stack([part.mean() for part in nats.split(7)])
+    assert means.mean().item() != pytest.approx(nats.mean().item(), rel=1e-6)  # control: a mean of batch means differs
+
+
+def test_sums_are_float64_whatever_comes_in() -> None:
+    metric = Likelihood(N)
+    for _ in range(100):
+        metric.update(torch.full((1000,), 16_777_217.0, dtype=torch.float64))
+    assert metric.compute()["nelbo"].item() == 16_777_217.0  # float32 sums would stop at 2^24 of these
+    half = Likelihood(N)
+    half.update(torch.tensor([1.0, 2.0], dtype=torch.bfloat16))
+    assert half.total.dtype == torch.float64
+
+
+def test_one_example_has_no_standard_error_and_reset_forgets() -> None:
+    metric = Likelihood(N)
+    metric.update(torch.tensor([2.0]))
+    assert metric.compute()["nelbo_stderr"] == 0
+    metric.reset()
+    metric.update(torch.tensor([4.0]))
+    assert metric.compute()["nelbo"] == 4
