@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook(
     ["ggm_lightning.core", "ggm_lightning.networks"], "beartype.beartype"
-)  # before anything imports the package
+)  # before anything imports the package; not the networks, whose blocks torch.compile could not trace then
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -213,6 +213,9 @@ class Integers(Codec):
     def _text(self, ids: list[int]) -> str:
         return " ".join(map(str, ids))
 
+    def pieces(self, ids: Sequence[int], blank: str = BLANK) -> list[str]:
+        return [f"{piece} " for piece in super().pieces(ids, blank)]  # numbers need the space between them
+
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "integers", "num_classes": self.num_classes}
 

@@ -72,7 +72,7 @@ def test_masks_are_shown_as_blanks(subwords: Subwords) -> None:
         assert codec.pieces(masked, blank="?")[0] == "?"
         assert "".join(codec.pieces(ids)) == text
     assert Integers(7).decode(torch.tensor([[3, 1, 7, 1, 5]])) == ["3 1 · 1 5"]
-    assert Integers(7).pieces([3, 7]) == ["3", BLANK]
+    assert Integers(7).pieces([3, 7]) == ["3 ", f"{BLANK} "]
 
 
 def test_integers_read_what_they_write_and_flatten_images() -> None:
