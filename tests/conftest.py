@@ -10,9 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(
-    ["ggm_lightning.core", "ggm_lightning.networks"], "beartype.beartype"
-)  # before anything imports the package; not the networks, whose blocks torch.compile could not trace then
+# before anything imports the package; not the networks, whose blocks torch.compile could not trace then
+install_import_hook("ggm_lightning.core", "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
