@@ -30,7 +30,7 @@ def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
     given = [a for i, a in enumerate(args) if (i and args[i - 1] == "--ckpt_path") or a.startswith("--ckpt_path=")]
     if experiment.get("model") and given:
         _refuse_another_model(experiment["model"], given[0].removeprefix("--ckpt_path="))
-    auto_cli(function, args=args, as_positional=False, exit_on_error=False, allow_abbrev=False)
+    auto_cli(function, args=args, as_positional=False, exit_on_error=False, allow_abbrev=False)  # type: ignore[arg-type]
 
 
 def _refuse_another_model(section: dict[str, Any], path: str) -> None:
@@ -218,7 +218,7 @@ def _from_text(model: Family, text: str, blank: str) -> tuple[Tensor, Tensor, in
             ids.append(0)
             known.append(False)
         encoded = [int(v) for v in model.codec.encode(part)] if part else []
-        if part and not _same(model.codec, model.codec.decode(np.array([encoded]))[0], part):
+        if part and not _same(model.codec, model.codec.decode(np.array([encoded]))[0], part):  # type: ignore[arg-type]
             raise ValueError(f"infill: {part[:40]!r} holds symbols that the model's vocabulary lacks")
         ids += encoded
         known += [True] * len(encoded)
@@ -263,7 +263,7 @@ def _write(folder: Path, model: Family, drawn: Samples, facts: dict[str, Any]) -
     (folder / "samples.txt").write_text(page(decoded), encoding="utf-8")
     pieces = model.codec.pieces if model.codec else lambda ids: [f"{i} " for i in ids]
     shown = {name.replace("_", " "): str(value) for name, value in facts.items()}
-    fragment = trace_html(drawn.trace or [], pieces, mask_id=model.num_classes) if len(model.shape) == 1 else ""
+    fragment = trace_html(drawn.trace or [], pieces, mask_id=model.num_classes) if len(model.shape) == 1 else ""  # type: ignore[arg-type]
     title = f"{len(decoded)} samples of {type(model).__name__}"
     write_report(folder / "trace.html", title, None, {}, decoded[:8], fragment, shown, {})
     return decoded

@@ -160,7 +160,7 @@ class EMA(Callback):
         alias = {name: names.get(id(p)) for name, p in pl_module.named_parameters(remove_duplicate=False)}
         present = checkpoint["state_dict"]
         for key, source in (("state_dict", self._average), ("current_model_state", raw)):
-            checkpoint[key] = {name: source.get(alias.get(name), value) for name, value in present.items()}
+            checkpoint[key] = {name: source.get(alias.get(name), value) for name, value in present.items()}  # type: ignore[arg-type]
         checkpoint["averaging_state"] = {"updates": self.updates, "last_step": self._last_step}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -188,7 +188,7 @@ def require_ema(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         ValueError: the run would silently go on from the averaged weights, with the optimiser state of the raw ones.
     """
     averaged = "averaging_state" in checkpoint
-    if averaged and trainer.state.fn == TrainerFn.FITTING and not any(isinstance(c, EMA) for c in trainer.callbacks):
+    if averaged and trainer.state.fn == TrainerFn.FITTING and not any(isinstance(c, EMA) for c in trainer.callbacks):  # type: ignore[attr-defined]
         raise ValueError(
             "the checkpoint to resume holds averaged weights, but trainer.callbacks has no EMA; add "
             "ggm_lightning.callbacks.ema.EMA to trainer.callbacks"

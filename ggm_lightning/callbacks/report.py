@@ -45,7 +45,7 @@ class Report(Callback):
         self.seed = seed
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run or not trainer.is_global_zero:
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         try:
             self._write(trainer, pl_module)
@@ -67,7 +67,7 @@ class Report(Callback):
         texts = decoded if isinstance(decoded, list) else []
         picture = None if isinstance(decoded, list) else folder / "samples.png"
         if picture is not None:
-            save_png(grid(decoded), picture)
+            save_png(grid(decoded), picture)  # type: ignore[arg-type]
         judged = datamodule.judge(texts) if texts and hasattr(datamodule, "judge") else {}
         write_report(
             folder / "report.html",
@@ -149,12 +149,12 @@ def _trace(states: list[Any] | None, datamodule: Any, pl_module: LightningModule
         return ""
     codec = getattr(datamodule, "codec", None)
     pieces = getattr(codec, "pieces", None) or (lambda ids: [f"{i} " for i in ids])
-    return trace_html([state.cpu() for state in states], pieces, mask_id=pl_module.num_classes)
+    return trace_html([state.cpu() for state in states], pieces, mask_id=pl_module.num_classes)  # type: ignore[arg-type]
 
 
 def _weights(trainer: Trainer) -> str:
     """The averages are in the module when a fit has ended, see EMA.on_train_end."""
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]
     return f"exponential moving average, decay {averages[0].decay:g}" if averages else "those of the last step"
 
 

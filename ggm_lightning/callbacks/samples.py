@@ -115,9 +115,9 @@ def _log(logger: Logger, decoded: list[str] | np.ndarray, step: int) -> None:
             quoted = "\n\n---\n\n".join("    " + text.replace("\n", "\n    ") for text in decoded)
             logger.experiment.add_text("samples", quoted, step)
         else:
-            logger.experiment.add_image("samples", grid(decoded), step, dataformats="HWC")
+            logger.experiment.add_image("samples", grid(decoded), step, dataformats="HWC")  # type: ignore[arg-type]
     elif isinstance(logger, WandbLogger):
         if is_text:
-            logger.log_text("samples", columns=["sample", "text"], data=[[i, t] for i, t in enumerate(decoded)])
+            logger.log_text("samples", columns=["sample", "text"], data=[[i, t] for i, t in enumerate(decoded)])  # type: ignore[list-item]
         else:
-            logger.log_image("samples", [grid(decoded)])
+            logger.log_image("samples", [grid(decoded)])  # type: ignore[arg-type]

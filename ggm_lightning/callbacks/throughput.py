@@ -84,7 +84,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.rate.add(batch["x"])
-        if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             examples, tokens = (rate * trainer.world_size for rate in self.rate.per_second())
             pl_module.log_dict(
                 {"train/tokens_per_s": tokens, "train/examples_per_s": examples}, batch_size=batch["x"].shape[0]

@@ -40,8 +40,8 @@ class Likelihood(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """nelbo (nats per example), bpd (bits per dimension), ppl, and `_stderr` of each (0 for one example)."""
-        mean = self.total / self.count
-        variance = (self.total_of_squares / self.count - mean.square()).clamp(min=0)
+        mean = self.total / self.count  # type: ignore[arg-type]
+        variance = (self.total_of_squares / self.count - mean.square()).clamp(min=0)  # type: ignore[arg-type]
         stderr = (variance / (self.count - 1).clamp(min=1)).sqrt()
         per_bit = 1 / (self.num_sites * math.log(2))
         values = {"nelbo": mean, "nelbo_stderr": stderr, "bpd": mean * per_bit, "bpd_stderr": stderr * per_bit}

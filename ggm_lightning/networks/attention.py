@@ -75,8 +75,8 @@ class RotaryAttention(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         queries, keys, values = rearrange(self.qkv(x), "b n (k heads d) -> k b n heads d", k=3, heads=self.num_heads)
         queries, keys = (rotate(turned, cos, sin).to(values.dtype) for turned in (queries, keys))
-        mixed = F.scaled_dot_product_attention(
-            *(rearrange(part, "b n heads d -> b heads n d") for part in (queries, keys, values)),
+        mixed = F.scaled_dot_product_attention(  # type: ignore[misc]
+            *(rearrange(part, "b n heads d -> b heads n d") for part in (queries, keys, values)),  # type: ignore[arg-type]
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.out(rearrange(mixed, "b heads n d -> b n (heads d)"))

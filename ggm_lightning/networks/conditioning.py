@@ -93,13 +93,13 @@ class Conditioning(nn.Module):
     def _embed_time(self, t: Tensor | None) -> Tensor:
         if t is None:
             raise ValueError("this network needs the time t; pass it, or build the network with time_features='none'")
-        weights = self.mlp[0].weight.dtype
-        return time_embedding(t, self.dim, torch.promote_types(weights, torch.float32)).to(weights)
+        weights = self.mlp[0].weight.dtype  # type: ignore[index]
+        return time_embedding(t, self.dim, torch.promote_types(weights, torch.float32)).to(weights)  # type: ignore[arg-type]
 
     def _embed_label(self, batch_size: int, label: Tensor | None) -> Tensor:
         if label is None:
             label = torch.full((batch_size,), self.num_labels, device=self.label_table.weight.device)
-        return self.label_table(label)
+        return self.label_table(label)  # type: ignore[misc]
 
 
 class Modulation(nn.Module):

@@ -147,7 +147,7 @@ class Transformer(nn.Module):
             if self.condition.empty:
                 return None
             zero = conditioning == "adaln_zero"
-            return Modulation(feature_dim, self.width, parts, _ACTIVATIONS[mlp], zero)
+            return Modulation(feature_dim, self.width, parts, _ACTIVATIONS[mlp], zero)  # type: ignore[arg-type]
 
         def block() -> Block:
             attention = RotaryAttention(self.width, num_heads, dropout)
@@ -190,8 +190,8 @@ class Transformer(nn.Module):
             else:
                 x = block(x, condition, cos, sin)
         if self.final_modulation is None:
-            return self.final_norm(x)
-        return modulate(x, *self.final_modulation(condition), _NORM_EPS)
+            return self.final_norm(x)  # type: ignore[misc]
+        return modulate(x, *self.final_modulation(condition), _NORM_EPS)  # type: ignore[call-arg]
 
     def _embed(self, z: Tensor) -> Tensor:
         x = self.embedding(z)

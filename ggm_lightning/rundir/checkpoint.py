@@ -210,11 +210,11 @@ def load(path: str | Path, map_location: Any = "cpu") -> LightningModule:
         raise ValueError(f"{path}: does not say which model it is of (saved without the command line); {_FALLBACK}")
     model = _build(about, path)
     _load_strictly(model, checkpoint["state_dict"], path)
-    model.codec = None
+    model.codec = None  # type: ignore[assignment]
     if about.get("codec") is not None:
         from ggm_lightning.data.codecs import codec_from_dict  # tokenizers are needed for texts only
 
-        model.codec = codec_from_dict(about["codec"])
+        model.codec = codec_from_dict(about["codec"])  # type: ignore[assignment]
     return model.to(map_location).eval() if isinstance(map_location, str | torch.device) else model.eval()
 
 

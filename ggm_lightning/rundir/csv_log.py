@@ -76,7 +76,7 @@ class CSVLog(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the resolved configuration lies beside the file."""
 
-    def log_graph(self, model: LightningModule, input_array: Any = None) -> None:
+    def log_graph(self, model: LightningModule, input_array: Any = None) -> None:  # type: ignore[override]
         """The Trainer hands over the module here when it starts; its trainer tells a fit from an evaluation."""
         self.flush()
         self._trainer = model.trainer

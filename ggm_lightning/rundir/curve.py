@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def smoothed(values: Sequence[float] | np.ndarray, share: float = 0.04) -> np.nd
     return (total[index + right + 1] - total[index - left]) / (left + right + 1)
 
 
-def _frame(axes: object, train: np.ndarray, bound: np.ndarray, references: list[float]) -> None:
+def _frame(axes: Any, train: np.ndarray, bound: np.ndarray, references: list[float]) -> None:
     """The first steps of training are far above everything else: they may leave the picture at the top."""
     smooth = smoothed(train[:, 1]) if len(train) else np.zeros(0)
     later = smooth[len(smooth) // 20 :]
@@ -92,7 +93,7 @@ def _frame(axes: object, train: np.ndarray, bound: np.ndarray, references: list[
     axes.margins(x=0.01)
 
 
-def _label(axes: object, labels: list[tuple[float, str, str]]) -> None:
+def _label(axes: Any, labels: list[tuple[float, str, str]]) -> None:
     """Names at the right end of the lines, pushed apart where they would lie on one another."""
     low, high = axes.get_ylim()
     least = 0.048 * (high - low)
