@@ -48,6 +48,7 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     grid: str = "cosine",
+    sampler: str | None = None,
     label: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -63,6 +64,7 @@ def sample(
         temperature: 1 draws from the model, less sharpens.
         top_p: mass of the nucleus; 1 draws from the model.
         grid: times of the steps, cosine or uniform.
+        sampler: for families that have several; the default is the family's first.
         label: class to condition on.
         seed: sample r is a function of (seed, r), whatever the batch size.
         batch_size: samples drawn at once.
@@ -82,6 +84,7 @@ def sample(
         temperature=temperature,
         top_p=top_p,
         grid=grid,
+        sampler=sampler,
         seed=seed,
     )
     folder = Path(out) if out else Path(ckpt_path).parent / f"samples-seed{seed}"
@@ -99,6 +102,7 @@ def infill(
     temperature: float = 1.0,
     top_p: float = 1.0,
     grid: str = "cosine",
+    sampler: str | None = None,
     label: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -118,6 +122,7 @@ def infill(
         temperature: 1 draws from the model, less sharpens.
         top_p: mass of the nucleus; 1 draws from the model.
         grid: times of the steps, cosine or uniform.
+        sampler: for families that have several; the default is the family's first.
         label: class to condition on.
         seed: filling r is a function of (seed, r).
         batch_size: fillings drawn at once.
@@ -139,6 +144,7 @@ def infill(
         temperature=temperature,
         top_p=top_p,
         grid=grid,
+        sampler=sampler,
         seed=seed,
     )
     if len(model.shape) == 1:  # what the model added behind a text that is shorter than its window is cut off

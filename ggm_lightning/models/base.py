@@ -52,6 +52,10 @@ class Optimizer:
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
 
+def _choice(names: tuple[str, ...]) -> str:
+    return f"choose {' or '.join(names)}" if len(names) > 1 else f"it has only {names[0]}"
+
+
 class Family(LightningModule, ABC):
     """A discrete diffusion model over x in {0..V-1}^shape.
 
@@ -66,6 +70,8 @@ class Family(LightningModule, ABC):
         seed: of the training noise (times, corruption, dropout).
         eval_seed: of the validation and test noise; the same at every validation.
     """
+
+    samplers: tuple[str, ...] = ("ancestral",)  # names for `sample`, the default first
 
     def __init__(
         self,
@@ -166,6 +172,7 @@ class Family(LightningModule, ABC):
         seed: int = 0,
         trace: bool = False,
         grid: str = "cosine",
+        sampler: str | None = None,
         row: Tensor | None = None,
         progress: bool = False,
     ) -> Samples:
@@ -180,8 +187,11 @@ class Family(LightningModule, ABC):
             temperature, top_p: sharpen the law of the values; 1 and 1 draw from the model itself.
             seed, row: the draw of row r is a function of (seed, r); row defaults to 0..b-1.
             trace: keep the state after every step (CPU).
+            sampler: one of the family's `samplers`; None takes the first.
             progress: show a bar with time left.
         """
+        if sampler not in (None, *self.samplers):
+            raise ValueError(f"sampler '{sampler}' is unknown to {type(self).__name__}; {_choice(self.samplers)}")
         with self.evaluating():
             return run(self, num_samples, num_steps, label, clamp, temperature, top_p, seed, trace, grid, row, progress)
 
