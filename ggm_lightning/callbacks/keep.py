@@ -30,14 +30,39 @@ class KeepLast(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
+        self._step = 0
+        self._in_step = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.global_step == self._step:
+            return  # accumulating: a run resumed from here would count its micro-batches wrongly
+        self._step = trainer.global_step
+        self._in_step = True
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # here and not in on_train_end, where the averaged weights have already replaced the raw ones
-        if _is_last(trainer) and self._last_global_step_saved != trainer.global_step:
+        if _is_last(trainer):
+            self.save_now(trainer)
+        self._in_step = False
+
+    def save_now(self, trainer: Trainer) -> None:
+        """last.ckpt of this step, unless it is there already."""
+        if self._last_global_step_saved != trainer.global_step:
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A validation that is due after this step would be skipped by a run resumed from here (Lightning 2.6.6); one
+        that was interrupted in its first batch is begun anew: so the loop's state says that it was."""
+        fit_loop = trainer.fit_loop
+        if self._in_step and fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher):
+            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress = {"total": begun, "current": dict(begun), "is_last_batch": False}
+            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress
 
 
 def _is_last(trainer: Trainer) -> bool:

@@ -55,6 +55,7 @@ class CSVLog(Logger):
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._warned = False
+        self._flush_next = False
 
     @property
     def name(self) -> str:
@@ -124,10 +125,17 @@ class CSVLog(Logger):
             self._rewrite(self._columns, kept)
         self._truncate_at = None
 
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """A resumed run does not repeat the rows up to here: they and the row of this very step, which Lightning logs
+        only now, must reach the file."""
+        self.flush()
+        self._flush_next = True
+
     def save(self) -> None:
         """Lightning calls this after every row; see `flush_every_n_rows`."""
         validated = any(name.startswith(("val/", "test/")) for row in self._rows for name in row)
-        if validated or len(self._rows) >= self.flush_every_n_rows:
+        if validated or self._flush_next or len(self._rows) >= self.flush_every_n_rows:
+            self._flush_next = False
             self.flush()
 
     def finalize(self, status: str) -> None:
