@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -36,15 +36,28 @@ def main(args: list[str] | None = None) -> None:
     try:
         _dispatch(args)
     except KeyboardInterrupt:
-        _fail("stopped by Ctrl-C")
+        _leave("stopped by Ctrl-C", 130)
+    except SystemExit as error:
+        # before training begins, Lightning turns Ctrl-C into an exit of its own
+        if isinstance(error.__context__, KeyboardInterrupt):
+            _leave("stopped by Ctrl-C before training began; nothing was to be saved", 130)
+        raise
     except Exception as error:
+        if type(error).__name__ == "Stopped":  # callbacks/stop.py
+            _leave(str(error), error.exit_code)  # type: ignore[attr-defined]
         if os.environ.get("GGM_DEBUG") == "1" or not _is_users_mistake(error):
             raise
-        _fail(_parsing_message(args[0], str(error)) if _is_parsing(error) else " ".join(str(error).split()))
+        _fail(_parsing_message(args[0], str(error)) if _is_parsing(error) else str(error))
 
 
-def _fail(message: str) -> None:
-    print(f"lightning: error: {message}", file=sys.stderr)
+def _leave(message: str, exit_code: int) -> NoReturn:
+    if message:
+        print(message, file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"lightning: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -57,7 +70,9 @@ def _parsing_message(command: str, message: str) -> str:
 
 
 def _is_parsing(error: BaseException) -> bool:
-    return type(error).__name__ in ("ArgumentError", "NSKeyError", "ParserError")
+    """Also what jsonargparse wraps around a constructor's own words."""
+    names = ("ArgumentError", "NSKeyError", "ParserError")
+    return type(error).__name__ in names or str(error).startswith(("Does not validate", "Problem with given class"))
 
 
 def _is_users_mistake(error: BaseException) -> bool:
@@ -83,6 +98,7 @@ def _dispatch(args: list[str]) -> None:
     merged: dict[str, Any] = {}
     for path in paths:
         merged = config_files.merge(merged, config_files.load_file(path))
+    config_files.check_sections(merged)
     if command in _CHECKPOINT_COMMANDS:
         from ggm_lightning import commands as checkpoint_commands
 
@@ -94,6 +110,9 @@ def _dispatch(args: list[str]) -> None:
 
 
 def _run_trainer_command(command: str, merged: dict[str, Any], rest: list[str]) -> None:
+    for name in (argument.split("=")[0] for argument in rest):
+        if name.replace(".init_args", "") in ("--model.seed", "--data.seed"):
+            raise ValueError(f"{name} is given, but it is taken from --seed_everything; leave it out")
     from ggm_lightning.trainer_cli import build
 
     with tempfile.TemporaryDirectory() as folder:

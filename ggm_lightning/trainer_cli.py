@@ -7,6 +7,7 @@ report.html, samples/. Folders have no version numbers: with them `--ckpt_path l
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,17 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ggm_lightning import config as config_files
 from ggm_lightning.callbacks.bounds import Bounds
+from ggm_lightning.callbacks.guard import Guard
 from ggm_lightning.callbacks.keep import KeepBest, KeepLast
 from ggm_lightning.callbacks.progress import Progress
 from ggm_lightning.callbacks.report import Report
+from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.callbacks.throughput import Throughput
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import checkpoint as checkpoint_files
@@ -104,6 +109,13 @@ class _CLI(LightningCLI):
         for section in ("model", "data"):
             if not config.get(section):
                 raise ValueError(f"'{section}' is missing; give --config experiments/<name>.yaml")
+        for key in ("network", "schedule", "optimizer"):
+            if config.model.init_args.get(key, "") is None:
+                raise ValueError(f"model.{key} is null; leave it out for the default, or say which")
+        for key in ("name", "runs"):
+            if not config[key]:
+                raise ValueError(f"{key} is empty; it is a part of the run folder's path, runs/<name>")
+        config_files.check_trainer(config.trainer)
         for key in ("model.init_args.num_classes", "model.init_args.shape", _NETWORK_CLASSES):
             if config.get(key) is not None:
                 raise ValueError(
@@ -134,6 +146,10 @@ class _CLI(LightningCLI):
                 + (", or start fresh with --allow_fresh true" if fitting else "")
             )
         dry = self.config[self.subcommand].trainer.fast_dev_run
+        requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+        if path is None and fitting and requeued and (folder / "last.ckpt").is_file():
+            rank_zero_info(f"requeued job: goes on from {folder / 'last.ckpt'}")
+            path = folder / "last.ckpt"
         if path is None and fitting and not dry and any(folder.glob("*.ckpt")):
             raise ValueError(
                 f"{folder} already holds a run; continue it with --ckpt_path last, or choose another --name"
@@ -151,14 +167,19 @@ class _CLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         given = config.get("callbacks") or []
         dry = bool(config.get("fast_dev_run"))
-        extra: list[Callback] = [Throughput(), Progress(), Bounds()]
+        given = given if isinstance(given, list) else [given]  # the parser takes a single one too
+        extra: list[Callback] = [Throughput(), Bounds()]
+        if config.get("enable_progress_bar") is not False:
+            extra.append(Progress())
         if self.subcommand == "fit" and not dry:
-            extra += [KeepLast(str(self.folder), self._get(self.config, "checkpoint_every_n_steps"))]
-            extra += [KeepBest(str(self.folder))]
-            extra += [] if any(isinstance(callback, Report) for callback in given) else [Report()]
-            extra += [_SaveConfig(self.folder, self._config_text())]
+            keep_last = KeepLast(str(self.folder), self._get(self.config, "checkpoint_every_n_steps"))
+            ours = [Guard(), Report(), _SaveConfig(self.folder, self._config_text())]
+            extra += [callback for callback in ours if not any(type(callback) is type(other) for other in given)]
+            extra += [keep_last, KeepBest(str(self.folder)), StopSignals(keep_last)]
         config["callbacks"] = [*given, *extra]
         config["plugins"] = [*(config.get("plugins") or []), checkpoint_files.AtomicCheckpointIO()]
+        if SLURMEnvironment.detect():  # Lightning's own requeueing saves in the middle of a step
+            config["plugins"] += [SLURMEnvironment(auto_requeue=False)]
         if config.get("logger") is False and not dry:
             config["logger"] = [self._logger(name) for name in self._get(self.config, "logger")]
         try:

@@ -11,6 +11,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ggm_lightning.rundir.csv_log import CSVLog
+
 
 class KeepLast(ModelCheckpoint):
     """<folder>/last.ckpt every n optimiser steps and after the last one.
@@ -31,7 +33,7 @@ class KeepLast(ModelCheckpoint):
             save_on_train_epoch_end=False,
         )
         self._step = 0
-        self._in_step = False
+        self._saving = False  # this callback, and not KeepBest
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -43,23 +45,29 @@ class KeepLast(ModelCheckpoint):
         if trainer.global_step == self._step:
             return  # accumulating: a run resumed from here would count its micro-batches wrongly
         self._step = trainer.global_step
-        self._in_step = True
+        self._saving = True
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._saving = False
         # here and not in on_train_end, where the averaged weights have already replaced the raw ones
         if _is_last(trainer):
             self.save_now(trainer)
-        self._in_step = False
 
     def save_now(self, trainer: Trainer) -> None:
-        """last.ckpt of this step, unless it is there already."""
+        """last.ckpt of this step, unless it is there already; before the step's validation is over."""
         if self._last_global_step_saved != trainer.global_step:
+            self._saving = True
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._saving = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A validation that is due after this step would be skipped by a run resumed from here (Lightning 2.6.6); one
         that was interrupted in its first batch is begun anew: so the loop's state says that it was."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLog):
+                logger.before_checkpoint()
         fit_loop = trainer.fit_loop
-        if self._in_step and fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher):
+        fetcher = fit_loop._data_fetcher
+        if self._saving and fetcher is not None and fit_loop.epoch_loop._should_check_val_fx(fetcher):
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress = {"total": begun, "current": dict(begun), "is_last_batch": False}
             checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress

@@ -29,6 +29,9 @@ class Progress(ProgressBar):
 
     def __init__(self, refresh_seconds: float = 0.5, plain_seconds: float = 10.0) -> None:
         super().__init__()
+        for name, value in (("refresh_seconds", refresh_seconds), ("plain_seconds", plain_seconds)):
+            if not value >= 0:
+                raise ValueError(f"Progress: {name} is {value}; it must be at least 0")
         self.refresh_seconds = refresh_seconds
         self.plain_seconds = plain_seconds
         self._enabled = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,17 @@ class Samples(Callback):
         top_p: float = 1.0,
         seed: int = 0,
     ) -> None:
-        for name, value in (("every_n_validations", every_n_validations), ("num_samples", num_samples)):
+        for name, value in (
+            ("every_n_validations", every_n_validations),
+            ("num_samples", num_samples),
+            ("num_steps", num_steps),
+        ):
             if value < 1:
                 raise ValueError(f"Samples: {name} is {value}; it must be at least 1")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"Samples: temperature is {temperature}; it must be positive and finite")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"Samples: top_p is {top_p}; it is a probability mass in (0, 1]")
         self.every_n_validations = every_n_validations
         self.num_samples = num_samples
         self.num_steps = num_steps

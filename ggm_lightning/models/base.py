@@ -40,6 +40,11 @@ class Optimizer:
     decay: str = "cosine"
 
     def __post_init__(self) -> None:
+        for name in ("lr", "eps", "weight_decay", "warmup_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0 and finite")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas are {self.betas}; both must lie in [0, 1)")
         if self.decay not in ("cosine", "constant"):
             raise ValueError(f"optimizer.decay is '{self.decay}'; choose cosine or constant")
 
@@ -85,6 +90,10 @@ class Family(LightningModule, ABC):
         eval_seed: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout is {label_dropout}; it is a probability: give a number in [0, 1]")
+        if eval_samples < 1:
+            raise ValueError(f"eval_samples is {eval_samples}; a bound needs at least 1")
         self.network = network
         self.num_classes = num_classes
         self.shape = tuple(shape)
@@ -248,7 +257,9 @@ class Family(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         o = self.optimizer
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+        # one kernel per step on a GPU, which can also leave a step out without asking the host (callbacks/guard.py)
+        fused = self.device.type == "cuda" or None
+        optimizer = torch.optim.AdamW(parameters, o.lr, o.betas, o.eps, o.weight_decay, fused=fused)
         total = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -125,9 +125,9 @@ class CSVLog(Logger):
             self._rewrite(self._columns, kept)
         self._truncate_at = None
 
-    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        """A resumed run does not repeat the rows up to here: they and the row of this very step, which Lightning logs
-        only now, must reach the file."""
+    def before_checkpoint(self) -> None:
+        """A run resumed from it does not repeat the rows up to here: they, and then the row of this very step, which
+        Lightning logs only after the save, must reach the file."""
         self.flush()
         self._flush_next = True
 

@@ -73,6 +73,7 @@ class Run:
     arguments: list[str]
     log: Path
     ranks: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
     processes: list[BaseProcess] = field(default_factory=list)
     marks: str = ""
 
@@ -81,6 +82,7 @@ class Run:
         for rank in range(self.ranks):
             ours, theirs = CONTEXT.Pipe(duplex=False)
             environment = {**rendezvous, "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if self.ranks > 1 else {}
+            environment = {**environment, **self.environment}
             process = CONTEXT.Process(target=_child, args=(self.arguments, environment, theirs, str(self.log)))
             process.start()
             theirs.close()
@@ -108,6 +110,10 @@ class Run:
             if self.processes[rank].is_alive():
                 send = os.killpg if signum == signal.SIGKILL else os.kill
                 send(self.processes[rank].pid or 0, signum)
+
+    def signal_group(self, signum: int) -> None:
+        """To the run and its loader's workers, as terminals and schedulers do."""
+        os.killpg(self.processes[0].pid or 0, signum)
 
     def end(self, timeout: float = 120.0) -> list[int | None]:
         """Exit codes of the ranks; negative ones are signals."""

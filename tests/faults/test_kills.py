@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import random
 import signal
 import time
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from ggm_lightning.rundir.csv_log import read_metrics
 from tests.faults.runs import Run
 
 STEPS = 24
@@ -47,7 +47,9 @@ def different(one: Any, two: Any, where: str = "") -> list[str]:
         assert one.keys() == two.keys(), where
         return [place for key in one for place in different(one[key], two[key], f"{where}/{key}")]
     if isinstance(one, list | tuple):
-        return [place for i, pair in enumerate(zip(one, two, strict=True)) for place in different(*pair, f"{where}/{i}")]
+        return [
+            place for i, pair in enumerate(zip(one, two, strict=True)) for place in different(*pair, f"{where}/{i}")
+        ]
     return [] if one == two else [where]
 
 
@@ -59,10 +61,10 @@ def parts(run: Path, name: str) -> dict[str, Any]:
     return {part: checkpoint[part] for part in PARTS}
 
 
-def rows(run: Path) -> list[tuple[str, ...]]:
-    """What metrics.csv says of loss and bound, step by step."""
-    with (run / "metrics.csv").open() as file:
-        return [(row["step"], row["train/bpd"], row["val/nelbo"]) for row in csv.DictReader(file)]
+def rows(run: Path) -> dict[tuple[int, str], float]:
+    """(step, metric) -> value of loss and bound in metrics.csv."""
+    found = read_metrics(run / "metrics.csv")
+    return {(step, name): value for name in ("train/bpd", "val/nelbo") for step, value in found[name]}
 
 
 @pytest.mark.slow
@@ -86,9 +88,11 @@ def test_killed_and_resumed_is_undisturbed(scenario: str, tmp_path: Path, capsys
         assert set(codes) <= {0, -signal.SIGKILL}, run.output[-3000:]
     for name in ("last.ckpt", "best.ckpt"):
         assert not different(parts(tmp_path / "whole", name), parts(tmp_path / "killed", name)), name
-    lost = set(rows(tmp_path / "whole")) ^ set(rows(tmp_path / "killed"))
+    whole_rows, killed_rows = rows(tmp_path / "whole"), rows(tmp_path / "killed")
+    assert killed_rows.items() <= whole_rows.items()
     # a step is logged just after it was saved: a kill in between loses this one row
-    assert all(int(row[0]) % 3 == 0 and not row[2] for row in lost), lost
+    lost = whole_rows.keys() - killed_rows.keys()
+    assert all(step % 3 == 0 and name == "train/bpd" for step, name in lost), lost
     assert len(lost) <= KILLS
     with capsys.disabled():
         print(f"\n{scenario}: {len(kills)} kills at {' '.join(kills)} (t train, v validation, s save): bit-equal")
@@ -114,6 +118,9 @@ def test_a_validation_that_was_killed_is_done_again(validate: int, save: int, tm
     assert kills == STEPS // validate
     assert not different(parts(tmp_path / "whole", "last.ckpt"), parts(tmp_path / "killed", "last.ckpt"))
     # after the last step there is no training to resume, and `lightning validate` measures the finished run
-    whole_bounds, bounds = ([row[::2] for row in rows(tmp_path / name) if row[2]] for name in ("whole", "killed"))
-    assert bounds == [row for row in whole_bounds if row[0] != str(STEPS)]
+    whole_bounds, bounds = (
+        {step: value for (step, metric), value in rows(tmp_path / name).items() if metric == "val/nelbo"}
+        for name in ("whole", "killed")
+    )
+    assert bounds == {step: value for step, value in whole_bounds.items() if step != STEPS}
     assert len(bounds) >= 3
