@@ -7,36 +7,86 @@ data:
 
 from __future__ import annotations
 
+import math
+import tokenize
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from jaxtyping import Integer
 
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.codecs import Codec, Integers
 from ggm_lightning.data.rows import Rows, RowSource
 
+# What numpy and zipfile raise for files that are cut short, overwritten or of another kind.
+_DAMAGE = (
+    ValueError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
-def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
-    """(shape, dtype) of a .npy file, or of `x` in a .npz, without reading the numbers."""
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
+    """(a .npy file or the array `name` of a .npz, its bytes); whatever is wrong in between becomes one line."""
     try:
         if path.suffix != ".npz":
             with open(path, "rb") as handle:
-                return _npy_header(handle)
-        with zipfile.ZipFile(path) as archive, archive.open("x.npy") as member:
-            return _npy_header(member)
+                yield handle, path.stat().st_size
+            return
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+            yield member, archive.getinfo(f"{name}.npy").file_size
     except KeyError:
-        raise ValueError(f"{path}: no array named x; write it with numpy.savez(path, x=..., label=...)") from None
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a .npy or .npz file ({error}); write it with numpy.save or savez") from None
+        raise ValueError(f"{path}: no array named {name}; write it with numpy.savez(path, x=..., label=...)") from None
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: cannot be read as .npy or .npz ({reason}); write it again with numpy.save or savez"
+        ) from None
 
 
-def _npy_header(handle: IO[bytes] | zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
+def _not_integers(path: Path, name: str, dtype: np.dtype) -> str:
+    return f"{path}: {name} of dtype {dtype}, not integers; store whole numbers, as uint8 or uint16"
+
+
+def array_header(path: Path, name: str = "x") -> tuple[tuple[int, ...], np.dtype]:
+    """(shape, dtype) of a .npy file, or of an array in a .npz, without reading the numbers."""
+    with _opened(path, name) as (handle, _):
+        return _npy_header(handle)
+
+
+def _npy_header(handle: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(handle)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(handle)
     return shape, dtype
+
+
+def read_array(path: Path, name: str = "x") -> Integer[np.ndarray, " *s"]:
+    """Whole numbers, memory-mapped from a .npy or read from a .npz; ValueError in one line for anything else."""
+    with _opened(path, name) as (handle, size):
+        shape, dtype = _npy_header(handle)
+        # Before numpy maps or allocates what the header promises.
+        expected = handle.tell() + math.prod(shape) * dtype.itemsize
+        if dtype.kind in "iu" and size != expected:
+            raise ValueError(f"expected {expected} bytes, found {size}")
+        if path.suffix == ".npz" and dtype.kind in "iu":
+            handle.seek(0)
+            return np.lib.format.read_array(handle, allow_pickle=False)
+    if dtype.kind not in "iu":
+        raise ValueError(_not_integers(path, name, dtype))
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 class ArrayData(DiscreteData):
@@ -48,6 +98,7 @@ class ArrayData(DiscreteData):
         val: the same for validation; None: the last rows of `train` are held out.
         val_fraction: how many of them.
         labels: path of a .npy [N] with the labels of `train`. val_labels: of `val`.
+        num_labels: labels lie in 0..num_labels-1; None: up to the largest label of `train`.
         batches: global_batch_size, max_batch_per_device, eval_batch_size, num_workers, seed (see DiscreteData).
     """
 
@@ -59,6 +110,7 @@ class ArrayData(DiscreteData):
         val_fraction: float = 0.05,
         labels: str | None = None,
         val_labels: str | None = None,
+        num_labels: int | None = None,
         **batches: Any,
     ) -> None:
         super().__init__(**batches)
@@ -68,7 +120,9 @@ class ArrayData(DiscreteData):
             raise ValueError(f"data.num_classes is {num_classes}; it must be at least 2")
         if val_labels is not None and val is None:
             raise ValueError("data.val_labels is given without data.val; leave it out, or give data.val")
-        self._num_classes, self.val_fraction = num_classes, val_fraction
+        if num_labels is not None and num_labels < 1:
+            raise ValueError(f"data.num_labels is {num_labels}; it must be at least 1, or leave it out")
+        self._num_classes, self._num_labels, self.val_fraction = num_classes, num_labels, val_fraction
         self.paths = {"train": self._path("train", train)}
         if val is not None:
             self.paths["val"] = self._path("val", val)
@@ -93,9 +147,7 @@ class ArrayData(DiscreteData):
         path = self.paths[split]
         shape, dtype = array_header(path)
         if dtype.kind not in "iu":
-            raise ValueError(
-                f"{path}: dtype {dtype}, not integers; round the data to ids and save it as uint8 or uint16"
-            )
+            raise ValueError(_not_integers(path, "x", dtype))
         if len(shape) < 2 or 0 in shape[1:]:
             raise ValueError(f"{path}: shape {shape}; it must be [rows, sites, ...], one example per row")
         return shape[1:]
@@ -108,36 +160,49 @@ class ArrayData(DiscreteData):
     def shape(self) -> tuple[int, ...]:
         return self._shape
 
+    @cached_property
+    def num_labels(self) -> int | None:  # type: ignore[override]
+        labels = self._labels("train")
+        if labels is None:
+            if self._num_labels is not None:
+                raise ValueError(
+                    f"data.num_labels is {self._num_labels}, but {self.paths['train']} has no labels; give data.labels"
+                )
+            return None
+        return self._num_labels or 1 + int(labels[1].max(initial=0))
+
     @property
     def codec(self) -> Codec:
         return Integers(self._num_classes)
 
     def load(self, split: str) -> RowSource:
-        own = split in self.paths
-        source = split if own else "train"
+        source = split if split in self.paths else "train"
         path = self.paths[source]
-        x, label = self._read(path, self.label_paths[source])
-        if label is not None and len(label) != len(x):
-            raise ValueError(f"{path}: {len(x)} rows but {len(label)} labels; give one label per row")
+        x, labels = read_array(path), self._labels(source)
+        if labels is not None and len(labels[1]) != len(x):
+            raise ValueError(f"{path}: {len(x)} rows but {len(labels[1])} labels; give one label per row")
         start, end = 0, len(x)
         if "val" not in self.paths:
             held_out = min(max(1, round(len(x) * self.val_fraction)), len(x) - 1) if len(x) > 1 else 0
             start, end = (0, len(x) - held_out) if split == "train" else (len(x) - held_out, len(x))
-        part = slice(start, end)
-        return Rows(x[part], None if label is None else label[part], name=str(path), first=start)
+        if labels is None:
+            return Rows(x[start:end], name=str(path), first=start)
+        label_path, label = labels
+        return Rows(x[start:end], label[start:end], name=str(path), first=start, label_name=str(label_path))
 
-    @staticmethod
-    def _read(path: Path, label_path: Path | None) -> tuple[np.ndarray, np.ndarray | None]:
-        label = None
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                x, label = archive["x"], archive.get("label")
-        else:
-            x = np.load(path, mmap_mode="r", allow_pickle=False)
-        if label_path is not None:
-            label = np.load(label_path, mmap_mode="r", allow_pickle=False)
-        if label is not None and (label.dtype.kind not in "iu" or label.ndim != 1):
-            raise ValueError(
-                f"{label_path or path}: labels of dtype {label.dtype}, shape {label.shape}; give whole numbers [rows]"
-            )
-        return x, label
+    def _labels(self, source: str) -> tuple[Path, np.ndarray] | None:
+        """(file, labels [N]) of a file of examples."""
+        path = self.label_paths[source]
+        if path is None:
+            path = self.paths[source]
+            if path.suffix != ".npz" or not _has_labels(path):
+                return None
+        label = read_array(path, "label")
+        if label.ndim != 1:
+            raise ValueError(f"{path}: labels of shape {label.shape}; give one whole number per row, [rows]")
+        return path, label
+
+
+def _has_labels(path: Path) -> bool:
+    with _opened(path, "x"), zipfile.ZipFile(path) as archive:
+        return "label.npy" in archive.namelist()

@@ -7,6 +7,7 @@ which rows make up a batch, on which rank, and the checks that end in one line i
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ggm_lightning.data.codecs import Codec
 from ggm_lightning.data.order import EvalOrder, TrainOrder, divide_batch
-from ggm_lightning.data.rows import RowSource, check_ids
+from ggm_lightning.data.rows import RowSource, check_ids, check_labels
 
 _STAGES: dict[str | None, tuple[str, ...]] = {
     "fit": ("train", "val"),
@@ -28,6 +29,20 @@ _STAGES: dict[str | None, tuple[str, ...]] = {
     "predict": ("val",),
     None: ("train", "val", "test"),
 }
+
+
+def _outlive_the_first_signal(worker: int) -> None:
+    """In a loader process. Terminals and schedulers send their signals to every process of a job; a worker that dies of
+    them takes the run with it before the step is saved (callbacks/stop.py). It ends when the run tells it to, on a
+    second SIGTERM, or half a minute after the first, should nobody tell it."""
+
+    def wait(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(30)
+
+    signal.signal(signal.SIGTERM, wait)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class DiscreteData(LightningDataModule):
@@ -74,6 +89,11 @@ class DiscreteData(LightningDataModule):
         raise NotImplementedError
 
     @property
+    def num_labels(self) -> int | None:
+        """Labels lie in 0..num_labels-1. None: there are none, or the data does not know how many there are."""
+        return None
+
+    @property
     def codec(self) -> Codec:
         """Turns ids into something to look at (data/codecs.py)."""
         raise NotImplementedError
@@ -109,6 +129,8 @@ class DiscreteData(LightningDataModule):
             if len(rows) == 0:
                 raise ValueError(f"{type(self).__name__}: the {split} split has no rows; give it data or another split")
             check_ids(rows, self.num_classes, split)
+            if self.num_labels is not None:
+                check_labels(rows, self.num_labels, split)
             self._rows[split] = rows
         return self._rows[split]
 
@@ -116,6 +138,7 @@ class DiscreteData(LightningDataModule):
         """Load and check the splits of this stage; for "fit", tell the trainer how many micro-batches make a step."""
         for split in _STAGES[stage]:
             self.rows(split)
+        self._check_network(stage)
         if stage not in ("fit", None) or self.trainer is None:
             return
         accumulation, _ = self._division()
@@ -126,6 +149,41 @@ class DiscreteData(LightningDataModule):
                 f"data.max_batch_per_device={self.max_batch_per_device} make it {accumulation}; leave the former out"
             )
         self.trainer.accumulate_grad_batches = accumulation
+
+    def _check_network(self, stage: str | None) -> None:
+        """Labels that the network has no embedding for are an error here, and on a GPU a device-side assert."""
+        network = getattr(getattr(self.trainer, "lightning_module", None), "network", None)
+        known = getattr(network, "num_labels", None)
+        if not known:  # it takes none and is given none, or does not say what it takes
+            return
+        if self.num_labels not in (None, known):
+            raise ValueError(
+                f"label mismatch: the data has {self.num_labels} labels, the network {known}; set the network's "
+                f"num_labels to {self.num_labels}, or to 0 to train without labels"
+            )
+        for split in _STAGES[stage]:
+            check_labels(self.rows(split), known, split)
+        if stage == "fit" and "label" not in self.rows("train")[[0]]:
+            raise ValueError(
+                f"label mismatch: the training data has no labels, the network {known}; give labels, or set the "
+                f"network's num_labels to 0"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which tokenizer the model learnt: Lightning keeps it in the checkpoint."""
+        codec = self.codec
+        name = f"{type(codec).__name__} of {codec.num_classes} ids"
+        return {"codec": name, "tokenizer_hash": codec.tokenizer_hash}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """ValueError if the checkpoint's model learnt other tokens: equal ids would mean something else."""
+        own = self.state_dict()
+        if own["tokenizer_hash"] != state_dict["tokenizer_hash"]:
+            learnt, found = (f"{s['codec']}, {s['tokenizer_hash'][:12]}.." for s in (state_dict, own))
+            raise ValueError(
+                f"wrong tokenizer: the checkpoint was trained with {learnt}, the data has {found}; give the tokenizer "
+                f"of the training, or train anew"
+            )
 
     def train_dataloader(self) -> DataLoader:
         rows, (world, rank) = self.rows("train"), self._place()
@@ -162,6 +220,7 @@ class DiscreteData(LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_outlive_the_first_signal,
             pin_memory=torch.cuda.is_available(),
         )
 

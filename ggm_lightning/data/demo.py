@@ -17,9 +17,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.codecs import Characters, Codec, Subwords, dict_hash
 from ggm_lightning.data.documents import Piece
+from ggm_lightning.data.header import staleness
 from ggm_lightning.data.rows import RowSource
 from ggm_lightning.data.text import describe, tokenise
-from ggm_lightning.data.tokens import ShardWriter, TokenShards, Windows, folder_lock, staleness
+from ggm_lightning.data.tokens import ShardWriter, TokenShards, Windows, folder_lock
 from ggm_lightning.metrics.text import order_k_cross_entropy, word_share
 
 HELD_OUT = 0.1
@@ -113,7 +114,7 @@ class DemoText(DiscreteData):
     @property
     def shards(self) -> TokenShards:
         if self._shards is None:
-            self._shards = TokenShards(self.folder)
+            self._shards = TokenShards(self.folder).require(num_classes=self.num_classes)
         return self._shards
 
     @property

@@ -37,6 +37,11 @@ def find_files(patterns: str | list[str], key: str) -> list[Path]:
         if not files:
             what = "is a folder" if exact.is_dir() else "matches no file"
             raise FileNotFoundError(f"data.{key}: '{pattern}' {what}; give the path or glob of .txt or .jsonl files")
+        empty = [path for path in files if path.stat().st_size == 0]
+        if empty:
+            raise ValueError(
+                f"data.{key}: {empty[0]}: 0 characters of text, the file is empty; copy it again, or leave it out"
+            )
         found += files
     if not found:
         raise ValueError(f"data.{key} is an empty list; give at least one path of a .txt or .jsonl file")
@@ -125,12 +130,15 @@ def _document(line: bytes, path: Path, number: int, start: int, text_key: str) -
         raise ValueError(
             f"{path}: not UTF-8 at byte {start + error.start} (line {number}, {error.reason}); convert it to UTF-8"
         ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {number} is not JSON ({error.msg}); write one object per line") from None
-    if not isinstance(record, dict) or not isinstance(record.get(text_key), str):
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", error)
+        raise ValueError(f"{path}: line {number} is not JSON ({reason}); write one object per line") from None
+    text = record.get(text_key) if isinstance(record, dict) else None
+    if not isinstance(text, str):
         has = ", ".join(map(repr, record)) if isinstance(record, dict) else f"a {type(record).__name__}"
+        if isinstance(record, dict) and text_key in record:
+            has = f"a {type(text).__name__} there"
         raise ValueError(f"{path}: line {number} has no text in '{text_key}', it has {has}; set data.text_key")
-    text = record[text_key]
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -17,8 +17,20 @@ from torch.utils.data import Dataset
 _CHUNK = 2**22  # ids looked at together when a split is checked: bounded memory, few Python calls
 
 
+class BadData(ValueError):
+    """What is wrong with the data, in one line; to be raised by what loader workers call.
+
+    torch raises a worker's error again as a new one of the same class, made from the text of the worker's whole
+    traceback. Of that text this class keeps the last line, which is the message.
+    """
+
+    def __init__(self, message: str) -> None:
+        own = f"{type(self).__module__}.{type(self).__qualname__}: "
+        super().__init__(message.rstrip().rsplit("\n", 1)[-1].removeprefix(own))
+
+
 class RowSource(Dataset):
-    """Rows by number. A subclass gives `__len__`, `fetch(indices)` and, where ids are stored, `storage()`."""
+    """Rows by number. A subclass gives `__len__`, `fetch(indices)` and, for what is stored, `storage()`, `labels()`."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -29,6 +41,10 @@ class RowSource(Dataset):
 
     def storage(self) -> Iterator[tuple[str, np.ndarray]]:
         """(name, ids as stored) of everything worth checking before training starts; by default nothing."""
+        return iter(())
+
+    def labels(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, labels as stored), to be checked in the same way; by default nothing."""
         return iter(())
 
     def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> dict[str, Tensor]:
@@ -49,11 +65,15 @@ class Rows(RowSource):
         *,
         name: str = "array",
         first: int = 0,
+        label_name: str | None = None,
     ) -> None:
-        """`name` is said in errors; `first` is the number that row 0 has in the file (a split's start)."""
+        """`name` (and `label_name`, where labels have a file of their own) is said in errors; `first` is the number
+        that row 0 has in the file (a split's start).
+        """
         if label is not None and len(label) != len(x):
             raise ValueError(f"{name}: {len(x)} rows but {len(label)} labels; give one label per row")
         self.x, self.label, self.name, self.first = x, label, name, first
+        self.label_name = label_name or name
 
     def __len__(self) -> int:
         return len(self.x)
@@ -67,19 +87,36 @@ class Rows(RowSource):
     def storage(self) -> Iterator[tuple[str, np.ndarray]]:
         yield self.name, self.x
 
+    def labels(self) -> Iterator[tuple[str, np.ndarray]]:
+        if self.label is not None:
+            yield self.label_name, self.label
+
 
 def check_ids(rows: RowSource, num_classes: int, split: str) -> None:
     """Raise ValueError naming file, split and position of the first id outside 0..num_classes-1."""
+    remedy = "fix the data or set num_classes to more than the largest id"
     for name, array in rows.storage():
-        step = max(1, _CHUNK // max(1, int(np.prod(array.shape[1:]))))
-        for start in range(0, len(array), step):
-            chunk = np.asarray(array[start : start + step])
-            if chunk.size == 0 or (chunk.min() >= 0 and chunk.max() < num_classes):
-                continue
-            where = np.argwhere((chunk < 0) | (chunk >= num_classes))[0]
-            value = int(chunk[tuple(where)])
-            place = [start + int(where[0]) + getattr(rows, "first", 0), *(int(i) for i in where[1:])]
-            raise ValueError(
-                f"{name} ({split} split): id {value} at position {place if len(place) > 1 else place[0]} is outside "
-                f"0..{num_classes - 1}; fix the data or set num_classes to more than the largest id"
-            )
+        _check_range(f"{name} ({split} split)", "id", array, num_classes, getattr(rows, "first", 0), remedy)
+
+
+def check_labels(rows: RowSource, num_labels: int, split: str) -> None:
+    """Raise ValueError naming file, split and position of the first label outside 0..num_labels-1."""
+    remedy = "fix the labels or set num_labels to more than the largest one"
+    for name, array in rows.labels():
+        _check_range(f"{name} ({split} split)", "label", array, num_labels, getattr(rows, "first", 0), remedy)
+
+
+def _check_range(where: str, what: str, array: np.ndarray, limit: int, first: int, remedy: str) -> None:
+    if array.dtype.kind not in "iu":  # a comparison would let NaN pass and a cast would cut 2.7 down to 2
+        raise ValueError(f"{where}: {what}s of dtype {array.dtype}, not integers; store whole numbers")
+    step = max(1, _CHUNK // max(1, int(np.prod(array.shape[1:]))))
+    for start in range(0, len(array), step):
+        chunk = np.asarray(array[start : start + step])
+        if chunk.size == 0 or (chunk.min() >= 0 and chunk.max() < limit):
+            continue
+        at = np.argwhere((chunk < 0) | (chunk >= limit))[0]
+        place = [first + start + int(at[0]), *(int(i) for i in at[1:])]
+        raise ValueError(
+            f"{where}: {what} {int(chunk[tuple(at)])} at position {place if len(place) > 1 else place[0]} is outside "
+            f"0..{limit - 1}; {remedy}"
+        )

@@ -27,8 +27,9 @@ from ggm_lightning.data.documents import (
     read_documents,
     survey,
 )
+from ggm_lightning.data.header import staleness
 from ggm_lightning.data.rows import RowSource
-from ggm_lightning.data.tokens import ShardWriter, TokenShards, Windows, folder_lock, staleness
+from ggm_lightning.data.tokens import ShardWriter, TokenShards, Windows, folder_lock
 
 _BATCH = 2**22  # characters encoded together: enough to keep all cores busy, small beside the memory
 
@@ -205,7 +206,9 @@ class TextData(DiscreteData):
             yield from (("val", piece) for piece in read_documents(path, self.text_key, bar.update))
 
     def load(self, split: str) -> RowSource:
-        return Windows(TokenShards(self.folder), split, self.length, self.stride if split == "train" else None)
+        codec = self.codec
+        shards = TokenShards(self.folder).require(num_classes=codec.num_classes, tokenizer_hash=codec.tokenizer_hash)
+        return Windows(shards, split, self.length, self.stride if split == "train" else None)
 
     @property
     def characters_per_token(self) -> float | None:

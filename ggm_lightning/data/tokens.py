@@ -1,15 +1,15 @@
 """Flat shards of tokens on disk, memory-mapped, and the windows cut from them.
 
 A folder holds `train-00000.bin`, `val-00000.bin`, ... (little-endian uint16 where V <= 65536, else uint32; nothing but
-ids) and `header.json`, which says everything else: vocabulary, codec, how and from what the shards were made, counts
-and checksums. The header is written last, by an atomic rename, and removed first when a folder is rebuilt: what loads
-is complete.
+ids) and `header.json` (data/header.py), which says everything else: vocabulary, codec, how and from what the shards
+were made, counts and checksums. The header is written last, by an atomic rename, and removed first when a folder is
+rebuilt: what loads is complete. Sizes and header are checked on start, contents when they are first read
+(data/blocks.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Int64, Integer
 from torch import Tensor
 
+from ggm_lightning.data.blocks import BLOCK_BYTES, FileDigest, SplitBlocks, check_size
 from ggm_lightning.data.codecs import Codec, codec_from_dict
-from ggm_lightning.data.rows import RowSource
+from ggm_lightning.data.header import HEADER, read_header, sealed
+from ggm_lightning.data.rows import BadData, RowSource
 
-FORMAT = 1
-HEADER = "header.json"
 _SHARD = re.compile(r"(train|val|test)-\d{5}\.bin(\.tmp)?")  # narrow: a user's folder may hold other .bin files
 SCAN_LIMIT = 2**28  # tokens of a split that are looked at before training; larger ones are checked as they are read
 
@@ -63,7 +63,7 @@ class _SplitWriter:
     def _open(self) -> BinaryIO:
         self.name = f"{self.split}-{len(self.files):05d}.bin"
         self.handle = open(self.folder / f"{self.name}.tmp", "wb")  # noqa: SIM115 - it outlives this call
-        self.hash, self.room = hashlib.sha256(), self.shard_tokens
+        self.digest, self.room = FileDigest(BLOCK_BYTES), self.shard_tokens
         return self.handle
 
     def write(self, ids: np.ndarray) -> None:
@@ -72,7 +72,7 @@ class _SplitWriter:
             part, ids = ids[: self.room], ids[self.room :]
             raw = part.astype(self.dtype).tobytes()
             handle.write(raw)
-            self.hash.update(raw)
+            self.digest.update(raw)
             self.room -= len(part)
             if self.room == 0:
                 self.close()
@@ -83,7 +83,7 @@ class _SplitWriter:
         _publish(self.handle, self.folder / f"{self.name}.tmp", self.folder / self.name)
         self.handle = None
         tokens = self.shard_tokens - self.room
-        self.files.append({"name": self.name, "tokens": tokens, "sha256": self.hash.hexdigest()})
+        self.files.append({"name": self.name, "tokens": tokens, **self.digest.to_dict()})
 
 
 class ShardWriter:
@@ -117,11 +117,16 @@ class ShardWriter:
     def add(self, split: str, ids: Integer[np.ndarray, " n"], *, characters: int = 0, documents: int = 0) -> None:
         """Append ids to a split, and what they count as."""
         ids = np.asarray(ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(f"{split}: ids of dtype {ids.dtype}, shape {ids.shape}; give integers in one dimension")
         largest = int(ids.max()) if ids.size else -1
         if ids.size and (ids.min() < 0 or largest >= self.codec.num_classes):
             at = int(np.flatnonzero((ids < 0) | (ids >= self.codec.num_classes))[0])
+            wrong = ids[at]
+            at += self._splits[split].counts["tokens"] if split in self._splits else 0
             raise ValueError(
-                f"{split}: id {ids[at]} is outside 0..{self.codec.num_classes - 1}; use the codec's own ids"
+                f"{self.folder} ({split} split): id {wrong} at position {at} is outside "
+                f"0..{self.codec.num_classes - 1}; use the codec's own ids"
             )
         if split not in self._splits:
             self._splits[split] = _SplitWriter(self.folder, split, self.dtype, self.shard_tokens)
@@ -137,9 +142,9 @@ class ShardWriter:
         for writer in self._splits.values():
             writer.close()
         header = {
-            "format": FORMAT,
             "num_classes": self.codec.num_classes,
             "dtype": self.dtype.name,
+            "block_bytes": BLOCK_BYTES,
             "tokenizer_hash": self.codec.tokenizer_hash,
             "options": self.options,
             "source": self.source,
@@ -148,7 +153,7 @@ class ShardWriter:
         }
         temporary = self.folder / f"{HEADER}.tmp"
         handle = open(temporary, "wb")  # noqa: SIM115 - _publish closes it
-        handle.write(json.dumps(header, indent=1).encode())
+        handle.write(sealed(header))
         _publish(handle, temporary, self.folder / HEADER)
         known = {file["name"] for writer in self._splits.values() for file in writer.files}
         for path in self.folder.iterdir():
@@ -193,47 +198,40 @@ class TokenSource(Protocol):
 
 
 class TokenShards:
-    """A finished folder of shards. Reads the header and the file sizes; tokens are mapped when first asked for."""
+    """A finished folder of shards. Reads the header and the file sizes; tokens are mapped when first asked for.
+
+    Files must not be cut short while a process reads them: of what it has checked and mapped, the system then makes a
+    SIGBUS.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        path = self.folder / HEADER
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{self.folder}: no {HEADER}, so no finished token shards; run the preparation again"
-            )
-        try:
-            self.header: dict[str, Any] = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path}: not valid JSON ({error}); delete the folder and prepare it again") from None
-        if self.header.get("format") != FORMAT:
-            raise ValueError(
-                f"{path}: format {self.header.get('format')}, this version reads {FORMAT}; "
-                f"delete the folder and prepare it again"
-            )
+        self.header = read_header(self.folder)
         self.num_classes: int = self.header["num_classes"]
         self.dtype = np.dtype(self.header["dtype"]).newbyteorder("<")
         self._maps: dict[str, np.ndarray] = {}
+        self._blocks: dict[str, SplitBlocks] = {}
+        self._process = os.getpid()
         self._codec: Codec | None = None
-        for split in self.header["splits"]:
-            self._check_split(split)
-
-    def _check_split(self, split: str) -> None:
-        for file in self.header["splits"][split]["files"]:
-            path = self.folder / file["name"]
-            expected = file["tokens"] * self.dtype.itemsize
-            found = path.stat().st_size if path.is_file() else None
-            if found != expected:
-                has = "the file is missing" if found is None else f"found {found}"
-                raise ValueError(f"{path}: expected {expected} bytes, {has}; delete {self.folder} and prepare it again")
-        if self.header["splits"][split]["largest_id"] >= self.num_classes:
-            raise ValueError(
-                f"{self.folder / HEADER}: {split} has id {self.header['splits'][split]['largest_id']}, outside "
-                f"0..{self.num_classes - 1}; delete {self.folder} and prepare it again"
-            )
+        for split in self.header["splits"].values():
+            for file in split["files"]:
+                check_size(self.folder / file["name"], file["tokens"] * self.dtype.itemsize)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # a worker maps the files itself
+        return {**self.__dict__, "_maps": {}, "_blocks": {}}  # a worker maps and checks the files itself
+
+    def require(self, *, num_classes: int, tokenizer_hash: str | None = None) -> TokenShards:
+        """Self, if the shards have this vocabulary and, where its hash is known, this tokenizer; else ValueError."""
+        expected = (num_classes, tokenizer_hash or self.header["tokenizer_hash"])
+        found = (self.num_classes, self.header["tokenizer_hash"])
+        if expected != found:
+            names = [f"{hash_[:12]}.. of {classes} ids" for classes, hash_ in (found, expected)]
+            wanted = names[1] if tokenizer_hash else f"{num_classes} ids"
+            raise ValueError(
+                f"{self.folder}: made with tokenizer {names[0]}, but the data is configured for {wanted}; set the "
+                f"tokenizer the shards were made with, or prepare another data.folder"
+            )
+        return self
 
     @property
     def codec(self) -> Codec:
@@ -260,44 +258,60 @@ class TokenShards:
     def characters(self, split: str) -> int:
         return self._split(split)["characters"]
 
-    def _file(self, name: str) -> np.ndarray:
+    def _file(self, file: dict[str, Any]) -> np.ndarray:
+        name = file["name"]
         if name not in self._maps:
+            check_size(self.folder / name, file["tokens"] * self.dtype.itemsize)  # as the map takes what it finds
             # The plain-array view skips memmap's slow slicing; the view keeps the mapping alive.
             self._maps[name] = np.asarray(np.memmap(self.folder / name, dtype=self.dtype, mode="r"))
         return self._maps[name]
 
+    def _layout(self, split: str) -> SplitBlocks:
+        if self._process != os.getpid():  # a forked worker: what it touches first, it checks itself
+            self._process, self._blocks = os.getpid(), {}
+        if split not in self._blocks:
+            files, block_bytes = self._split(split)["files"], self.header["block_bytes"]
+            self._blocks[split] = SplitBlocks(self.folder, files, self.dtype.itemsize, block_bytes)
+        return self._blocks[split]
+
     def read(self, split: str, starts: Int64[np.ndarray, " b"], length: int) -> Int64[np.ndarray, "b n"]:
-        """`length` tokens from each start, across the borders of files."""
-        files = self._split(split)["files"]
-        ends = np.cumsum([file["tokens"] for file in files])
+        """`length` tokens from each start, across the borders of files; ValueError if they are not as written."""
+        layout = self._layout(split)
+        files, ends = layout.files, layout.ends
         if len(starts) and (starts.min() < 0 or starts.max() + length > ends[-1]):
             raise IndexError(
                 f"{self.folder}: windows of {length} up to {starts.max()} exceed {ends[-1]} {split} tokens"
             )
+        layout.check_windows(starts, length)
         out = np.empty((len(starts), length), dtype=np.int64)
         for row, start, number in zip(
             out, starts.tolist(), np.searchsorted(ends, starts, "right").tolist(), strict=True
         ):
             filled = 0
             while filled < length:
-                tokens = self._file(files[number]["name"])
+                tokens = self._file(files[number])
                 offset = start + filled - (int(ends[number]) - len(tokens))
                 part = tokens[offset : offset + length - filled]
                 row[filled : filled + len(part)] = part
                 filled, number = filled + len(part), number + 1
         if out.size and out.max() >= self.num_classes:
             row_number, site = np.argwhere(out >= self.num_classes)[0]
-            raise ValueError(
-                f"{self.folder} ({split} split): id {out[row_number, site]} at token {starts[row_number] + site} is "
-                f"outside 0..{self.num_classes - 1}: the shards are damaged; delete {self.folder} and prepare it again"
+            at = int(starts[row_number] + site)
+            number = int(np.searchsorted(ends, at, "right"))
+            raise BadData(
+                f"{self.folder / files[number]['name']} ({split} split): id {out[row_number, site]} at position "
+                f"{at - layout.starts[number]} is outside 0..{self.num_classes - 1}; delete {self.folder} and prepare "
+                f"it again"
             )
         return out
 
     def storage(self, split: str) -> Iterator[tuple[str, np.ndarray]]:
         """The files of a split of up to SCAN_LIMIT tokens; beyond that, `read` checks what it reads."""
         if self.tokens(split) <= SCAN_LIMIT:
-            for file in self._split(split)["files"]:
-                yield str(self.folder / file["name"]), self._file(file["name"])
+            layout = self._layout(split)
+            for number, file in enumerate(layout.files):
+                layout.check_file(number)
+                yield str(self.folder / file["name"]), self._file(file)
 
     def verify(self) -> None:
         """Compare every file with its sha256 in the header; ValueError names the first that differs."""
@@ -339,24 +353,3 @@ class Windows(RowSource):
 
     def storage(self) -> Iterator[tuple[str, np.ndarray]]:
         return self.source.storage(self.split)
-
-
-def staleness(
-    folder: str | Path, *, options: dict[str, Any], source: list[dict[str, Any]], tokenizer_hash: str | None = None
-) -> str | None:
-    """Why a folder's shards cannot be kept, or None. `tokenizer_hash` None: the tokenizer follows from the rest."""
-    path = Path(folder) / HEADER
-    if not path.is_file():
-        return "no finished shards there"
-    try:
-        header = json.loads(path.read_bytes())
-    except ValueError:
-        return f"{HEADER} is damaged"
-    if header.get("format") != FORMAT:
-        return f"format {header.get('format')} is not {FORMAT}"
-    if tokenizer_hash not in (None, header["tokenizer_hash"]):
-        return "made with another tokenizer"
-    keys = [key for key in sorted({*options, *header["options"]}) if options.get(key) != header["options"].get(key)]
-    if keys:
-        return f"made with other options ({', '.join(keys)})"
-    return "the source files differ" if source != header["source"] else None

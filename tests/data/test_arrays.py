@@ -74,7 +74,7 @@ def test_ids_outside_are_named_with_file_and_place(tmp_path: Path, x: np.ndarray
 
 def test_mistakes_are_named(tmp_path: Path, x: np.ndarray) -> None:
     good = _save(tmp_path / "x.npy", x)
-    with pytest.raises(ValueError, match="dtype float64, not integers"):
+    with pytest.raises(ValueError, match=r"f\.npy: x of dtype float64, not integers"):
         ArrayData(_save(tmp_path / "f.npy", x.astype(float)), V)
     with pytest.raises(ValueError, match=r"shape \(41,\); it must be \[rows, sites"):
         ArrayData(_save(tmp_path / "one.npy", x[:, 0, 0]), V)
@@ -83,7 +83,7 @@ def test_mistakes_are_named(tmp_path: Path, x: np.ndarray) -> None:
     (tmp_path / "text.npy").write_text("hello")
     (tmp_path / "text.npz").write_text("hello")
     for name in ("text.npy", "text.npz"):
-        with pytest.raises(ValueError, match=r"not a .npy or .npz file"):
+        with pytest.raises(ValueError, match=rf"{name}: cannot be read as .npy or .npz \(.*\); write it again"):
             ArrayData(str(tmp_path / name), V)
     np.savez(tmp_path / "y.npz", y=x)
     with pytest.raises(ValueError, match="no array named x"):
@@ -96,7 +96,7 @@ def test_mistakes_are_named(tmp_path: Path, x: np.ndarray) -> None:
         ArrayData(good, V, val_fraction=0.0)
     with pytest.raises(ValueError, match=r"val_labels is given without data\.val"):
         ArrayData(good, V, val_labels=good)
-    for labels, message in ((np.arange(40), "41 rows but 40 labels"), (np.ones(41), "labels of dtype float64")):
+    for labels, message in ((np.arange(40), "41 rows but 40 labels"), (np.ones(41), "label of dtype float64")):
         with pytest.raises(ValueError, match=message):
             ArrayData(good, V, labels=_save(tmp_path / "l.npy", labels)).setup("fit")
     for rows in (0, 1):
