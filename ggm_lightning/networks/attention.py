@@ -1,4 +1,4 @@
-"""Bidirectional attention with rotary positions (arXiv 2406.04329; rotary embedding arXiv 2104.09864)."""
+"""Bidirectional attention, plain and with rotary positions (arXiv 2406.04329; rotary embedding arXiv 2104.09864)."""
 
 from __future__ import annotations
 
@@ -48,35 +48,55 @@ def rotate_real(
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
-class RotaryAttention(nn.Module):
-    """softmax(R q (R k)^T / sqrt(head_dim)) v, every position seeing every other; no biases.
+class SelfAttention(nn.Module):
+    """softmax(q k^T / sqrt(head_dim)) v, every position seeing every other.
 
     Queries, keys and values come out of one matrix product; `qkv.weight` stacks their three kernels.
 
     Args:
         width: features per position.
-        num_heads: heads; each gets width / num_heads features, an even number.
+        num_heads: heads; each gets width / num_heads features.
         dropout: rate of ordinary dropout on the attention probabilities.
+        qkv_bias: give queries, keys and values a bias.
+        out_bias: give the output a bias.
     """
 
-    def __init__(self, width: int, num_heads: int, dropout: float = 0.0):
+    def __init__(
+        self, width: int, num_heads: int, dropout: float = 0.0, qkv_bias: bool = False, out_bias: bool = False
+    ):
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.out = nn.Linear(width, width, bias=out_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         initialise.dense_(self.qkv)  # the law depends on the fan-in alone, which the three kernels share
         initialise.dense_(self.out)
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], cos: Float[Tensor, "n h"], sin: Float[Tensor, "n h"]
-    ) -> Float[Tensor, "b n d"]:
-        queries, keys, values = rearrange(self.qkv(x), "b n (k heads d) -> k b n heads d", k=3, heads=self.num_heads)
-        queries, keys = (rotate(turned, cos, sin).to(values.dtype) for turned in (queries, keys))
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self._mix(*self._project(x))
+
+    def _project(self, x: Tensor) -> Float[Tensor, "k b n heads d"]:
+        return rearrange(self.qkv(x), "b n (k heads d) -> k b n heads d", k=3, heads=self.num_heads)
+
+    def _mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         mixed = F.scaled_dot_product_attention(  # type: ignore[misc]
             *(rearrange(part, "b n heads d -> b heads n d") for part in (queries, keys, values)),  # type: ignore[arg-type]
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.out(rearrange(mixed, "b heads n d -> b n (heads d)"))
+
+
+class RotaryAttention(SelfAttention):
+    """softmax(R q (R k)^T / sqrt(head_dim)) v, R turning pairs of features by angles that grow with the position.
+
+    A head has an even number of features.
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "b n d"], cos: Float[Tensor, "n h"], sin: Float[Tensor, "n h"]
+    ) -> Float[Tensor, "b n d"]:
+        queries, keys, values = self._project(x)
+        queries, keys = (rotate(turned, cos, sin).to(values.dtype) for turned in (queries, keys))
+        return self._mix(queries, keys, values)

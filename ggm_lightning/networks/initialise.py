@@ -20,14 +20,14 @@ def truncated_normal_(kernel: Tensor, fan_in: int, scale: float = 1.0) -> None:
     nn.init.trunc_normal_(kernel, std=deviation, a=-_CUT * deviation, b=_CUT * deviation)
 
 
-def dense_(layer: nn.Linear, scale: float = 1.0) -> None:
-    """Flax's Dense: kernel with variance scale / in_features, bias zero."""
-    truncated_normal_(layer.weight, layer.in_features, scale)
+def dense_(layer: nn.Linear | nn.Conv2d, scale: float = 1.0) -> None:
+    """Flax's Dense and Conv: kernel with variance scale / (numbers that one output sees), bias zero."""
+    truncated_normal_(layer.weight, layer.weight[0].numel(), scale)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
-def zeros_(layer: nn.Linear) -> None:
+def zeros_(layer: nn.Linear | nn.Conv2d) -> None:
     """A layer that says nothing at first: logits and adaLN-zero modulations start at 0."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
