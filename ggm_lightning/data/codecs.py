@@ -1,4 +1,4 @@
-"""What turns ids into something to look at, and text into ids.
+"""What turns ids into something to look at (texts, pictures), and text into ids.
 
 A codec is described completely by `to_dict()` (plain JSON), which a checkpoint stores; `codec_from_dict` gives it
 back. So samples are decoded without a data module, a file or a pickle. The id `num_classes` is the mask of the
@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Int64, Integer, UInt8
 from torch import Tensor
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
 REPLACEMENT = "\ufffd"
 BLANK = "·"
 END_OF_TEXT = "<|endoftext|>"
+MIDDLE_GREY = 128
+MASKED_GREY = (91, 63, 214)  # violet: a grey picture has no colour of its own
 
 
 class Codec:
@@ -50,11 +52,11 @@ class Codec:
 
     def decode(self, x: Integer[Tensor, " b *s"] | Integer[np.ndarray, " b *s"], blank: str = BLANK) -> list[str]:
         """One text per row; masked places show `blank`."""
-        return [self._decode_row(row, blank) for row in self._checked(x)]
+        return [self._decode_row(row, blank) for row in self._checked(x).tolist()]
 
     def pieces(self, ids: Sequence[int], blank: str = BLANK) -> list[str]:
         """Each id on its own, for displays that show when which token appeared."""
-        (row,) = self._checked([list(ids)])
+        (row,) = self._checked([list(ids)]).tolist()
         return [blank if i == self.num_classes else self._text([i]) for i in row]
 
     @property
@@ -62,7 +64,7 @@ class Codec:
         """sha256 of the canonical JSON of `to_dict()`: equal exactly when text and ids correspond in the same way."""
         return dict_hash(self.to_dict())
 
-    def _checked(self, x: Any) -> list[list[int]]:
+    def _checked(self, x: Any) -> Int64[np.ndarray, "b n"]:
         array = np.asarray(x.cpu() if isinstance(x, Tensor) else x)
         array = array.reshape(len(array), -1) if array.size else np.zeros((len(array), 0), dtype=np.int64)
         if array.size and (array.min() < 0 or array.max() > self.num_classes):
@@ -71,7 +73,7 @@ class Codec:
                 f"{type(self).__name__}: id {array[row, site]} in row {row}, place {site} is outside "
                 f"0..{self.num_classes} (the last is the mask); the ids belong to another vocabulary"
             )
-        return array.astype(np.int64).tolist()
+        return array.astype(np.int64)
 
     def _decode_row(self, row: list[int], blank: str) -> str:
         parts, run = [], []
@@ -220,6 +222,51 @@ class Integers(Codec):
         return {"kind": "integers", "num_classes": self.num_classes}
 
 
+class Images(Codec):
+    """Levels 0..V-1 of pixels: pictures, evenly spaced from black (0) to white (V-1).
+
+    A masked channel of a colour picture is shown at the middle level, so that a pixel with some known channels keeps
+    their tint. A masked pixel of a grey picture is shown in a colour (MASKED_GREY), which no level has.
+    """
+
+    def __init__(self, num_classes: int, shape: Sequence[int]) -> None:
+        """`shape` is (channels, height, width) with 1 channel (grey) or 3 (red, green, blue)."""
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}; pictures have at least 2 levels")
+        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
+            raise ValueError(f"shape is {list(shape)}; it must be [channels, height, width] with 1 or 3 channels")
+        self.num_classes, self.shape = num_classes, tuple(int(n) for n in shape)
+        levels = np.rint(np.arange(num_classes) * (255 / (num_classes - 1))).astype(np.uint8)
+        self._levels = np.append(levels, np.uint8(MIDDLE_GREY))  # the last entry is the mask
+
+    def decode(  # type: ignore[override]
+        self, x: Integer[Tensor, " b *s"] | Integer[np.ndarray, " b *s"]
+    ) -> UInt8[np.ndarray, "b height width 3"]:
+        """Pictures from ids [b, channels, height, width] or [b, n] in that order; grey ones with three equal channels.
+
+        Raises:
+            ValueError: another number of sites, or an id outside 0..V.
+        """
+        ids = self._checked(x)
+        channels, height, width = self.shape
+        if ids.shape[1] != channels * height * width:
+            raise ValueError(
+                f"Images: {ids.shape[1]} sites per row, but pictures of shape {list(self.shape)} have "
+                f"{channels * height * width}; the ids belong to another data set"
+            )
+        pictures = self._levels[ids].reshape(-1, *self.shape).transpose(0, 2, 3, 1)
+        if channels == 3:
+            return np.ascontiguousarray(pictures)
+        masked = (ids == self.num_classes).reshape(-1, height, width, 1)
+        return np.where(masked, np.array(MASKED_GREY, np.uint8), pictures)
+
+    def pieces(self, ids: Sequence[int], blank: str = BLANK) -> list[str]:
+        raise ValueError("Images: single pixels are not shown as text; decode the whole state, masks included")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "images", "num_classes": self.num_classes, "shape": list(self.shape)}
+
+
 def codec_from_dict(d: dict[str, Any]) -> Codec:
     """The codec that `to_dict()` described."""
     kind = d.get("kind")
@@ -231,7 +278,9 @@ def codec_from_dict(d: dict[str, Any]) -> Codec:
         return Subwords(d["tokenizer"])
     if kind == "integers":
         return Integers(d["num_classes"])
-    raise ValueError(f"codec of kind {kind!r} is unknown; known are characters, bytes, subwords, integers")
+    if kind == "images":
+        return Images(d["num_classes"], d["shape"])
+    raise ValueError(f"codec of kind {kind!r} is unknown; known are characters, bytes, subwords, integers, images")
 
 
 def dict_hash(d: Any) -> str:

@@ -11,10 +11,13 @@ import torch
 
 from ggm_lightning.data.codecs import (
     BLANK,
+    MASKED_GREY,
+    MIDDLE_GREY,
     REPLACEMENT,
     Bytes,
     Characters,
     Codec,
+    Images,
     Integers,
     Subwords,
     codec_from_dict,
@@ -148,3 +151,58 @@ def test_gpt2_encodes_as_published(real_data: Path) -> None:
     assert codec.separator == ([50256], 0)
     assert codec.pieces([15496, 995, 50257]) == ["Hello", " world", BLANK]
     assert codec.decode(torch.tensor([codec.encode(TEXT)])) == [TEXT]
+
+
+def test_levels_are_evenly_spaced_from_black_to_white() -> None:
+    x = torch.arange(17)[None, None, None].expand(2, 1, 1, 17)
+    pictures = Images(17, (1, 1, 17)).decode(x)
+    assert (pictures.dtype, pictures.shape) == (np.uint8, (2, 1, 17, 3))
+    assert pictures[1, 0, :, 0].tolist() == [round(255 * i / 16) for i in range(17)]
+    assert (pictures == pictures[..., :1]).all()
+    assert Images(2, (1, 1, 2)).decode(np.array([[0, 1]]))[0, 0, :, 0].tolist() == [0, 255]
+    colours = np.random.default_rng(0).integers(256, size=(2, 3, 7, 5))
+    codec = Images(256, (3, 7, 5))
+    assert (codec.decode(colours) == colours.transpose(0, 2, 3, 1)).all()
+    assert (codec.decode(torch.from_numpy(colours).flatten(1)) == codec.decode(colours)).all()
+
+
+def test_masked_pixels_are_told_from_levels() -> None:
+    grey = Images(17, (1, 2, 2)).decode(np.array([[[[17, 8], [0, 16]]]]))
+    assert grey[0].tolist() == [[list(MASKED_GREY), [128] * 3], [[0] * 3, [255] * 3]]
+    assert len(set(MASKED_GREY)) == 3
+    colour = Images(256, (3, 1, 2)).decode(np.array([[[[256, 9]], [[256, 256]], [[256, 5]]]]))
+    assert colour[0, 0].tolist() == [[MIDDLE_GREY] * 3, [9, MIDDLE_GREY, 5]]
+
+
+def test_pictures_go_where_samples_are_shown(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from ggm_lightning.rundir.pictures import grid, save_png
+
+    for shape in ((1, 8, 8), (3, 4, 6)):
+        x = torch.from_numpy(np.random.default_rng(0).integers(5, size=(6, *shape)))
+        codec = codec_from_dict(json.loads(json.dumps(Images(5, shape).to_dict())))
+        assert (type(codec), codec.num_classes) == (Images, 5)
+        assert codec.tokenizer_hash == Images(5, shape).tokenizer_hash != Images(6, shape).tokenizer_hash
+        pictures = codec.decode(x)
+        save_png(grid(pictures), tmp_path / "grid.png", smallest_side=1)
+        read = np.asarray(Image.open(tmp_path / "grid.png"))
+        assert (read[: shape[1], : shape[2]] == pictures[0]).all()
+        assert (read[-shape[1] :, -shape[2] :] == pictures[5]).all()
+
+
+def test_pictures_of_another_kind_are_refused() -> None:
+    codec = Images(17, (1, 2, 2))
+    with pytest.raises(ValueError, match=r"Images: id 18 in row 1, place 2 is outside 0..17"):
+        codec.decode(np.array([[0, 0, 0, 17], [0, 0, 18, 0]]))
+    with pytest.raises(ValueError, match=r"Images: 3 sites per row, but pictures of shape \[1, 2, 2\] have 4"):
+        codec.decode(np.zeros((2, 3), dtype=int))
+    with pytest.raises(ValueError, match="does not encode text"):
+        codec.encode("a")
+    with pytest.raises(ValueError, match="decode the whole state"):
+        codec.pieces([1])
+    with pytest.raises(ValueError, match="at least 2 levels"):
+        Images(1, (1, 2, 2))
+    for shape in ((2, 2), (2, 2, 2), (3, 0, 2)):
+        with pytest.raises(ValueError, match=r"\[channels, height, width\]"):
+            Images(17, shape)

@@ -12,7 +12,10 @@ from ggm_lightning.data.base import DiscreteData
 
 FOLDER = Path(__file__).parents[2] / "configs" / "data"
 EXPECTED = {
+    "cifar10": (256, (3, 32, 32)),
     "demo_text": (97, (64,)),
+    "digits": (17, (1, 8, 8)),
+    "imagenet64": (256, (3, 64, 64)),
     "markov": (11, (64,)),
     "npy": (256, (4,)),
     "sawtooth": (2, (128,)),

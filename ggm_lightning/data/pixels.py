@@ -1,0 +1,216 @@
+"""Many pictures of one shape on disk: one flat file of bytes per split, memory-mapped.
+
+A folder holds `train-pixels.bin` (uint8, one picture after the other), `train-labels.bin` (little-endian uint16, where
+the pictures have labels), the same for val, and `header.json` (data/header.py), which says how and from what they were
+made. The header is written last, by an atomic rename, and removed first when a folder is rebuilt: what loads is
+complete. Sizes and header are checked on start, contents when they are first read (data/blocks.py).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Integer, UInt8
+from torch import Tensor
+
+from ggm_lightning.data import header as headers
+from ggm_lightning.data.blocks import BLOCK_BYTES, FileDigest, SplitBlocks, check_size
+from ggm_lightning.data.codecs import Images
+from ggm_lightning.data.rows import RowSource
+
+_LABEL = np.dtype("<u2")
+
+
+class _Output:
+    """A file under a temporary name, with its checksums."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f"{path.name}.tmp")
+        self.handle: BinaryIO = open(self.temporary, "wb")  # noqa: SIM115 - it outlives this call
+        self.digest, self.size = FileDigest(BLOCK_BYTES), 0
+
+    def write(self, raw: bytes) -> None:
+        self.handle.write(raw)
+        self.digest.update(raw)
+        self.size += len(raw)
+
+    def publish(self) -> None:
+        """Onto the disk first, under the final name second."""
+        self.handle.flush()
+        os.fsync(self.handle.fileno())
+        self.handle.close()
+        os.replace(self.temporary, self.path)
+
+    def discard(self) -> None:
+        self.handle.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def to_dict(self, itemsize: int) -> dict[str, Any]:
+        return {"name": self.path.name, "tokens": self.size // itemsize, **self.digest.to_dict()}
+
+
+class PixelWriter:
+    """Streams pictures into a folder in bounded memory; leaving the `with` block without error makes it loadable.
+
+    Args:
+        folder: created if absent; pictures already there stop being loadable at once.
+        codec: shape and levels of the pictures.
+        options, source: plain JSON, kept in the header: how and from what the files were made.
+    """
+
+    def __init__(
+        self, folder: str | Path, codec: Images, *, options: dict[str, Any], source: list[dict[str, Any]]
+    ) -> None:
+        self.folder, self.codec, self.options, self.source = Path(folder), codec, options, source
+        self._pixels: dict[str, _Output] = {}
+        self._labels: dict[str, _Output] = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / headers.HEADER).unlink(missing_ok=True)
+
+    def add(
+        self, split: str, images: UInt8[np.ndarray, " k *s"], labels: Integer[np.ndarray, " k"] | None = None
+    ) -> None:
+        """Append pictures to a split; either all pictures of a split have labels (0..65535) or none."""
+        if images.dtype != np.uint8 or images.shape[1:] != self.codec.shape:
+            raise ValueError(
+                f"{split}: {images.dtype} {list(images.shape[1:])}, not uint8 {list(self.codec.shape)}; resize them"
+            )
+        if split not in self._pixels:
+            self._pixels[split] = _Output(self.folder / f"{split}-pixels.bin")
+        if labels is not None and split not in self._labels:
+            self._labels[split] = _Output(self.folder / f"{split}-labels.bin")
+        self._pixels[split].write(images.tobytes())
+        if split in self._labels:
+            self._labels[split].write(b"" if labels is None else labels.astype(_LABEL).tobytes())
+            pictures, labelled = self._count(split), self._labels[split].size // _LABEL.itemsize
+            if labelled != pictures:
+                raise ValueError(f"{split}: {pictures} pictures but {labelled} labels; give one label per picture")
+
+    def _count(self, split: str) -> int:
+        return self._pixels[split].size // math.prod(self.codec.shape)
+
+    def __enter__(self) -> PixelWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        outputs = [*self._pixels.values(), *self._labels.values()]
+        if kind is not None:
+            for output in outputs:  # 15 GB of an unfinished ImageNet are not left lying about
+                output.discard()
+            return
+        for output in outputs:
+            output.publish()
+        last = _Output(self.folder / headers.HEADER)
+        last.write(headers.sealed(self._header()))
+        last.publish()
+        directory = os.open(self.folder, os.O_RDONLY)
+        os.fsync(directory)  # the renames themselves
+        os.close(directory)
+
+    def _header(self) -> dict[str, Any]:
+        splits = {
+            split: {
+                "pictures": self._count(split),
+                "pixels": pixels.to_dict(1),
+                "labels": self._labels[split].to_dict(_LABEL.itemsize) if split in self._labels else None,
+            }
+            for split, pixels in self._pixels.items()
+        }
+        return {
+            "pictures": list(self.codec.shape),
+            "tokenizer_hash": self.codec.tokenizer_hash,
+            "block_bytes": BLOCK_BYTES,
+            "options": self.options,
+            "source": self.source,
+            "splits": splits,
+        }
+
+
+class _Mapped:
+    """One file, mapped when first asked for (by each loader worker itself)."""
+
+    def __init__(self, folder: Path, entry: dict[str, Any], dtype: np.dtype, block_bytes: int) -> None:
+        self.path, self.dtype = folder / entry["name"], dtype
+        check_size(self.path, entry["tokens"] * dtype.itemsize)
+        self.blocks = SplitBlocks(folder, [entry], dtype.itemsize, block_bytes)
+        self._map: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def array(self) -> np.ndarray:
+        if self._map is None:
+            # The plain-array view skips memmap's slow slicing; it keeps the mapping alive.
+            self._map = np.asarray(np.memmap(self.path, self.dtype, "r"))
+        return self._map
+
+
+class PixelFile(RowSource):
+    """The pictures of one split of a finished folder, each as written or an error that says where it is not."""
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        self.folder, self.split = Path(folder), split
+        header = read_header(self.folder)
+        if split not in header["splits"]:
+            raise ValueError(f"{self.folder}: no {split} split, only {', '.join(header['splits'])}; prepare it again")
+        entry, block_bytes = header["splits"][split], header["block_bytes"]
+        self.shape, self.count = tuple(header["pictures"]), int(entry["pictures"])
+        self._pixels = _Mapped(self.folder, entry["pixels"], np.dtype(np.uint8), block_bytes)
+        self._labels = entry["labels"] and _Mapped(self.folder, entry["labels"], _LABEL, block_bytes)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def fetch(self, index: np.ndarray) -> dict[str, Tensor]:
+        size = math.prod(self.shape)
+        self._pixels.blocks.check_windows(index * size, size)
+        pixels = self._pixels.array().reshape(self.count, *self.shape)[index]
+        batch = {"x": torch.from_numpy(pixels.astype(np.int64))}
+        if self._labels is not None:
+            self._labels.blocks.check_windows(index, 1)
+            batch["label"] = torch.from_numpy(self._labels.array()[index].astype(np.int64))
+        return batch
+
+    def labels(self) -> Iterator[tuple[str, np.ndarray]]:
+        if self._labels is not None:
+            self._labels.blocks.check_file(0)
+            yield str(self._labels.path), self._labels.array()
+
+    def storage(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Nothing: a byte is always one of the 256 levels, and 15 GB need not be read to find that out."""
+        return iter(())
+
+
+def read_header(folder: str | Path) -> dict[str, Any]:
+    """The header of a finished folder.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it is of something else, or altered.
+    """
+    if not (Path(folder) / headers.HEADER).is_file():
+        raise FileNotFoundError(f"{folder}: no {headers.HEADER}, so no finished pictures; run the preparation again")
+    header = headers.read_header(folder)
+    if "pictures" not in header:
+        raise ValueError(f"{folder}: holds token shards, not pictures; set data.folder to another folder")
+    return header
+
+
+def staleness(
+    folder: str | Path, codec: Images, *, options: dict[str, Any], source: list[dict[str, Any]] | None
+) -> str | None:
+    """Why a folder's pictures cannot be kept, or None. `source` None: the source files are gone, trust the header.
+
+    Raises:
+        ValueError: the folder holds something else, which is not to be overwritten.
+    """
+    if not (Path(folder) / headers.HEADER).is_file():
+        return "no finished pictures there"
+    header = read_header(folder)
+    known = header["source"] if source is None else source
+    return headers.staleness(folder, options=options, source=known, tokenizer_hash=codec.tokenizer_hash)
