@@ -41,9 +41,10 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "weight_decay", "warmup_steps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0 and finite")
-        if not all(0 <= beta < 1 for beta in self.betas):
+            value = getattr(self, name)
+            if value is None or not 0 <= value < math.inf:
+                raise ValueError(f"optimizer.{name} is {value}; it must be at least 0 and finite")
+        if self.betas is None or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas are {self.betas}; both must lie in [0, 1)")
         if self.decay not in ("cosine", "constant"):
             raise ValueError(f"optimizer.decay is '{self.decay}'; choose cosine or constant")
@@ -216,7 +217,17 @@ class Family(LightningModule, ABC):
             for module in training:
                 module.training = True
 
-    # ------------------------------------------------------------------ labels and rows
+    # ------------------------------------------------------------------ the network
+
+    def logits_at(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Tensor) -> Tensor:
+        """Logits Float[k, V] of the k True sites of Bool[b, n]; all b n V logits are formed only where the network
+        has no `features` and `head`."""
+        self.network_calls += 1
+        t = t.to(next(self.network.parameters(), zt.new_zeros((), dtype=torch.float32)).dtype)
+        label = self.network_label(label, zt.shape[0])
+        if hasattr(self.network, "features"):
+            return self.network.head(self.network.features(zt, t, label)[sites])
+        return self.network(zt, t, label).reshape(*sites.shape, self.num_classes)[sites]
 
     def network_label(self, label: Tensor | None, b: int, drop: Tensor | None = None) -> Tensor | None:
         """The label as the network wants it: None for networks without labels, the null class where it is missing
@@ -254,12 +265,15 @@ class Family(LightningModule, ABC):
         if compile_network is not None:
             compile_network()
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, as torch's optimisers take it; a group may set its own lr and weight_decay."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
     def configure_optimizers(self) -> Any:
         o = self.optimizer
-        parameters = [p for p in self.parameters() if p.requires_grad]
         # one kernel per step on a GPU, which can also leave a step out without asking the host (callbacks/guard.py)
         fused = self.device.type == "cuda" or None
-        optimizer = torch.optim.AdamW(parameters, o.lr, o.betas, o.eps, o.weight_decay, fused=fused)
+        optimizer = torch.optim.AdamW(self.parameter_groups(), o.lr, o.betas, o.eps, o.weight_decay, fused=fused)
         total = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

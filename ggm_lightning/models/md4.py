@@ -74,16 +74,6 @@ class MD4(Family):
 
     # ------------------------------------------------------------------ the loss given a corrupted state
 
-    def logits_at(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Tensor) -> Tensor:
-        """Logits Float[k, V] of the k True sites of Bool[b, n]; all b n V logits are formed only where the network
-        has no `features` and `head`."""
-        self.network_calls += 1
-        t = t.to(next(self.network.parameters(), zt.new_zeros((), dtype=torch.float32)).dtype)
-        label = self.network_label(label, zt.shape[0])
-        if hasattr(self.network, "features"):
-            return self.network.head(self.network.features(zt, t, label)[sites])
-        return self.network(zt, t, label).reshape(*sites.shape, self.num_classes)[sites]
-
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Float[b], nats: weight(t) * (-sum over masked n of log mu_n(x_n | z_t, t)), whose mean over t ~ U(0,1) and
         z_t ~ q(. | x) is L_inf, eq. (5); for finite T, t in {1/T, ..., 1}, and the mean is L_T, eq. (4)."""

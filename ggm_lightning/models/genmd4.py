@@ -1,0 +1,213 @@
+"""GenMD4: masked diffusion with a learned schedule per class, arXiv 2406.04329 (v4), section 6 and appendix I.
+
+corrupt  ->  terms  ->  leave_one_out (the gradient of the schedule)  ->  loss, nelbo  ->  reverse_law
+
+    z_t       a site that holds v is masked with probability 1 - alpha_v(t) = (1 - eps) t^{w_v}               eq. (11)
+    L         = integral_{t1}^1 (1/t) E[ sum over masked n of
+                  -w_{x_n} log mu_n(x_n) - w_{x_n} + sum_v w_v mu_n(v) ] dt                            eqs. (12), (32)
+    -log p(x) <= L + recon + prior,  recon: sites still masked at t1, prior = N eps ln V
+    p(z_s|z_t) a masked site becomes v with probability (1 - (s/t)^{w_v}) mu_v                         appendix I.2
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ggm_lightning.core import losses, noise, times, vector_masking
+from ggm_lightning.core.vector_masking import VectorMaskedLaw
+from ggm_lightning.models.base import Family, Optimizer
+
+
+class GenMD4(Family):
+    """Masked diffusion whose classes are masked at their own times: w_v > 1 late, w_v < 1 early.
+
+    The network is called as network(z, t, label=None), as MD4's. Its best prediction depends on t even where MD4's does
+    not, because which sites are masked tells of their values.
+
+    Args:
+        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
+        initial_exponent: every w_v at the start; 1 is MD4's linear schedule.
+        exponent_lr: peak learning rate of the exponents; None takes the network's.
+        published_optimizer: exponents get the network's learning rate and weight decay, which pulls them to ln 2.
+        first_time: t1; times are drawn from [t1, 1].
+        published_estimate: leave out the factor (1 - t1) of the integral, as the published numbers do (they are larger
+            by 0.1 % for it).
+        count_prior: add the prior term, without which the sum is no bound; False is the published convention.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        shape: tuple[int, ...],
+        initial_exponent: float = 1.0,
+        exponent_lr: float | None = None,
+        published_optimizer: bool = False,
+        first_time: float = 1e-3,
+        published_estimate: bool = False,
+        count_prior: bool = True,
+        optimizer: Optimizer = Optimizer(),
+        label_dropout: float = 0.0,
+        eval_samples: int = 1,
+        seed: int = 0,
+        eval_seed: int = 0,
+    ) -> None:
+        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        if not 0 < initial_exponent < math.inf:
+            raise ValueError(f"initial_exponent is {initial_exponent}; it must be positive and finite")
+        if not 0 < first_time < 1:
+            raise ValueError(f"first_time is {first_time}; it must lie inside (0, 1), 0.001 is the published one")
+        if exponent_lr is not None and not 0 <= exponent_lr < math.inf:
+            raise ValueError(f"exponent_lr is {exponent_lr}; it must be at least 0 and finite, or null")
+        if published_optimizer and exponent_lr is not None:
+            raise ValueError(
+                "published_optimizer gives the exponents the network's learning rate; leave out one of both"
+            )
+        self.raw_exponents = nn.Parameter(torch.full((num_classes,), math.log(math.expm1(initial_exponent))))
+        self.exponent_lr, self.published_optimizer = exponent_lr, published_optimizer
+        self.first_time = first_time
+        self.jacobian = 1.0 if published_estimate else 1.0 - first_time
+        self.mask_id = num_classes
+        self.prior_nats = vector_masking.prior(self.num_sites, num_classes) if count_prior else 0.0
+
+    def exponents(self) -> Tensor:
+        """w Float64[V], one per class."""
+        return softplus(self.raw_exponents.double())
+
+    # ------------------------------------------------------------------ corrupt
+
+    def time(self, t0: Tensor) -> Tensor:
+        """Times in [t1, 1) from times in [0, 1)."""
+        return (1 - self.first_time) * t0 + self.first_time
+
+    def corrupt(self, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        """z_t Int64[b, *shape] from x, t Float64[b] and uniforms u Float64[b, n]."""
+        with torch.no_grad():
+            masked = u < vector_masking.masked_probability(x.flatten(1), t, self.exponents())
+        return torch.where(masked.reshape(x.shape), self.mask_id, x)
+
+    # ------------------------------------------------------------------ the loss given a corrupted state
+
+    def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Float[b], nats: the integrand of eq. (12) at t, differentiable in the exponents that stand in it. Its mean
+        over z_t ~ q(. | x), integrated over t from t1 to 1, is L."""
+        masked = (zt == self.mask_id).flatten(1)
+        logits = self.logits_at(zt, t, label, masked)
+        nats = losses.rate_divergence(logits, x.flatten(1)[masked], self.exponents())
+        return losses.sum_over_sites(nats, masked) / t.to(nats.dtype)
+
+    def reconstruction(self, x: Tensor) -> Tensor:
+        """Float64[b], nats: sites still masked at t1, decoded without context."""
+        return vector_masking.reconstruction(x.flatten(1), self.first_time, self.exponents())
+
+    def leave_one_out(
+        self, x: Tensor, z1: Tensor, z2: Tensor, t: Tensor, label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(l1, l2, surrogate), nats, each Float[b]: the terms of two corrupted states, and the scalar whose gradient in
+        the exponents is that of the drawing of the states (two-sample REINFORCE, appendix I.2):
+        (l1 - l2)/2 (log q(z1 | x) - log q(z2 | x)), l1 and l2 taken as constants."""
+        both = None if label is None else torch.cat([label, label])
+        l1, l2 = self.terms(torch.cat([x, x]), torch.cat([z1, z2]), torch.cat([t, t]), both).chunk(2)
+        w, flat = self.exponents(), x.flatten(1)
+        log_q1, log_q2 = (vector_masking.log_probability((z == self.mask_id).flatten(1), flat, t, w) for z in (z1, z2))
+        return l1, l2, 0.5 * (l1 - l2).detach() * (log_q1 - log_q2)
+
+    # ------------------------------------------------------------------ loss and bound
+
+    def loss(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        step: int | None = None,
+        row: Tensor | None = None,
+        total: int | None = None,
+    ) -> Tensor:
+        """Bits per dimension, mean over the rows: its value is the bound (without prior), its gradient in the exponents
+        is unbiased. Two network evaluations per row. Without step and row each call draws new noise."""
+        b = x.shape[0]
+        if step is None:
+            step = self._loss_calls
+            self._loss_calls += 1
+        row = torch.arange(b, device=x.device) if row is None else row
+        t = self.time(times.stratified(seed=self.seed, step=step, row=row, total=total or b))
+        z1, z2 = (
+            self.corrupt(x, t, noise.uniform(stream, seed=self.seed, step=step, row=row, num_sites=self.num_sites))
+            for stream in ("mask", "second mask")
+        )
+        u_label = noise.uniform("label", seed=self.seed, step=step, row=row, num_sites=1)[:, 0]
+        label = self.network_label(label, b, drop=u_label < self.label_dropout)
+        l1, l2, surrogate = self.leave_one_out(x, z1, z2, t, label)
+        # the surrogate's value means nothing: only its gradient is taken
+        nats = self.jacobian * ((l1 + l2) / 2 + surrogate - surrogate.detach()) + self.reconstruction(x)
+        return nats.mean() / (self.num_sites * math.log(2))
+
+    def nelbo(
+        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
+    ) -> Tensor:
+        """Float64[b], nats: diffusion term averaged over num_samples (t, z_t), plus reconstruction and prior.
+
+        t is stratified over a row's own samples, so the estimate of a row is a function of (seed, row) alone.
+        """
+        b = x.shape[0]
+        row = torch.arange(b, device=x.device) if row is None else row
+        nats = torch.zeros(b, dtype=torch.float64, device=x.device)
+        with self.evaluating():
+            for j, t0 in enumerate(times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)):
+                t = self.time(t0)
+                u = noise.uniform("eval mask", seed=seed, step=j, row=row, num_sites=self.num_sites)
+                nats += self.terms(x, self.corrupt(x, t, u), t, label).double()
+            return self.jacobian * nats / num_samples + self.reconstruction(x) + self.prior_nats
+
+    # ------------------------------------------------------------------ reverse step
+
+    def prior_sample(self, num_samples: int) -> Tensor:
+        return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
+
+    def reverse_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> VectorMaskedLaw:
+        """p(z_s | z_t) site by site, appendix I.2; t, s Float64[b]. The network sees t."""
+
+        def logits_at(sites: Tensor) -> Tensor:
+            return self.logits_at(zt, t, label, sites)
+
+        log_ratio = torch.log(s.double() / t.double())
+        return VectorMaskedLaw(zt.flatten(1), log_ratio, self.exponents(), logits_at, self.mask_id, temperature, top_p)
+
+    def finish(
+        self,
+        z: Tensor,
+        label: Tensor | None,
+        uniform: Callable[[str], Tensor],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """Nothing is left to do: the step to s = 0 has revealed every site."""
+        return z
+
+    # ------------------------------------------------------------------ training
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        if self.published_optimizer:
+            return super().parameter_groups()
+        network = [p for p in self.parameters() if p.requires_grad and p is not self.raw_exponents]
+        rate = self.optimizer.lr if self.exponent_lr is None else self.exponent_lr
+        return [{"params": network}, {"params": [self.raw_exponents], "lr": rate, "weight_decay": 0.0}]
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        w = self.exponents().detach()
+        self.log_dict({"val/w_min": w.min(), "val/w_mean": w.mean(), "val/w_max": w.max()}, sync_dist=True)
