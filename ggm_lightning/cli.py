@@ -98,6 +98,7 @@ def _dispatch(args: list[str]) -> None:
     merged: dict[str, Any] = {}
     for path in paths:
         merged = config_files.merge(merged, config_files.load_file(path))
+    merged = config_files.settled(merged)
     config_files.check_sections(merged)
     if command in _CHECKPOINT_COMMANDS:
         from ggm_lightning import commands as checkpoint_commands

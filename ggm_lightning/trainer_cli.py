@@ -6,6 +6,8 @@ report.html, samples/. Folders have no version numbers: with them `--ckpt_path l
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import logging
 import os
 import warnings
@@ -26,15 +28,18 @@ from ggm_lightning.callbacks.guard import Guard
 from ggm_lightning.callbacks.keep import KeepBest, KeepLast
 from ggm_lightning.callbacks.progress import Progress
 from ggm_lightning.callbacks.report import Report
+from ggm_lightning.callbacks.save_config import SaveConfig
 from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.callbacks.throughput import Throughput
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import checkpoint as checkpoint_files
-from ggm_lightning.rundir.csv_log import CSVLog
+from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
+from ggm_lightning.rundir.loggers import LOGGERS, make_logger
 
 _SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
-_NETWORK_CLASSES = "model.init_args.network.init_args.num_classes"
-_LOGGERS = ("csv", "tensorboard", "wandb", "wandb_offline")
+_FROM_DATA = tuple(
+    f"{owner}.init_args.{name}" for owner in ("model", "model.init_args.network") for name in ("num_classes", "shape")
+)
 
 
 def build(command: str, argv: list[str]) -> None:
@@ -81,19 +86,21 @@ class _CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="the run's folder below `runs`")
         parser.add_argument("--runs", type=str, default="runs", help="where run folders are kept")
-        parser.add_argument("--logger", type=list[str], default=["csv"], help=f"any of {', '.join(_LOGGERS)}")
+        parser.add_argument("--logger", type=list[str], default=["csv"], help=f"any of {', '.join(LOGGERS)}")
         parser.add_argument("--checkpoint_every_n_steps", type=int, default=1000, help="last.ckpt is renewed so often")
         parser.add_argument(
             "--allow_fresh", type=bool, default=False, help="go on without a checkpoint where one was asked for"
         )
-        for name in ("num_classes", "shape"):
-            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
-        parser.link_arguments("data.num_classes", _NETWORK_CLASSES, apply_on="instantiate")
+        for target in _FROM_DATA:  # a network that has no such argument is left as it is
+            parser.link_arguments(f"data.{target.rpartition('.')[2]}", target, apply_on="instantiate")
         for target in ("model.init_args.seed", "data.init_args.seed"):
             parser.link_arguments("seed_everything", target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)  # without Lightning's warning that sys.argv differs
+        seed = self.config[self.config.subcommand].seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise ValueError(f"seed_everything is {seed}; it must lie in 0..{2**32 - 1}")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's values silently beat the configuration."""
@@ -109,15 +116,17 @@ class _CLI(LightningCLI):
         for section in ("model", "data"):
             if not config.get(section):
                 raise ValueError(f"'{section}' is missing; give --config experiments/<name>.yaml")
-        for key in ("network", "schedule", "optimizer"):
-            if config.model.init_args.get(key, "") is None:
-                raise ValueError(f"model.{key} is null; leave it out for the default, or say which")
-        for key in ("name", "runs"):
-            if not config[key]:
-                raise ValueError(f"{key} is empty; it is a part of the run folder's path, runs/<name>")
+        callbacks = config.trainer.callbacks or []
+        for part in callbacks if isinstance(callbacks, list) else [callbacks]:
+            config_files.check_nulls(part, "trainer.callbacks")
+        for section in ("model", "data"):
+            config_files.check_nulls(config[section], section)
+        for key in ("name", "runs", "logger", "checkpoint_every_n_steps", "allow_fresh"):
+            if config[key] is None or config[key] == "":
+                raise ValueError(f"{key} is empty; leave it out for the default")
         config_files.check_trainer(config.trainer)
-        for key in ("model.init_args.num_classes", "model.init_args.shape", _NETWORK_CLASSES):
-            if config.get(key) is not None:
+        for key in _FROM_DATA:
+            if config.get(key) is not None and config.get(key) != _default(config, key):
                 raise ValueError(
                     f"{key.replace('.init_args', '')} is {config.get(key)} in the configuration, but it is taken from "
                     "the data; leave it out"
@@ -133,6 +142,8 @@ class _CLI(LightningCLI):
             config.trainer.enable_checkpointing = True
         config.trainer.default_root_dir = str(self.folder)
         config.ckpt_path = self._resolved_checkpoint(config.get("ckpt_path"), config.allow_fresh)
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
+            refuse_unwritable(self.folder)
 
     def _resolved_checkpoint(self, given: str | None, allow_fresh: bool) -> str | None:
         """A file that exists, or None for a fresh start; `last` and `best` are files of the run folder."""
@@ -173,7 +184,7 @@ class _CLI(LightningCLI):
             extra.append(Progress())
         if self.subcommand == "fit" and not dry:
             keep_last = KeepLast(str(self.folder), self._get(self.config, "checkpoint_every_n_steps"))
-            ours = [Guard(), Report(), _SaveConfig(self.folder, self._config_text())]
+            ours = [Guard(), Report(), SaveConfig(self.folder, self._config_text())]
             extra += [callback for callback in ours if not any(type(callback) is type(other) for other in given)]
             extra += [keep_last, KeepBest(str(self.folder)), StopSignals(keep_last)]
         config["callbacks"] = [*given, *extra]
@@ -181,30 +192,11 @@ class _CLI(LightningCLI):
         if SLURMEnvironment.detect():  # Lightning's own requeueing saves in the middle of a step
             config["plugins"] += [SLURMEnvironment(auto_requeue=False)]
         if config.get("logger") is False and not dry:
-            config["logger"] = [self._logger(name) for name in self._get(self.config, "logger")]
+            config["logger"] = [make_logger(name, self.folder) for name in self._get(self.config, "logger")]
         try:
             return Trainer(**config)
         except (TypeError, MisconfigurationException) as error:
             raise ValueError(f"trainer: {error}") from error
-
-    def _logger(self, name: str) -> Any:
-        if name == "csv":
-            return CSVLog(str(self.folder))
-        if name == "tensorboard":
-            from lightning.pytorch.loggers import TensorBoardLogger
-
-            return TensorBoardLogger(save_dir=str(self.folder), name="", version="tensorboard")
-        if name in ("wandb", "wandb_offline"):
-            from lightning.pytorch.loggers import WandbLogger
-
-            self.folder.mkdir(parents=True, exist_ok=True)
-            return WandbLogger(
-                name=self.folder.name,
-                save_dir=str(self.folder),
-                offline=name == "wandb_offline",
-                project="ggm_lightning",
-            )
-        raise ValueError(f"logger '{name}' is unknown; choose any of {', '.join(_LOGGERS)}")
 
     def _config_text(self) -> str:
         parser = self._parser(self.subcommand)
@@ -212,7 +204,10 @@ class _CLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         self.model.resolved_config = yaml.safe_load(self._config_text())
-        path = self.config[self.subcommand].get("ckpt_path")
+        config = self.config[self.subcommand]
+        path = config.get("ckpt_path")
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
+            refuse_without_space(self.folder, self.model)
         if path is not None:
             _refuse_another_model(self.model, path, resuming=self.subcommand == "fit")
 
@@ -223,6 +218,16 @@ class _CLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         run: Callable[..., Any] = getattr(self.trainer, subcommand)
         run(**self._prepare_subcommand_kwargs(subcommand))
+
+
+def _default(config: Any, key: str) -> Any:
+    """What the constructor itself says for the key: the parser has filled it in where nobody gave a value."""
+    owner, _, name = key.rpartition(".init_args.")
+    class_path = config.get(f"{owner}.class_path")
+    if class_path is None:
+        return None
+    module, _, cls = class_path.rpartition(".")
+    return inspect.signature(getattr(importlib.import_module(module), cls)).parameters[name].default
 
 
 def _refuse_another_model(model: LightningModule, path: str, resuming: bool) -> None:
@@ -240,27 +245,3 @@ def _refuse_another_model(model: LightningModule, path: str, resuming: bool) -> 
     if found:
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         raise ValueError(f"--ckpt_path {path} is of another model: {'; '.join(found[:3])}{more}; make them agree")
-
-
-class _SaveConfig(Callback):
-    """config.yaml, complete enough to repeat the run; a changed one is written beside it, never over it."""
-
-    def __init__(self, folder: Path, text: str) -> None:
-        self.folder, self.text = folder, text
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        numbered = [self.folder / "config.yaml", *(self.folder / f"config-{i}.yaml" for i in range(2, 1000))]
-        for file in numbered:
-            if not file.exists():
-                file.write_text(self.text, encoding="utf-8")
-                return
-            if _without_checkpoint(file.read_text(encoding="utf-8")) == _without_checkpoint(self.text):
-                return
-
-
-def _without_checkpoint(text: str) -> dict[str, Any]:
-    """Resuming changes ckpt_path and nothing else: that is no new configuration."""
-    return {key: value for key, value in yaml.safe_load(text).items() if key not in ("ckpt_path", "allow_fresh")}

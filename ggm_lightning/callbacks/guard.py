@@ -142,7 +142,7 @@ class Guard(Callback):
     def _remedy(self, trainer: Trainer) -> str:
         last = Path(trainer.default_root_dir) / "last.ckpt"
         kept = f"{last} is from before" if last.is_file() else "nothing was saved"
-        return f"{kept}; lower model.optimizer.lr, set trainer.gradient_clip_val, or let Guard skip such steps"
+        return f"{kept}; clip harder (trainer.gradient_clip_val), let Guard skip such steps, or start with a lower lr"
 
 
 def _file(trainer: Trainer, step: int, rank: str | None = None) -> Path:

@@ -6,6 +6,7 @@ write through the run folder's own CheckpointIO, over their own file, so a kill 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -14,7 +15,22 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from ggm_lightning.rundir.csv_log import CSVLog
 
 
-class KeepLast(ModelCheckpoint):
+class _Keep(ModelCheckpoint):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The state belongs to the file: it is taken over where the folder was moved or copied with its files, and left
+        where a new folder branches off (Lightning keeps it by the folder's name alone, and would let a worse model
+        replace the best one of a folder that was renamed)."""
+        file = Path(self.dirpath or ".") / f"{self.filename}.ckpt"
+        if not file.is_file():
+            return
+        kept = {"best_model_path": str(file), "kth_best_model_path": str(file), "last_model_path": ""}
+        if state_dict["best_k_models"]:
+            (score,) = state_dict["best_k_models"].values()
+            kept |= {"best_k_models": {str(file): score}}
+        super().load_state_dict({**state_dict, **kept, "dirpath": self.dirpath})
+
+
+class KeepLast(_Keep):
     """<folder>/last.ckpt every n optimiser steps and after the last one.
 
     Args:
@@ -84,7 +100,7 @@ def _is_last(trainer: Trainer) -> bool:
     return steps_done or epochs_done or trainer.should_stop
 
 
-class KeepBest(ModelCheckpoint):
+class KeepBest(_Keep):
     """<folder>/best.ckpt: the averaged weights with the lowest val/nelbo."""
 
     def __init__(self, folder: str) -> None:

@@ -84,7 +84,10 @@ class Samples(Callback):
         except OSError as error:
             rank_zero_warn(f"{stem.parent}: samples cannot be written ({error.strerror or error}); training goes on")
         for logger in trainer.loggers:
-            _log(logger, decoded, trainer.global_step)
+            try:
+                _log(logger, decoded, trainer.global_step)
+            except Exception as error:  # whatever a foreign logger raises must not end the training
+                rank_zero_warn(f"{type(logger).__name__}: samples cannot be logged ({error}); training goes on")
 
 
 def undisturbed(pl_module: LightningModule) -> Any:

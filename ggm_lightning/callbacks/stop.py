@@ -67,10 +67,8 @@ class StopSignals(Checkpoint):
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a loader's worker: only its parent may end it early
-            if number == signal.SIGTERM:
-                os._exit(0)
-            return
+        if os.getpid() != self._process:
+            return  # a forked process that has not set its own handlers yet (data/base.py)
         if number == signal.SIGINT and self.received == signal.SIGINT:
             self._die("stopped at once by the second Ctrl-C; last.ckpt is the one before")
         self.received = self.received or number

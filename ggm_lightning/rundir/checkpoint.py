@@ -38,6 +38,16 @@ class AtomicCheckpointIO(CheckpointIO):
         if storage_options is not None:
             raise ValueError("save_checkpoint: storage_options are not used by AtomicCheckpointIO; leave them out")
         path = _local(path)
+        try:
+            self._replace(checkpoint, path)
+        except OSError as error:
+            before = "the file of before is whole: free some space and continue from it" if path.exists() else "retry"
+            told = OSError(f"{path}: cannot be written ({error.strerror or error}); {before}")
+            told.errno = error.errno
+            raise told from error
+
+    @staticmethod
+    def _replace(checkpoint: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The name is the same at every try, so that a killed run leaves at most one behind, which the next one
         # replaces; the leading dot hides it from Lightning's search for last*.ckpt.

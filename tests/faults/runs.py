@@ -6,6 +6,7 @@ byte per micro-batch, validation batch and save begun, so that a test can strike
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 MARKOV = ROOT / "experiments" / "md4_markov.yaml"
@@ -46,6 +48,22 @@ def _told(owner: type, name: str, mark: bytes, pipe: int) -> None:
     setattr(owner, name, method)
 
 
+def _weighed(owner: type, file: Path) -> None:
+    """Every 20th training step notes the process's own memory: a line "step kB"."""
+    original = owner.training_step  # type: ignore[attr-defined]
+    log = file.open("w", buffering=1)
+
+    def method(self: Any, *args: Any) -> Any:
+        if self.global_step % 20 == 0:
+            gc.collect()
+            status = Path("/proc/self/status").read_text()
+            anonymous = next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
+            log.write(f"{self.global_step} {anonymous}\n")
+        return original(self, *args)
+
+    owner.training_step = method  # type: ignore[attr-defined]
+
+
 def _child(arguments: list[str], environment: dict[str, str], pipe: Connection, log: str) -> None:
     os.setsid()  # a group of its own, so that the loader's workers are killed with the run
     multiprocessing.set_start_method("fork", force=True)  # the loader's workers, as in a run from the shell
@@ -60,6 +78,8 @@ def _child(arguments: list[str], environment: dict[str, str], pipe: Connection, 
     from ggm_lightning.rundir.checkpoint import AtomicCheckpointIO
 
     torch.set_num_threads(1)
+    if "MEMORY_LOG" in environment:
+        _weighed(Family, Path(environment["MEMORY_LOG"]))
     _told(Family, "training_step", b"t", pipe.fileno())
     _told(Family, "validation_step", b"v", pipe.fileno())
     _told(AtomicCheckpointIO, "save_checkpoint", b"s", pipe.fileno())

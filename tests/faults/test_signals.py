@@ -36,6 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (signal.SIGTERM, "ttttt", "no workers"),
         (signal.SIGUSR1, "ttttt", "accumulation"),
         (signal.SIGINT, "tttt", "two workers"),
+        (signal.SIGTERM, "tttt", "two workers"),
         (signal.SIGINT, "tv", "no workers"),  # the first batch of a validation within training
         (signal.SIGTERM, "tttt", "two ranks"),
     ],

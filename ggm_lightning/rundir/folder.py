@@ -1,0 +1,39 @@
+"""The run folder before the run: can it be written, and has it room?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """OSError before hours of training instead of at the first save. The folder is made if it is not there."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{folder}: cannot be written ({reason}); choose another folder by --runs and --name") from None
+
+
+def refuse_without_space(folder: Path, model: nn.Module) -> None:
+    """A checkpoint holds every trained weight four times: averaged, raw, and Adam's two moments."""
+    weights = list(model.parameters())
+    needed = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in weights)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder}: {free / 1e6:,.0f} MB of space are free, one checkpoint takes about {needed / 1e6:,.0f} MB; "
+            "free some space, or choose another folder by --runs"
+        )
+    if free < 3 * needed:  # last.ckpt, best.ckpt, and the one that is being written
+        rank_zero_warn(
+            f"{folder}: {free / 1e6:,.0f} MB of space are free, and up to three checkpoints of about "
+            f"{needed / 1e6:,.0f} MB stand beside each other; free some space before it runs out"
+        )
