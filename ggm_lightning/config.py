@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,34 +21,92 @@ from typing import Any
 import yaml
 
 
-def load_file(path: str) -> dict[str, Any]:
-    """A YAML file with its includes expanded; `include` paths are relative to the file."""
+class _Loader(yaml.SafeLoader):
+    """Keys are text and stand once: YAML would silently keep the last of two, and read `on:` as true."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            text = key.tag in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+            if not text or key.value in seen:
+                problem = f"the key '{key.value}' {'appears twice' if text else 'is no text: put it in quotes'}"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def load_file(path: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file with its includes expanded; `include` paths are relative to the file.
+
+    Args:
+        path: of the file.
+        above: the files whose includes led here, to notice a circle.
+    """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"--config {path}: no such file (working folder {Path.cwd().name}/)")
+    if file.resolve() in above:
+        circle = " -> ".join(part.name for part in (*above, file))
+        raise ValueError(f"--config {path}: it includes itself ({circle}); take one of the includes out")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = _nested(_parsed(file, path), path)
+    except RecursionError:
+        raise ValueError(f"--config {path}: nested too deeply, or an alias (*name) stands inside itself") from None
+    parts = content.pop("include", [])
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"--config {path}: include is {_short(parts)}; it must be a list of paths, [base.yaml]")
+    merged: dict[str, Any] = {}
+    for part in parts:
+        merged = merge(merged, load_file(str(file.parent / part), (*above, file.resolve())))
+    return merge(merged, content)
+
+
+def _parsed(file: Path, path: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except UnicodeDecodeError:
+        raise ValueError(f"--config {path}: not a text file; it must be YAML in UTF-8") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         raise ValueError(f"--config {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path}: it must be a mapping with keys such as model, data, trainer")
-    _refuse_doubled_keys(content, path)
-    merged: dict[str, Any] = {}
-    for part in content.pop("include", []):
-        merged = merge(merged, load_file(str(file.parent / part)))
-    return merge(merged, content)
+    return content
 
 
-def _refuse_doubled_keys(content: dict[str, Any], path: str) -> None:
-    for key in content:
-        parent = str(key).split(".")[0]
-        if parent != key and parent in content:
+def _nested(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """{'trainer.max_steps': 3} as {'trainer': {'max_steps': 3}}, at every level, so that files merge key by key."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        parts = key.split(".")
+        above = [".".join(parts[:i]) for i in range(1, len(parts))]
+        twin = next((other for other in (*above, f"{key}+") if other in content), None)
+        if twin is not None:
             raise ValueError(
-                f"--config {path}: '{parent}' and '{key}' both appear, and one would silently drop the other; "
-                f"write the value inside '{parent}:', or take the file named there into `include:`"
+                f"--config {path}: '{twin}' and '{key}' both appear, and one would silently drop the other; "
+                f"write the value inside '{twin}:', or take the file named there into `include:`"
             )
+        place = result
+        for part in parts[:-1]:
+            place = place.setdefault(part, {})
+        place[parts[-1]] = _nested(value, path) if isinstance(value, dict) else _in_list(value, path)
+    return result
+
+
+def _in_list(value: Any, path: str) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [_nested(item, path) if isinstance(item, dict) else _in_list(item, path) for item in value]
+
+
+def _short(value: Any) -> str:
+    return "null" if value is None else _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -57,12 +116,99 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in top.items():
         if key.endswith("+"):
-            result[key[:-1]] = [*result.get(key[:-1], []), *(value if isinstance(value, list) else [value])]
+            name = key[:-1] if key[:-1] in result else key  # with nothing to append to yet, it waits for a lower file
+            result[name] = [*_as_list(result.get(name)), *_as_list(value)]
         elif isinstance(value, dict) and isinstance(result.get(key), dict):
             result[key] = merge(result[key], value)
         else:
             result[key] = merge({}, value) if isinstance(value, dict) else value
+            result.pop(f"{key}+", None)
     return result
+
+
+def settled(section: dict[str, Any]) -> dict[str, Any]:
+    """`name+` as `name` where no file below had a list to append to."""
+    return {
+        key.removesuffix("+"): settled(value) if isinstance(value, dict) else value for key, value in section.items()
+    }
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A section may name one callback without a list around it."""
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+_MAPPINGS = ("trainer", "init_args", "optimizer")  # where the parser takes null or 5 in silence for the defaults
+_CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
+
+
+def check_sections(section: dict[str, Any], above: str = "") -> None:
+    """ValueError for what the parser would take in silence or refuse in riddles: values where mappings belong, keys
+    beside init_args, and seeds, which come from seed_everything."""
+    for name, value in section.items():
+        key = f"{above}.{name}" if above else name
+        if name in _MAPPINGS and not isinstance(value, dict):
+            raise ValueError(f"{key} is {_short(value)}; it must be a mapping of keys to values")
+        if name == "class_path" and not isinstance(value, str):
+            raise ValueError(f"{key} is {_short(value)}; it must be the name of a class, such as Linear")
+        if key in ("model.init_args.seed", "data.init_args.seed"):
+            raise ValueError(f"{key} is {_short(value)}, but it is taken from seed_everything; leave it out")
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(value, list) and isinstance(part, dict) and part.keys() == {"init_args"}:
+                raise ValueError(f"{key}: init_args without class_path; say of which class")
+            if isinstance(part, dict):
+                check_sections(part, key)
+    beside = sorted(section.keys() - _CLASS_KEYS) if section.keys() & _CLASS_KEYS else []
+    if beside:
+        raise ValueError(
+            f"unknown key '{above}.{beside[0]}'; beside class_path stands init_args alone, with the arguments in it"
+        )
+
+
+_LINKED = ("num_classes", "num_labels", "shape")  # still None while the data has not been asked
+
+
+def check_nulls(section: Any, key: str) -> None:
+    """ValueError for a null whose argument takes none: the parser lets it pass in the arguments of a class.
+
+    Args:
+        section: parsed, with class_path and init_args.
+        key: where it stands.
+    """
+    module, _, name = section.class_path.rpartition(".")
+    kinds = getattr(getattr(importlib.import_module(module), name), "__mro__", ())
+    known = {p.name: p for kind in reversed(kinds) for p in inspect.signature(kind).parameters.values()}
+    for argument, value in vars(section.init_args).items() if section.get("init_args") else ():
+        taken = known.get(argument)
+        if value is None and taken and argument not in _LINKED:
+            if taken.default is not None and "None" not in str(taken.annotation):
+                raise ValueError(f"{key}.{argument} is null; leave it out for the default, or say which")
+        elif hasattr(value, "class_path"):
+            check_nulls(value, f"{key}.{argument}")
+
+
+def check_trainer(trainer: dict[str, Any]) -> None:
+    """ValueError for numbers that Lightning takes although no run can mean them."""
+    least = {
+        "gradient_clip_val": 0,  # a negative norm would climb the gradient
+        "num_sanity_val_steps": -1,
+        "check_val_every_n_epoch": 1,
+        "log_every_n_steps": 0,
+        "max_steps": -1,
+        "max_epochs": -1,
+        "min_steps": 0,
+        "min_epochs": 0,
+    }
+    for key, low in least.items():
+        value = trainer.get(key)
+        if value is not None and not low <= value < math.inf:
+            raise ValueError(f"trainer.{key} is {value}; it must be at least {low}")
+    interval, longest = trainer.get("val_check_interval"), trainer.get("max_time")
+    if isinstance(interval, int | float) and not 0 < interval < math.inf:
+        raise ValueError(f"trainer.val_check_interval is {interval}; it must be positive")
+    units = {"weeks", "days", "hours", "minutes", "seconds"}
+    if isinstance(longest, dict) and (longest.keys() - units or any(not part >= 0 for part in longest.values())):
+        raise ValueError(f"trainer.max_time is {longest}; give days, hours, minutes or seconds, none of them negative")
 
 
 def take_config_arguments(args: list[str]) -> tuple[list[str], list[str]]:
@@ -110,35 +256,63 @@ def one_line(message: str, known: Sequence[str] = TOP_KEYS) -> str:
     keys = re.findall(r'(?:Parser key|Option|key) "([\w.+]+)"', message)
     key = ".".join(dict.fromkeys(keys)) if keys else ""
     classes = re.findall(r"class_path '([\w.]+)'", message)
-    unknown = re.search(r"unrecognized arguments: --?([\w.+]+)", message)
-    unknown = unknown or re.search(r"(?:Key|Option|Group) '([\w.+]+)' (?:is not|not|does not) \w+", message)
-    unknown = unknown or re.search(r"[Nn]o action for (?:destination )?key [\"']([\w.+]+)[\"']", message)
+    unknown = _unknown_key(message)
     if unknown:
-        name = unknown[1]
-        whole = f"{key}.{name}" if key and not name.startswith(key) else name
-        return f"unknown key '{whole}'{_guess(name, classes, known)}"
+        whole = f"{key}.{unknown}" if key and not unknown.startswith(key) else unknown
+        return f"unknown key '{whole}'{_guess(unknown, classes, known)}"
     wrong = re.search(r"Expected an? <class '([\w.]+)'>[.,:]? Got value: (.+)", message)
     if wrong:
         return f"{key}: expected {wrong[1].rsplit('.', 1)[-1]}, got {wrong[2].strip()!r}"
-    value = re.search(r"Given value: (?:NestedArg\(key='\w+', val=)?'?([^')\n]+)", message)
+    given = re.search(r"Given value: (?:NestedArg\(key='[\w.]+', val=(.+)\)|(.+))$", message, re.MULTILINE)
+    value = (given[1] or given[2]).strip("'") if given else "another value"
     choices = re.findall(r"Expected a typing.Literal\[(.*)\]", message)
     if choices:
-        return f"{key}: got {value[1] if value else 'another value'}; choose one of {', '.join(choices)}"
-    path = re.search(r"Expected a dot import path string: (\S+)|module '[\w.]+' has no attribute '(\w+)'", message)
+        return f"{key}: got {value}; choose one of {', '.join(choices)}"
+    path = re.search(r"Expected a dot import path string: (\S*)|module '[\w.]+' has no attribute '(\w+)'", message)
     if path:
-        name = value[1] if value else path[1] or path[2]
+        name = path[1] or path[2] or ""
         return (
             f"{key}: there is no class '{name}'; give its name or its full path, such as ggm_lightning.models.md4.MD4"
         )
     missing = re.search(r"arguments are required: (.+)", message)
     if missing:
         names = ", ".join(name.split(".")[-1] for name in missing[1].split(", "))
-        hint = "--config experiments/<name>.yaml" if "model" in names else f"--{names.split(', ')[0]} VALUE"
-        return f"missing: {names}; give {hint}"
-    lines = [line.strip(" -\t") for line in message.splitlines()]
-    noise = ("Parser key", "Subtypes", "Errors", "Given value", "Problem with given", "Expected a <class 'NoneType'")
-    reasons = "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith(noise)))
-    return f"{key}: {reasons}" if key else reasons
+        where = f" in {key}" if key else ""
+        option = f"{key}.{names.split(', ')[0]}".lstrip(".")
+        hint = "--config experiments/<name>.yaml" if "model" in names else f"--{option} VALUE"
+        return f"missing{where}: {names}; give {hint}"
+    lines = list(dict.fromkeys(line.strip(" -\t") for line in message.splitlines()))
+    reasons = [line for line in lines if line and not line.startswith(_NOISE)]
+    if reasons:
+        return f"{key}: {'; '.join(reasons)}" if key else "; ".join(reasons)
+    types = [name for name in re.findall(r"Expected a <class '([\w.]+)'>", message) if name != "NoneType"]
+    if types:
+        return f"{key}: expected {' or '.join(dict.fromkeys(types))}, got {_cut(value)}"
+    kinds = re.findall(r"Not a valid subclass of (\w+)", message) or ["value of another kind"]
+    return f"{key}: expected a {kinds[0]}, as the name of a class or as class_path and init_args; got {_cut(value)}"
+
+
+_NOISE = (
+    *("Parser key", "Subtypes", "Errors", "Given value", "Problem with given", "Does not validate against any of"),
+    *("Expected a path but", "Expected a <class", "Not a valid subclass", "Subclass types expect one of"),
+    *("a class path (str)", "a dict with"),
+)
+
+
+def _unknown_key(message: str) -> str | None:
+    group = re.search(r"Group '([\w.+]+)' does not accept option '([\w.+]+)'", message)
+    if group:
+        return f"{group[1]}.{group[2]}"
+    for pattern in (
+        r"unrecognized arguments: --?([\w.+]+)",
+        r"does not accept option '([\w.+]+)'",
+        r"(?:Key|Option|Group) '([\w.+]+)' (?:is not|not|does not) \w+",
+        r"[Nn]o action for (?:destination )?key [\"']([\w.+]+)[\"']",
+    ):
+        found = re.search(pattern, message)
+        if found:
+            return found[1]
+    return None
 
 
 def _guess(name: str, classes: list[str], known: Sequence[str]) -> str:
@@ -150,6 +324,10 @@ def _guess(name: str, classes: list[str], known: Sequence[str]) -> str:
         from lightning.pytorch import Trainer
 
         known, first = parameters(Trainer), name.split(".")[-1]
+    if first in known:
+        return ""  # a wrong name further down, inside a known one
+    if not known:
+        return "; its class is not named (class_path)"
     close = difflib.get_close_matches(first, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known there: {', '.join(known)}"
 

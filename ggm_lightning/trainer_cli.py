@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ggm_lightning import config as config_files
 from ggm_lightning.callbacks.bounds import Bounds
+from ggm_lightning.callbacks.exponents import Exponents
 from ggm_lightning.callbacks.guard import Guard
 from ggm_lightning.callbacks.keep import KeepBest, KeepLast
 from ggm_lightning.callbacks.progress import Progress
@@ -31,6 +32,7 @@ from ggm_lightning.callbacks.report import Report
 from ggm_lightning.callbacks.save_config import SaveConfig
 from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.callbacks.throughput import Throughput
+from ggm_lightning.models import genmd4, md4  # noqa: F401 - so that `--model MD4` finds them by their names
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
@@ -138,8 +140,12 @@ class _CLI(LightningCLI):
             )
         if config.trainer.logger is None:
             config.trainer.logger = False  # ours are made in instantiate_trainer
-        if config.trainer.enable_checkpointing is None:
-            config.trainer.enable_checkpointing = True
+        if config.trainer.enable_checkpointing is False:
+            raise ValueError(
+                "trainer.enable_checkpointing is false, but last.ckpt and best.ckpt are what a run is for; leave it "
+                "out, or try things with --trainer.fast_dev_run true"
+            )
+        config.trainer.enable_checkpointing = True
         config.trainer.default_root_dir = str(self.folder)
         config.ckpt_path = self._resolved_checkpoint(config.get("ckpt_path"), config.allow_fresh)
         if self.subcommand == "fit" and not config.trainer.fast_dev_run:
@@ -180,6 +186,8 @@ class _CLI(LightningCLI):
         dry = bool(config.get("fast_dev_run"))
         given = given if isinstance(given, list) else [given]  # the parser takes a single one too
         extra: list[Callback] = [Throughput(), Bounds()]
+        if hasattr(self.model, "exponents"):
+            extra.append(Exponents())
         if config.get("enable_progress_bar") is not False:
             extra.append(Progress())
         if self.subcommand == "fit" and not dry:
@@ -227,7 +235,8 @@ def _default(config: Any, key: str) -> Any:
     if class_path is None:
         return None
     module, _, cls = class_path.rpartition(".")
-    return inspect.signature(getattr(importlib.import_module(module), cls)).parameters[name].default
+    taken = inspect.signature(getattr(importlib.import_module(module), cls)).parameters.get(name)
+    return None if taken is None else taken.default
 
 
 def _refuse_another_model(model: LightningModule, path: str, resuming: bool) -> None:

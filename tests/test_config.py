@@ -31,6 +31,16 @@ def test_includes_are_merged_in_order_and_the_file_itself_last(tmp_path: Path) -
     }
 
 
+def test_appending_reaches_below_the_file_that_appends(tmp_path: Path) -> None:
+    below = {"trainer": {"callbacks": ["x"], "devices": 1}}
+    fragment = config.load_file(write(tmp_path, "a.yaml", "trainer.callbacks+: [y]\n"))
+    top = config.load_file(write(tmp_path, "b.yaml", "include: [a.yaml]\ntrainer: {callbacks+: [z]}\n"))
+    assert config.merge(below, fragment) == {"trainer": {"callbacks": ["x", "y"], "devices": 1}}
+    assert config.merge(below, top)["trainer"]["callbacks"] == ["x", "y", "z"]
+    assert config.settled(top) == {"trainer": {"callbacks": ["y", "z"]}}
+    assert config.merge(top, below)["trainer"] == {"callbacks": ["x"], "devices": 1}
+
+
 def test_another_class_drops_the_arguments_of_the_old_one() -> None:
     base = {"class_path": "A", "init_args": {"x": 1}}
     assert config.merge(base, {"class_path": "B", "init_args": {"y": 2}}) == {"class_path": "B", "init_args": {"y": 2}}
@@ -46,6 +56,12 @@ def test_another_class_drops_the_arguments_of_the_old_one() -> None:
         ("model: [\n", r"line 2: not valid YAML"),
         ("- 1\n", "must be a mapping"),
         ("include: [nowhere.yaml]\n", r"nowhere.yaml: no such file"),
+        ("include: x.yaml\n", r"include is 'x.yaml'; it must be a list of paths"),
+        ("include: [x.yaml]\n", r"it includes itself \(x.yaml -> x.yaml\)"),
+        ("a: 1\nb: 2\na: 3\n", r"line 3: not valid YAML \(the key 'a' appears twice\)"),
+        ("on: 1\n", r"line 1: .*the key 'on' is no text"),
+        ("a: {b: {c: 1}, b.c: 2}\n", "'b' and 'b.c' both appear"),
+        ("a: {b+: 1, b: 2}\n", r"'b\+' and 'b' both appear"),
     ],
 )
 def test_refusals(tmp_path: Path, text: str, message: str) -> None:

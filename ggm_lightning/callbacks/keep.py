@@ -23,7 +23,7 @@ class _Keep(ModelCheckpoint):
         file = Path(self.dirpath or ".") / f"{self.filename}.ckpt"
         if not file.is_file():
             return
-        kept = {"best_model_path": str(file), "kth_best_model_path": str(file), "last_model_path": ""}
+        kept: dict[str, Any] = {"best_model_path": str(file), "kth_best_model_path": str(file), "last_model_path": ""}
         if state_dict["best_k_models"]:
             (score,) = state_dict["best_k_models"].values()
             kept |= {"best_k_models": {str(file): score}}

@@ -8,6 +8,8 @@ few sites (tests/core/test_categorical.py shows both).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
@@ -23,8 +25,8 @@ def unnormalised(logits: Float[Tensor, "k v"], temperature: float = 1.0, top_p: 
     the result does not depend on the order of the classes (as in MD4's code, models/binary_search.py). Only max, exp
     and cumulative sums along a row are used: a row gives the same bits alone and in a batch.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive (towards 0 the mode is drawn)")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be positive and finite (towards 0 the mode is drawn)")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it is a probability mass in (0, 1], 1 keeps every class")
     scaled = logits.double()
@@ -60,3 +62,10 @@ def draw(
 def choose_sites(probability: Float64[Tensor, "b n"], u: Float64[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
     """An independent Bernoulli per site: True where u < probability."""
     return u < probability
+
+
+def draw_common(p: Float64[Tensor, " v"], u: Float64[Tensor, "*k"]) -> Int64[Tensor, "*k"]:
+    """One class per entry of u, all from one law p (which need not be normalised): no row per entry is formed."""
+    cumulative = p.cumsum(0)
+    # right=True, as in `draw`; the last sum times a u next to 1 may round to the sum itself
+    return torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp(max=len(p) - 1)

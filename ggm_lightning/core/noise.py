@@ -39,6 +39,8 @@ def _absorb(h: Tensor, counter: Tensor) -> Tensor:
 
 
 def _bits(stream: str, seed: int, step: int, row: Tensor, num_sites: int) -> Tensor:
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; it must fit into 64 bits")
     start = torch.tensor([zlib.crc32(stream.encode()), seed, step], dtype=torch.int64)  # on the CPU: no device sync
     key = _absorb(_absorb(start[0], start[1]), start[2]).to(row.device)
     site = torch.arange(num_sites, device=row.device)

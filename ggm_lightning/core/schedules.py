@@ -95,8 +95,8 @@ class Polynomial(Schedule):
 
     def __init__(self, exponent: float = 2.0, eps: float = 1e-4) -> None:
         super().__init__(eps)
-        if exponent <= 0:
-            raise ValueError(f"schedule: exponent is {exponent}; it must be positive, 1 is the linear schedule")
+        if not 0 < exponent < math.inf:
+            raise ValueError(f"schedule: exponent is {exponent}; it must be positive and finite, 1 is linear")
         self.exponent = exponent
 
     def _a0(self, t: Tensor) -> Tensor:
@@ -137,8 +137,8 @@ class Geometric(Schedule):
 
     def __init__(self, b_min: float = 1e-5, b_max: float = 20.0, eps: float = 0.0) -> None:
         super().__init__(eps)
-        if not 0 < b_min < b_max:
-            raise ValueError(f"schedule: b_min {b_min} and b_max {b_max} must satisfy 0 < b_min < b_max")
+        if not 0 < b_min < b_max < math.inf:
+            raise ValueError(f"schedule: b_min {b_min} and b_max {b_max} must satisfy 0 < b_min < b_max, both finite")
         self.b_min, self.b_max = b_min, b_max
 
     def _b(self, t: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ which rows make up a batch, on which rank, and the checks that end in one line i
 from __future__ import annotations
 
 import signal
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def _outlive_the_first_signal(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class DiscreteData(LightningDataModule):
+class DiscreteData(LightningDataModule, ABC):
     """Batches {"x": Int64[b, *s], optional "label": Int64[b]} with x in 0..num_classes-1.
 
     Args:
@@ -79,14 +80,14 @@ class DiscreteData(LightningDataModule):
                 raise ValueError(f"data.{key} is {value}; it must be a whole number of at least 1")
 
     @property
+    @abstractmethod
     def num_classes(self) -> int:
         """V: x lies in 0..V-1."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """*s, the shape of one example."""
-        raise NotImplementedError
 
     @property
     def num_labels(self) -> int | None:
@@ -94,13 +95,13 @@ class DiscreteData(LightningDataModule):
         return None
 
     @property
+    @abstractmethod
     def codec(self) -> Codec:
         """Turns ids into something to look at (data/codecs.py)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, split: str) -> RowSource:
         """The rows of "train" or "val", or "test" where `splits` names it. Called after `prepare_data`."""
-        raise NotImplementedError
 
     @property
     def characters_per_token(self) -> float | None:

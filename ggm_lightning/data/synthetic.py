@@ -14,12 +14,18 @@ from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.codecs import Characters, Codec, Integers
 from ggm_lightning.data.rows import Rows, RowSource
 
-_SPLIT_NUMBER = {"train": 1, "val": 2}
+SPLIT_NUMBER = {"train": 1, "val": 2}
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
     """-sum p log p along the last axis, nats, with 0 log 0 = 0."""
     return np.asarray(-(p * np.log(np.where(p > 0, p, 1.0))).sum(-1))
+
+
+def _check_draws(num_train: int, num_val: int, source_seed: int) -> None:
+    for key, value, least in (("num_train", num_train, 1), ("num_val", num_val, 1), ("source_seed", source_seed, 0)):
+        if not least <= value < 2**63:
+            raise ValueError(f"data.{key} is {value}; it must be at least {least} and fit into 64 bits")
 
 
 class MarkovChain(DiscreteData):
@@ -48,6 +54,7 @@ class MarkovChain(DiscreteData):
         super().__init__(**batches)
         if num_symbols < 2 or length < 1:
             raise ValueError(f"data.num_symbols {num_symbols} must be at least 2 and data.length {length} at least 1")
+        _check_draws(num_train, num_val, source_seed)
         self.num_symbols, self.length, self.source_seed = num_symbols, length, source_seed
         self.num_rows = {"train": num_train, "val": num_val}
         with torch.random.fork_rng(devices=[]):  # Dirichlet takes no generator; the caller's stream stays as it was
@@ -99,7 +106,7 @@ class MarkovChain(DiscreteData):
         return x
 
     def load(self, split: str) -> RowSource:
-        rng = np.random.default_rng([self.source_seed, _SPLIT_NUMBER[split]])
+        rng = np.random.default_rng([self.source_seed, SPLIT_NUMBER[split]])
         return Rows(self.draw(self.num_rows[split], rng), name=f"MarkovChain({self.source_seed})")
 
     def references(self) -> dict[str, float]:
@@ -137,6 +144,7 @@ class Sawtooth(DiscreteData):
             raise ValueError(
                 f"data.length {length} and data.saws {saws} must be at least 1, data.scale {scale} in (0, .5)"
             )
+        _check_draws(num_train, num_val, source_seed)
         self.length, self.saws, self.scale, self.source_seed = length, saws, scale, source_seed
         self.num_rows = {"train": num_train, "val": num_val}
 
@@ -182,7 +190,7 @@ class Sawtooth(DiscreteData):
         return np.concatenate(parts) if parts else np.zeros((0, self.length), dtype=np.uint8)
 
     def load(self, split: str) -> RowSource:
-        rng = np.random.default_rng([self.source_seed, _SPLIT_NUMBER[split]])
+        rng = np.random.default_rng([self.source_seed, SPLIT_NUMBER[split]])
         return Rows(self.draw(self.num_rows[split], rng), name=f"Sawtooth({self.source_seed})")
 
     def references(self) -> dict[str, float]:

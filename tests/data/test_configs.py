@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "data"
 EXPECTED = {
     "cifar10": (256, (3, 32, 32)),
     "demo_text": (97, (64,)),
+    "dictionary": (9, (32,)),
     "digits": (17, (1, 8, 8)),
     "imagenet64": (256, (3, 64, 64)),
     "markov": (11, (64,)),
