@@ -6,6 +6,7 @@ host looks every `every_n_steps` steps, before each validation and before each s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,14 @@ class Guard(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        bound = trainer.callback_metrics.get("val/nelbo")
+        if bound is not None and not trainer.sanity_checking and not math.isfinite(bound):
+            rank_zero_warn(
+                f"step {trainer.global_step}: val/nelbo is {float(bound)} although all weights are finite; "
+                "`lightning predict` says which examples it comes from"
+            )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._look(trainer)

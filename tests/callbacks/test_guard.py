@@ -141,6 +141,13 @@ def test_skipping_leaves_out_exactly_the_bad_updates(tiny, tiny_data, fit, fused
     assert not all_finite(weights(poisoned))  # control: without the guard the weights are spoilt
 
 
+def test_a_bound_that_is_not_finite_is_said(tiny, tiny_data, fit, monkeypatch):
+    model = tiny()
+    monkeypatch.setattr(type(model), "on_validation_epoch_end", lambda self: self.log_dict({"val/nelbo": float("inf")}))
+    with pytest.warns(UserWarning, match="step 3: val/nelbo is inf although all weights are finite"):
+        fit(model, Guard(), data=tiny_data(3), max_epochs=1)
+
+
 def test_skipping_gives_up_where_nothing_is_finite(tiny, tiny_data, fit):
     with pytest.raises(NonFinite, match="no update of the last 5 steps was finite"):
         fit(tiny(), Poison(set(range(3, 99))), Guard("skip", every_n_steps=5), data=tiny_data(20), max_epochs=1)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.runs import Run
+from ggm_lightning.cli import main
+from ggm_lightning.data.synthetic import MarkovChain
+from tests.faults.runs import MARKOV, TINY, Run
 from tests.faults.test_kills import arguments, different, parts, rows
 
 MESSAGES = {signal.SIGTERM: "stopped by SIGTERM after step ", signal.SIGUSR1: "stopped by SIGUSR1 after step "}
@@ -97,3 +99,21 @@ def test_a_slurm_job_goes_back_into_the_queue(tmp_path: Path, monkeypatch: pytes
     assert again.end() == [0], again.output[-3000:]
     assert "requeued job: goes on from" in again.output
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 24
+
+
+@pytest.mark.parametrize("where", ["setup", "prepare_data"])
+def test_ctrl_c_before_training(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MarkovChain, where, pressed)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(MARKOV), *TINY, "--runs", str(tmp_path), "--trainer.max_steps=1"])
+    signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored: the process was about to end
+    assert stop.value.code == 130
+    said = [line for line in capsys.readouterr().err.splitlines() if "Ctrl-C" in line]
+    assert len(said) == 1
+    assert said[0].startswith("stopped by Ctrl-C")
