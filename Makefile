@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-slow check bench clean
+.PHONY: help demo demo-images setup test test-slow check bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,13 +17,27 @@ demo: $(VENV)/.core  ## set up, train MD4 on an embedded text, draw samples: ope
 	$(BIN)/lightning sample --ckpt_path runs/demo/last.ckpt --num_samples 8 --num_steps 256
 	@echo "look at runs/demo/report.html"
 
+# so small a network gains nothing from a second thread, and loses much where something else is running
+demo-images: export OMP_NUM_THREADS := 1
+demo-images: $(VENV)/.images  ## the same on 8x8 digits, with an infilling: open runs/digits/report.html (6 minutes)
+	$(BIN)/lightning fit --config experiments/md4_digits.yaml $(if $(wildcard runs/digits/last.ckpt),--ckpt_path last)
+	$(BIN)/lightning sample --ckpt_path runs/digits/last.ckpt --num_samples 40 --num_steps 64 --label each
+	$(BIN)/lightning infill --ckpt_path runs/digits/last.ckpt --input runs/digits/example.png --mask right
+	@echo "look at runs/digits/report.html"
+
 setup: $(VENV)/.dev  ## set up .venv with everything for development
 
 test: $(VENV)/.dev  ## set up if needed, run every fast test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
-test-slow: $(VENV)/.dev  ## the tests that train or search for minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/.dev  ## the tests that train, kill or search for minutes; what they counted is printed
+	@$(MAKE) --no-print-directory -j2 --output-sync=target slow-fuzz slow-others
+
+slow-fuzz:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/fuzz
+
+slow-others:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --ignore tests/fuzz
 
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .
@@ -44,6 +58,10 @@ $(VENV)/bin/python:
 $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt torch==2.13.0
 	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.images: $(VENV)/.core
+	$(PIP) install -c constraints.txt -e ".[images]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core

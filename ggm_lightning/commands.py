@@ -13,14 +13,14 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from ggm_lightning import config as config_files
-from ggm_lightning.callbacks.samples import page
-from ggm_lightning.data.codecs import Codec, Integers
+from ggm_lightning import infill_input
+from ggm_lightning.callbacks.samples import classes_in_turn, columns_of, page
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import checkpoint as checkpoint_files
+from ggm_lightning.rundir.pictures import beside, save_png
 from ggm_lightning.rundir.pictures import grid as picture_grid
-from ggm_lightning.rundir.pictures import save_png
-from ggm_lightning.rundir.report import write_report
-from ggm_lightning.rundir.trace import trace_html
+from ggm_lightning.rundir.report import Figure, write_report
+from ggm_lightning.rundir.trace import trace_gif, trace_html
 from ggm_lightning.sampling.loop import Samples
 
 
@@ -49,7 +49,7 @@ def sample(
     top_p: float = 1.0,
     grid: str = "cosine",
     sampler: str | None = None,
-    label: int | None = None,
+    label: int | str | None = None,
     seed: int = 0,
     batch_size: int = 64,
     out: str | None = None,
@@ -65,30 +65,20 @@ def sample(
         top_p: mass of the nucleus; 1 draws from the model.
         grid: times of the steps, cosine or uniform.
         sampler: for families that have several; the default is the family's first.
-        label: class to condition on.
+        label: class to condition on, or `each` for all of them in turn.
         seed: sample r is a function of (seed, r), whatever the batch size.
         batch_size: samples drawn at once.
         out: folder for the results; default samples-seed<seed>/ beside the checkpoint.
         device: auto, cpu, cuda, ...
     """
     model = _load(ckpt_path, device)
-    labels = None if label is None else torch.full((num_samples,), label, device=model.device)
+    labels = _labels(model, label, num_samples)
+    options = {"temperature": temperature, "top_p": top_p, "grid": grid, "sampler": sampler, "seed": seed}
     begin = time.monotonic()
-    drawn = _in_batches(
-        model,
-        num_samples,
-        num_steps,
-        batch_size,
-        labels,
-        None,
-        temperature=temperature,
-        top_p=top_p,
-        grid=grid,
-        sampler=sampler,
-        seed=seed,
-    )
+    drawn = _in_batches(model, num_samples, num_steps, batch_size, labels, None, **options)
     folder = Path(out) if out else Path(ckpt_path).parent / f"samples-seed{seed}"
-    _write(folder, model, drawn, {"seed": seed, "num_steps": num_steps, "temperature": temperature, "top_p": top_p})
+    facts = {"seed": seed, "num_steps": num_steps, "temperature": temperature, "top_p": top_p}
+    _write(folder, model, drawn, facts, columns=columns_of(labels))
     print(_summary(folder, num_samples, drawn, time.monotonic() - begin), file=sys.stderr)
 
 
@@ -96,6 +86,7 @@ def infill(
     ckpt_path: str,
     text: str | None = None,
     input: str | None = None,
+    mask: str | None = None,
     blank: str = "_",
     num_samples: int = 4,
     num_steps: int = 256,
@@ -103,7 +94,7 @@ def infill(
     top_p: float = 1.0,
     grid: str = "cosine",
     sampler: str | None = None,
-    label: int | None = None,
+    label: int | str | None = None,
     seed: int = 0,
     batch_size: int = 64,
     out: str | None = None,
@@ -114,8 +105,10 @@ def infill(
     Args:
         ckpt_path: file written by `lightning fit`; its averaged weights are used.
         text: a text in which each blank symbol stands for one token (one character for character models).
-        input: instead of text: a .txt file with such a text, or an .npz with `x` (integers, the model's shape, or a
+        input: instead of text: a .txt file with such a text, a picture of the model's size (8-bit grey or RGB, each
+            pixel taken to the nearest of the model's levels), or an .npz with `x` (integers, the model's shape, or a
             batch of them) and `mask` (bool, True where x is to be filled).
+        mask: what to fill of a picture: a picture that is white there and black elsewhere, or left, right, top, bottom.
         blank: the symbol that marks a blank in texts.
         num_samples: fillings of each input.
         num_steps: reverse steps.
@@ -130,35 +123,29 @@ def infill(
         device: auto, cpu, cuda, ...
     """
     model = _load(ckpt_path, device)
-    values, known, length = _with_blanks(model, text, input, blank)
-    values, known = (part.repeat_interleave(num_samples, 0).to(model.device) for part in (values, known))
-    labels = None if label is None else torch.full((len(values),), label, device=model.device)
+    given = infill_input.read(model, text, input, mask, blank)
+    values, known = (part.repeat_interleave(num_samples, 0).to(model.device) for part in (given.values, given.known))
+    labels = _labels(model, label, len(values))
+    options = {"temperature": temperature, "top_p": top_p, "grid": grid, "sampler": sampler, "seed": seed}
     begin = time.monotonic()
-    drawn = _in_batches(
-        model,
-        len(values),
-        num_steps,
-        batch_size,
-        labels,
-        (values, known),
-        temperature=temperature,
-        top_p=top_p,
-        grid=grid,
-        sampler=sampler,
-        seed=seed,
-    )
+    drawn = _in_batches(model, len(values), num_steps, batch_size, labels, (values, known), **options)
     if len(model.shape) == 1:  # what the model added behind a text that is shorter than its window is cut off
-        drawn.x = drawn.x[:, :length]
-        drawn.trace = [state[:, :length] for state in drawn.trace or []]
+        drawn.x = drawn.x[:, : given.length]
+        drawn.trace = [state[:, : given.length] for state in drawn.trace or []]
     folder = Path(out) if out else Path(ckpt_path).parent / f"infilled-seed{seed}"
-    texts = _write(folder, model, drawn, {"seed": seed, "num_steps": num_steps, "known": int(known[0].sum())})
-    print("\n\n".join(texts))
+    facts = {"seed": seed, "num_steps": num_steps, "known": int(known[0].sum())}
+    texts = _write(folder, model, drawn, facts, given=given, columns=num_samples)
+    print("\n\n".join(texts), end="\n" if texts else "")
     print(_summary(folder, len(values), drawn, time.monotonic() - begin), file=sys.stderr)
 
 
 def _load(ckpt_path: str, device: str) -> Family:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's words for no such device, and for a build without it
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}; give auto, cpu or cuda") from None
     model = checkpoint_files.load(ckpt_path, device)
     if not isinstance(model, Family):
         raise ValueError(f"--ckpt_path {ckpt_path}: holds a {type(model).__name__}, which cannot be sampled")
@@ -196,83 +183,71 @@ def _in_batches(
     return Samples(x, sum(part.network_calls for part in parts), parts[0].trace)
 
 
-def _with_blanks(model: Family, text: str | None, input: str | None, blank: str) -> tuple[Tensor, Tensor, int]:
-    """(values [b, *shape], known Bool[b, *shape], sites that belong to the input)."""
-    if (text is None) == (input is None):
-        raise ValueError("infill: give either --text 'words with _ blanks' or --input FILE (.txt or .npz)")
-    if input is None:
-        return _from_text(model, text or "", blank)
-    if not Path(input).is_file():
-        raise FileNotFoundError(f"--input {input}: no such file; give a .txt with blanks or an .npz with x and mask")
-    if input.endswith(".npz"):
-        return *_from_npz(model, input), model.num_sites
-    return _from_text(model, Path(input).read_text(encoding="utf-8"), blank)
+def _labels(model: Family, label: int | str | None, count: int) -> Tensor | None:
+    """Int64[count]; None leaves the class to the model, which then must have seen the null class in training."""
+    known = getattr(model.network, "num_labels", 0) or 0
+    if label is None and (not known or model.label_dropout > 0):
+        return None
+    if not known:
+        raise ValueError(f"--label {label}: this model knows no classes; leave it out")
+    if label in (None, "each"):
+        return classes_in_turn(model, count)
+    if not isinstance(label, int) or not 0 <= label < known:
+        raise ValueError(f"--label {label}: the model's classes are 0..{known - 1}; give one of them, or each")
+    return torch.full((count,), label, device=model.device)
 
 
-def _from_text(model: Family, text: str, blank: str) -> tuple[Tensor, Tensor, int]:
-    """(values [1, n], known [1, n], sites the text takes). The parts between blanks are encoded one by one, so that
-    they decode to themselves; sites behind the text are left to the model."""
-    if len(model.shape) != 1 or model.codec is None:
-        raise ValueError("infill: this model is not of text; give --input FILE.npz with x and mask")
-    if len(blank) != 1:
-        raise ValueError(f"--blank is {blank!r}; it must be one symbol")
-    text = text.removesuffix("\n")
-    ids: list[int] = []
-    known: list[bool] = []
-    for i, part in enumerate(text.split(blank)):
-        if i:
-            ids.append(0)
-            known.append(False)
-        encoded = [int(v) for v in model.codec.encode(part)] if part else []
-        if part and not _same(model.codec, model.codec.decode(np.array([encoded]))[0], part):  # type: ignore[arg-type]
-            raise ValueError(f"infill: {part[:40]!r} holds symbols that the model's vocabulary lacks")
-        ids += encoded
-        known += [True] * len(encoded)
-    if all(known):
-        raise ValueError(f"infill: nothing to fill; mark each missing token by {blank!r}, or choose --blank")
-    if len(ids) > model.num_sites:
-        raise ValueError(f"infill: the text takes {len(ids)} tokens, the model reads {model.num_sites}; shorten it")
-    rest = model.num_sites - len(ids)
-    return torch.tensor([ids + [0] * rest]), torch.tensor([known + [False] * rest]), len(ids)
+def _write(
+    folder: Path,
+    model: Family,
+    drawn: Samples,
+    facts: dict[str, Any],
+    given: infill_input.Given | None = None,
+    columns: int | None = None,
+) -> list[str]:
+    """samples.npz and trace.html; for texts, which are returned, samples.txt, for images samples.png and trace.gif.
 
-
-def _same(codec: Codec, decoded: str, text: str) -> bool:
-    """Numbers are separated by any white space; every other text must come back to the letter."""
-    return decoded.split() == text.split() if isinstance(codec, Integers) else decoded == text
-
-
-def _from_npz(model: Family, path: str) -> tuple[Tensor, Tensor]:
-    with np.load(path, allow_pickle=False) as arrays:
-        missing = [name for name in ("x", "mask") if name not in arrays]
-        if missing:
-            raise ValueError(f"--input {path}: has no array '{missing[0]}'; x (integers) and mask (bool) are needed")
-        x, mask = arrays["x"], arrays["mask"]
-    if mask.dtype != bool or mask.shape != x.shape or tuple(x.shape[-len(model.shape) :]) != model.shape:
-        raise ValueError(
-            f"--input {path}: x is {list(x.shape)}, mask {mask.dtype} {list(mask.shape)}; both must be [b, *shape] or "
-            f"shape with shape {list(model.shape)}, mask bool"
-        )
-    values = torch.from_numpy(x.astype(np.int64)).reshape(-1, *model.shape)
-    return values, ~torch.from_numpy(mask).reshape(-1, *model.shape)
-
-
-def _write(folder: Path, model: Family, drawn: Samples, facts: dict[str, Any]) -> list[str]:
-    """samples.npz always; samples.txt and trace.html for texts, samples.png for images. Returns the texts."""
+    Of infilled images a row of samples.png is one input with `columns` fillings beside it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / "samples.npz", x=drawn.x.numpy(), network_calls=drawn.network_calls, **facts)
+    shown = {name.replace("_", " "): str(value) for name, value in facts.items()}
+    title = f"{len(drawn.x)} {'samples' if given is None else 'fillings'} of {type(model).__name__}"
     decoded = (
         model.codec.decode(drawn.x) if model.codec else [" ".join(map(str, r)) for r in drawn.x.flatten(1).tolist()]
     )
     if not isinstance(decoded, list):
-        save_png(picture_grid(decoded), folder / "samples.png")
+        figures = _figures(folder, model, drawn, decoded, given, columns)
+        write_report(folder / "trace.html", title, None, {}, [], "", shown, {}, figures)
         return []
     (folder / "samples.txt").write_text(page(decoded), encoding="utf-8")
     pieces = model.codec.pieces if model.codec else lambda ids: [f"{i} " for i in ids]
-    shown = {name.replace("_", " "): str(value) for name, value in facts.items()}
     fragment = trace_html(drawn.trace or [], pieces, mask_id=model.num_classes) if len(model.shape) == 1 else ""  # type: ignore[arg-type]
-    title = f"{len(decoded)} samples of {type(model).__name__}"
     write_report(folder / "trace.html", title, None, {}, decoded[:8], fragment, shown, {})
     return decoded
+
+
+def _figures(
+    folder: Path,
+    model: Family,
+    drawn: Samples,
+    decoded: np.ndarray,
+    given: infill_input.Given | None,
+    columns: int | None,
+) -> list[Figure]:
+    """Writes samples.png and trace.gif."""
+    heading, note, canvas = "Samples", "Not selected.", picture_grid(decoded, columns)
+    if given is not None:
+        heading, note = "Fillings", "Left: what was given. Beside it its fillings, not selected."
+        blanked = model.codec.decode(torch.where(given.known, given.values, model.num_classes))
+        canvas = beside(picture_grid(blanked, 1), canvas)
+    save_png(canvas, folder / "samples.png")
+    count = trace_gif(drawn.trace or [], model.codec.decode, folder / "trace.gif", columns)  # type: ignore[arg-type]
+    first = "" if count == len(decoded) else f", of the first {count}"
+    return [
+        Figure(heading, note, {"samples.png": folder / "samples.png"}),
+        Figure("Step by step", f"The reverse process from the prior{first}.", {"trace.gif": folder / "trace.gif"}),
+    ]
 
 
 def _summary(folder: Path, num_samples: int, drawn: Samples, seconds: float) -> str:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 from ggm_lightning import config
 from ggm_lightning.cli import main
@@ -14,61 +23,163 @@ from ggm_lightning.cli import main
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 DEBUG = ROOT / "configs" / "trainer" / "debug.yaml"
-TINY = {"feature_dim": 8, "num_heads": 2, "num_layers": 1}
-# sizes and paths only, never a class
-SMALLER: dict[str, dict[str, object]] = {
-    "md4_demo": {"length": 16, "global_batch_size": 4, "stride": 64},
-    "md4_markov": {"num_train": 16, "num_val": 8},
-    "md4_text8": {
-        "path": "{tmp}/text8",
-        "length": 16,
-        "global_batch_size": 4,
-        "train_chars": 900,
-        "val_chars": 50,
-        "test_chars": 50,
-    },
+
+# sizes of each network class for the two steps; an experiment may add its own
+TINY: dict[str, dict[str, object]] = {
+    "Transformer": {"feature_dim": 8, "num_heads": 2, "num_layers": 1},
+    "UNet": {"feature_dim": 32, "num_layers": 0},
+    "UViT": {"feature_dim": 32, "num_layers": 0, "num_dit_layers": 1, "dit_width": 8, "dit_heads": 2, "patch_size": 4},
 }
-PARAMETERS = {"md4_demo": 493_856, "md4_markov": 185_104, "md4_text8": 88_734_272}
-VOCABULARY = {"md4_demo": 97, "md4_markov": 11, "md4_text8": 27}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the tests know of an experiment beyond its file.
+
+    Attributes:
+        parameters: of the full-size network.
+        num_classes, shape: of its data, which the network takes.
+        data, network: smaller sizes and paths, never a class; "{tmp}" is the test's folder.
+        files: writes the data into that folder.
+    """
+
+    parameters: int
+    num_classes: int
+    shape: tuple[int, ...]
+    data: dict[str, object] = field(default_factory=dict)
+    network: dict[str, object] = field(default_factory=dict)
+    files: Callable[[Path], object] = lambda folder: None
+
+
+def text8(folder: Path) -> None:
+    (folder / "text8").write_text("the quick brown fox jumps over the lazy dog " * 25)
+
+
+def words(folder: Path) -> None:
+    """As many tokens as GPT-2's tokenizer has."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50257)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    lines = [" ".join(f"w{13 * i + j}" for j in range(40)) for i in range(60)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+
+
+def cifar10(folder: Path) -> None:
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        records = np.random.default_rng(0).integers(256, size=(2, 3073)) // [26, *[1] * 3072]
+        (folder / f"{name}.bin").write_bytes(records.astype(np.uint8).tobytes())
+
+
+def imagenet64(folder: Path) -> None:
+    for name in ("train_64x64", "valid_64x64"):
+        (folder / name).mkdir()
+        for i in range(4):
+            Image.fromarray(np.full((64, 64, 3), 60 * i, np.uint8)).save(folder / name / f"{i}.png")
+
+
+def imagenet64_classes(folder: Path) -> None:
+    for name in (*(f"train_data_batch_{i}" for i in range(1, 11)), "val_data"):
+        np.savez(folder / f"{name}.npz", data=np.full((2, 12288), 7, np.uint8), labels=np.array([1, 1000]))
+
+
+DEMO = {"length": 16, "global_batch_size": 4, "stride": 64, "folder": "{tmp}/shards"}
+TEXT8 = {"path": "{tmp}/text8", "length": 16, "global_batch_size": 4}
+TEXT8 |= {"train_chars": 900, "val_chars": 50, "test_chars": 50}
+OWT = {"train": "{tmp}/text.jsonl", "tokenizer": "{tmp}/tokenizer.json", "folder": "{tmp}/shards"}
+OWT |= {"length": 16, "global_batch_size": 4}
+IMAGENET = {"path": "{tmp}", "folder": "{tmp}/flat", "global_batch_size": 2}
+WORDS = {"num_train": 16, "num_val": 8, "global_batch_size": 4}
+
+CASES = {
+    "genmd4_demo": Case(493_856, 97, (64,), DEMO),
+    "genmd4_dictionary": Case(125_072, 9, (32,), WORDS),
+    "genmd4_owt": Case(165_857_344, 50257, (1024,), OWT, files=words),
+    "genmd4_text8": Case(88_734_272, 27, (256,), TEXT8, files=text8),
+    "md4_cifar10": Case(
+        28_427_520, 256, (3, 32, 32), {"path": "{tmp}", "global_batch_size": 2, "eval_batch_size": 2}, files=cifar10
+    ),
+    "md4_demo": Case(493_856, 97, (64,), DEMO),
+    "md4_dictionary": Case(125_072, 9, (32,), WORDS),
+    "md4_digits": Case(271_121, 17, (1, 8, 8), {"global_batch_size": 4}),
+    "md4_imagenet64": Case(198_279_680, 256, (3, 64, 64), IMAGENET, files=imagenet64),
+    "md4_imagenet64_classes": Case(205_114_112, 256, (3, 64, 64), IMAGENET, files=imagenet64_classes),
+    "md4_markov": Case(185_104, 11, (64,), {"num_train": 16, "num_val": 8}),
+    "md4_text8": Case(88_734_272, 27, (256,), TEXT8, files=text8),
+}
 
 
 def ids(path: Path) -> str:
     return path.stem
 
 
+def network_of(path: Path) -> tuple[str, dict[str, Any]]:
+    section = config.load_file(str(path))["model"]["init_args"]["network"]
+    return section["class_path"], section.get("init_args", {})
+
+
+def few_samples(path: Path) -> list[dict[str, Any]]:
+    """The file's callbacks, and the report's samples too, drawn in two steps."""
+    callbacks = config.load_file(str(path))["trainer"].get("callbacks", [])
+    report = {"class_path": "ggm_lightning.callbacks.report.Report", "init_args": {"num_samples": 0, "num_steps": 0}}
+    if not any(part["class_path"] == report["class_path"] for part in callbacks):
+        callbacks.append(report)
+    for part in callbacks:
+        part["init_args"] = {k: 2 if k in ("num_samples", "num_steps") else v for k, v in part["init_args"].items()}
+    return callbacks
+
+
 def test_every_experiment_is_listed() -> None:
-    names = {path.stem for path in EXPERIMENTS}
-    assert names == set(SMALLER) == set(PARAMETERS) == set(VOCABULARY)
+    assert {path.stem for path in EXPERIMENTS} == set(CASES)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)
 def test_two_steps_on_a_cpu(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "text8").write_text("the quick brown fox jumps over the lazy dog " * 25)
-    network = [f"--model.network.init_args.{name}={value}" for name, value in TINY.items()]
-    data = [
-        f"--data.init_args.{key}={value}".replace("{tmp}", str(tmp_path)) for key, value in SMALLER[path.stem].items()
+    case, kind = CASES[path.stem], network_of(path)[0].rpartition(".")[2]
+    case.files(tmp_path)
+    smaller = {"model.network.init_args": TINY[kind] | case.network, "data.init_args": case.data}
+    overrides = [
+        f"--{section}.{key}={value}".replace("{tmp}", str(tmp_path))
+        for section, values in smaller.items()
+        for key, value in values.items()
     ]
-    if "folder" in config.load_file(str(path)).get("data", {}).get("init_args", {}) or path.stem == "md4_demo":
-        data.append(f"--data.init_args.folder={tmp_path / 'shards'}")
-    main(
-        ["fit", "--config", str(path), "--config", str(DEBUG), "--runs", str(tmp_path), *network, *data, "--name", "x"]
-    )
+    few = tmp_path / "few.yaml"
+    few.write_text(yaml.safe_dump({"trainer": {"callbacks": few_samples(path)}}))
+    files = [argument for file in (path, DEBUG, few) for argument in ("--config", str(file))]
+    main(["fit", *files, "--runs", str(tmp_path), *overrides, "--name", "x"])
     checkpoint = torch.load(tmp_path / "x" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
-    classes = config.load_file(str(path))["model"]["class_path"]
-    assert checkpoint["ggm_lightning"]["model"]["class_path"] == classes
+    described = checkpoint["ggm_lightning"]["model"]
+    assert described["class_path"] == config.load_file(str(path))["model"]["class_path"]
+    assert described["init_args"]["network"]["class_path"] == network_of(path)[0]
     assert (tmp_path / "x" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)
 def test_full_size_network_on_the_meta_device(path: Path) -> None:
-    from ggm_lightning.networks.transformer import Transformer
-
-    section = config.load_file(str(path))["model"]["init_args"]["network"]
-    assert section["class_path"] == "ggm_lightning.networks.transformer.Transformer"
+    """Built as the command line builds it: the class that the file names, with what it takes from the data."""
+    case, (class_path, init_args) = CASES[path.stem], network_of(path)
+    module, _, name = class_path.rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    from_data = {"num_classes": case.num_classes, "shape": case.shape}
+    assert not init_args.keys() & from_data.keys()
+    taken = {key: value for key, value in from_data.items() if key in inspect.signature(kind).parameters}
     with torch.device("meta"):
-        network = Transformer(VOCABULARY[path.stem], **section["init_args"])
-    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[path.stem]
+        network = kind(**taken, **init_args)
+    assert sum(p.numel() for p in network.parameters()) == case.parameters
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)
+def test_what_the_data_gives_is_what_the_table_says(path: Path, tmp_path: Path) -> None:
+    """At full size, from constructor arguments and header files alone."""
+    case, section = CASES[path.stem], config.load_file(str(path))["data"]
+    case.files(tmp_path)
+    module, _, name = section["class_path"].rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    paths = {k: str(v).replace("{tmp}", str(tmp_path)) for k, v in case.data.items() if "{tmp}" in str(v)}
+    data = kind(**(section.get("init_args", {}) | paths))
+    assert (data.num_classes, tuple(data.shape)) == (case.num_classes, case.shape)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)

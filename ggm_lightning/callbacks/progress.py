@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from ggm_lightning.callbacks.throughput import Rate
 
-_RESULTS = (("nelbo", "nats per example", ".3f"), ("bpd", "bits per token", ".4f"), ("ppl", "perplexity", ".3f"))
+_RESULTS = (("nelbo", "nats per example", ".3f"), ("bpd", "bits per {}", ".4f"), ("ppl", "perplexity", ".3f"))
 
 
 class Progress(ProgressBar):
-    """Shows the step, what the model logs with prog_bar=True, tokens per second, elapsed and remaining time.
+    """Shows the step, what the model logs with prog_bar=True, tokens per second, elapsed and remaining time. Where an
+    example has several axes, as images have, they are bits per dimension and examples per second.
 
     A resumed run starts at its own step. Validation has a bar of its own, which gives way to one line with the result.
     Metrics are taken from the device only when something is shown.
@@ -108,8 +109,11 @@ class Progress(ProgressBar):
             for name, value in trainer.progress_bar_metrics.items()
             if not name.startswith(("val/", "test/"))
         }
-        shown = [f"{_LABELS.get(name, name)} {float(value):.4g}" for name, value in metrics.items()]
-        return [*shown, f"{_short(self._rate.per_second()[1] * trainer.world_size)} tokens/s"]
+        several = _has_several_axes(trainer)
+        labels = {"bpd": "bits/dim" if several else "bits/token"}
+        shown = [f"{labels.get(name, name)} {float(value):.4g}" for name, value in metrics.items()]
+        examples, tokens = (_short(rate * trainer.world_size) for rate in self._rate.per_second())
+        return [*shown, f"{examples} examples/s" if several else f"{tokens} tokens/s"]
 
     def _print_line(self, trainer: Trainer, elapsed: float) -> None:
         step = trainer.global_step
@@ -162,11 +166,12 @@ class Progress(ProgressBar):
         """Only after the module's own epoch end are its results known."""
         metrics = trainer.callback_metrics
         parts = []
+        dimension = "dimension" if _has_several_axes(trainer) else "token"
         for name, unit, form in _RESULTS:
             value, stderr = (metrics.get(f"{split}/{name}{suffix}") for suffix in ("", "_stderr"))
             if value is not None:
                 error = "" if stderr is None else f" ± {float(stderr):{form}}"
-                parts.append(f"{float(value):{form}}{error} {unit}")
+                parts.append(f"{float(value):{form}}{error} {unit.format(dimension)}")
         if parts:
             kind = {"val": "validation", "test": "test"}[split]
             self.print(f"step {trainer.global_step}  {kind}, upper bound: {'  '.join(parts)}")
@@ -204,7 +209,9 @@ class Progress(ProgressBar):
         self._close_sub()
 
 
-_LABELS = {"bpd": "bits/token", "loss": "loss"}
+def _has_several_axes(trainer: Trainer) -> bool:
+    """The places of a sequence are tokens, those of images (and of arrays like them) are dimensions."""
+    return len(getattr(trainer.lightning_module, "shape", ())) > 1
 
 
 def _short(count: float) -> str:

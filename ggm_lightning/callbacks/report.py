@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from ggm_lightning.callbacks.ema import EMA
-from ggm_lightning.callbacks.samples import decode, undisturbed
+from ggm_lightning.callbacks.images import image_figures
+from ggm_lightning.callbacks.samples import classes_in_turn, decode, undisturbed
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog, Curve, read_metrics
 from ggm_lightning.rundir.curve import curve_png
-from ggm_lightning.rundir.pictures import grid, save_png
 from ggm_lightning.rundir.report import write_report
 from ggm_lightning.rundir.trace import trace_html
 
@@ -27,8 +29,9 @@ class Report(Callback):
 
     The data module may add, each by a method or attribute of this name: `references()` -> name -> bits per dimension,
     lines in the curve; `characters_per_token`, for bits per character; `judge(texts)` -> name -> number, a table
-    under the heading `judgement`;
-    `codec.pieces(ids)` -> the text of each token, for the step-by-step view.
+    under the heading `judgement`; `codec.pieces(ids)` -> the text of each token, for the step-by-step view;
+    `rows("val")[indices]` -> real pictures, to stand beside samples that are images and to be filled in.
+    A network that takes labels is given all classes in turn.
 
     Args:
         num_samples: texts or images drawn; images are all shown, of texts the first eight, and all are judged.
@@ -62,31 +65,42 @@ class Report(Callback):
         scale = scale() if callable(scale) else scale
         references = datamodule.references() if hasattr(datamodule, "references") else {}
         curve_png(metrics, references, scale, folder / "curve.png")
-        drawn = self._draw(trainer, pl_module)
+        label = classes_in_turn(pl_module, self.num_samples)
+        drawn = self._draw(trainer, pl_module, self.num_samples, label, trace=True)
         decoded = decode(trainer, drawn.x)
         texts = decoded if isinstance(decoded, list) else []
-        picture = None if isinstance(decoded, list) else folder / "samples.png"
-        if picture is not None:
-            save_png(grid(decoded), picture)  # type: ignore[arg-type]
+        draw = partial(self._draw, trainer, pl_module)
+        figures = [] if isinstance(decoded, list) else image_figures(trainer, pl_module, drawn, label, draw)
         judged = datamodule.judge(texts) if texts and hasattr(datamodule, "judge") else {}
         write_report(
             folder / "report.html",
             title=f"{type(pl_module).__name__}: {folder.resolve().name}",
             curve_png_path=folder / "curve.png",
-            bound=_bound(metrics, scale),
+            bound=_bound(metrics, scale, label is not None),
             samples=texts[:SHOWN_TEXTS],
             trace_fragment=_trace(drawn.trace, datamodule, pl_module),
             facts=self._facts(trainer, pl_module, metrics, drawn.network_calls),
             tables={getattr(datamodule, "judgement", "Samples beside references"): judged},
-            samples_png_path=picture,
+            figures=figures,
         )
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+    def _draw(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        num_samples: int,
+        label: Tensor | None = None,
+        clamp: tuple[Tensor, Tensor] | None = None,
+        trace: bool = False,
+    ) -> Any:
+        given = {name: value for name, value in (("label", label), ("clamp", clamp)) if value is not None}
         # when a fit ends, the strategy has already moved the module to the CPU, where sampling may take minutes
         home, device = pl_module.device, trainer.strategy.root_device
+        if label is not None:
+            given["label"] = label.to(device)
         pl_module.to(device)
         with undisturbed(pl_module), trainer.precision_plugin.forward_context():
-            drawn = pl_module.sample(self.num_samples, self.num_steps, seed=self.seed, trace=True)
+            drawn = pl_module.sample(num_samples, self.num_steps, seed=self.seed, trace=trace, **given)
         pl_module.to(home)
         return drawn
 
@@ -103,8 +117,9 @@ class Report(Callback):
         }
         if "seconds" in metrics:
             facts["Time"] = _duration(metrics["seconds"][-1][1])
-        if "train/tokens_per_s" in metrics:
-            facts["Speed"] = f"{metrics['train/tokens_per_s'][-1][1]:,.0f} tokens per second"
+        rate = "tokens" if len(getattr(pl_module, "shape", (1,))) == 1 else "examples"  # an image's are no tokens
+        if f"train/{rate}_per_s" in metrics:
+            facts["Speed"] = f"{metrics[f'train/{rate}_per_s'][-1][1]:,.0f} {rate} per second"
         facts["Sampling"] = (
             f"{self.num_samples} samples in {self.num_steps} steps, {network_calls} network calls, seed {self.seed}"
         )
@@ -126,7 +141,7 @@ def _metrics(trainer: Trainer, folder: Path) -> dict[str, Curve]:
     }
 
 
-def _bound(metrics: dict[str, Curve], scale: float | None) -> dict[str, tuple[float, float | None]]:
+def _bound(metrics: dict[str, Curve], scale: float | None, by_class: bool) -> dict[str, tuple[float, float | None]]:
     """The last validation's bounds; bits per character are bits per token over characters per token."""
     last = {name: curve[-1][1] for name, curve in metrics.items() if name.startswith("val/")}
     shown: dict[str, tuple[str, float]] = {}
@@ -135,11 +150,11 @@ def _bound(metrics: dict[str, Curve], scale: float | None) -> dict[str, tuple[fl
     is_text = "val/ppl" in last
     unit = "dimension" if not is_text else "character" if scale == 1 else "token"
     shown |= {f"Bits per {unit}": ("bpd", 1.0), "Perplexity": ("ppl", 1.0), "Nats per example": ("nelbo", 1.0)}
-    bounds = {}
+    bounds, given = {}, " given the class" if by_class else ""
     for title, (name, divisor) in shown.items():
         value, stderr = last.get(f"val/{name}"), last.get(f"val/{name}_stderr")
         if value is not None:
-            bounds[title] = (value / divisor, None if stderr is None else stderr / divisor)
+            bounds[f"{title}{given}"] = (value / divisor, None if stderr is None else stderr / divisor)
     return bounds
 
 
@@ -163,7 +178,7 @@ def _hardware(trainer: Trainer) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+        name = f"{_cpu_name()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
 
 

@@ -14,13 +14,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ggm_lightning.rundir.pictures import grid, save_png
 
+MOST_COLUMNS = 16
+
 
 class Samples(Callback):
     """Draws after a validation, while the averaged weights are still in the module.
 
     Texts go to <run folder>/samples/step-000500.txt, images as a grid to step-000500.png; TensorBoard and wandb get
     them too where they are set. The seed is the same each time, so successive files show one set of samples getting
-    better. The global random state is left as it was: training goes on bit for bit as without this callback.
+    better. A network that takes labels is given all classes in turn. The global random state is left as it was:
+    training goes on bit for bit as without this callback.
 
     Args:
         every_n_validations: draw after each n-th validation.
@@ -73,14 +76,16 @@ class Samples(Callback):
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        options: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        label = classes_in_turn(pl_module, self.num_samples)
+        if label is not None:
+            options["label"] = label
         with undisturbed(pl_module), trainer.precision_plugin.forward_context():
-            drawn = pl_module.sample(
-                self.num_samples, self.num_steps, temperature=self.temperature, top_p=self.top_p, seed=self.seed
-            )
+            drawn = pl_module.sample(self.num_samples, self.num_steps, **options)
         decoded = decode(trainer, drawn.x)
         stem = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
         try:
-            _write(decoded, stem)
+            _write(decoded, stem, columns_of(label))
         except OSError as error:
             rank_zero_warn(f"{stem.parent}: samples cannot be written ({error.strerror or error}); training goes on")
         for logger in trainer.loggers:
@@ -94,6 +99,27 @@ def undisturbed(pl_module: LightningModule) -> Any:
     """A context in which drawing from the global generators leaves no trace."""
     devices = [pl_module.device] if pl_module.device.type == "cuda" else []
     return torch.random.fork_rng(devices=devices)
+
+
+def classes_in_turn(model: LightningModule, count: int) -> torch.Tensor | None:
+    """Int64[count]: 0, 1, ..., 0, 1, ...; of more classes than samples some, evenly spread. None where there are none.
+
+    A network that was always told the class in training (label_dropout 0) cannot do without.
+    """
+    known = getattr(getattr(model, "network", None), "num_labels", 0)
+    if not known:
+        return None
+    index = torch.arange(count, device=model.device)
+    return index % known if known <= count else index * known // count
+
+
+def columns_of(label: torch.Tensor | None) -> int | None:
+    """Of a grid in which each class has a column; None for no classes, or too many of them."""
+    if label is None:
+        return None
+    classes = int(label.max()) + 1
+    in_turn = torch.equal(label, torch.arange(len(label)).to(label) % classes)
+    return classes if in_turn and 1 < classes <= MOST_COLUMNS else None
 
 
 def decode(trainer: Trainer, x: torch.Tensor) -> list[str] | np.ndarray:
@@ -110,12 +136,12 @@ def page(texts: list[str]) -> str:
     return "".join(f"----- sample {i} -----\n{text}\n\n" for i, text in enumerate(texts))
 
 
-def _write(decoded: list[str] | np.ndarray, stem: Path) -> None:
+def _write(decoded: list[str] | np.ndarray, stem: Path, columns: int | None) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(decoded, list):
         stem.with_suffix(".txt").write_text(page(decoded), encoding="utf-8")
     else:
-        save_png(grid(decoded), stem.with_suffix(".png"))
+        save_png(grid(decoded, columns), stem.with_suffix(".png"))
 
 
 def _log(logger: Logger, decoded: list[str] | np.ndarray, step: int) -> None:

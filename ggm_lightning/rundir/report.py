@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ggm_lightning.rundir import trace
@@ -32,7 +34,11 @@ h2 { font-size: 19px; letter-spacing: -.005em; margin: 48px 0 4px; }
 .card:first-child .value { color: var(--accent); }
 figure { margin: 0; } figure img { display: block; width: 100%; height: auto; border-radius: 10px; background: #fff;
   border: 1px solid var(--line); }
-.pictures img { width: auto; max-width: 100%; image-rendering: pixelated; }
+.pictures { display: flex; flex-wrap: wrap; gap: 16px 20px; align-items: flex-start; }
+.pictures img { width: auto; max-width: 100%; image-rendering: pixelated; border-radius: 4px; }
+.pictures figcaption { color: var(--quiet); font-size: 13px; margin-top: 4px; }
+code { font: 13px ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--sunken); padding: 1px 5px;
+  border-radius: 4px; }
 .samples { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 12px; }
 .samples pre { margin: 0; padding: 14px 16px; background: var(--sunken); border-radius: 8px; white-space: pre-wrap;
   overflow-wrap: anywhere; font: 13.5px/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
@@ -58,6 +64,21 @@ _ABOUT_CURVE = (
 )
 
 
+@dataclass(frozen=True)
+class Figure:
+    """Pictures under a heading of their own.
+
+    Attributes:
+        heading: of the section.
+        note: what is to be seen, as HTML.
+        images: caption -> PNG or GIF file; it goes into the page.
+    """
+
+    heading: str
+    note: str
+    images: dict[str, Path]
+
+
 def write_report(
     path: str | Path,
     title: str,
@@ -67,7 +88,7 @@ def write_report(
     trace_fragment: str,
     facts: dict[str, str],
     tables: dict[str, dict[str, float]],
-    samples_png_path: str | Path | None = None,
+    figures: Sequence[Figure] = (),
 ) -> None:
     """Writes the whole report; parts that are empty are left out.
 
@@ -80,7 +101,7 @@ def write_report(
         trace_fragment: from `trace.trace_html`.
         facts: hardware, steps, parameters, time, ...
         tables: heading -> row -> number; numbers within 0 and 1 are shown as shares.
-        samples_png_path: samples that are images, as one grid.
+        figures: what is shown of images.
     """
     head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -91,11 +112,12 @@ def write_report(
         f"<header><h1>{html.escape(title)}</h1></header>",
         _cards(bound),
         _curve(curve_png_path),
+        *(_figure(figure) for figure in figures),
         _trace(trace_fragment),
-        _samples(samples, samples_png_path),
+        _samples(samples),
         *(_table(heading, rows) for heading, rows in tables.items() if rows),
         _facts(facts),
-        "<footer>Written by ggm_lightning at the end of training.</footer>",
+        "<footer>Written by ggm_lightning.</footer>",
     ]
     text = f"{head}\n<body><main>\n{chr(10).join(part for part in parts if part)}\n</main></body></html>\n"
     path = Path(path)
@@ -134,7 +156,8 @@ def _digits(number: float, like: float) -> str:
 
 def _image(path: str | Path, description: str) -> str:
     data = base64.b64encode(Path(path).read_bytes()).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+    kind = Path(path).suffix.removeprefix(".")
+    return f'<img alt="{html.escape(description)}" src="data:image/{kind};base64,{data}">'
 
 
 def _curve(path: str | Path | None) -> str:
@@ -152,12 +175,18 @@ def _trace(fragment: str) -> str:
     return _section("One sample, step by step", note, fragment) if fragment else ""
 
 
-def _samples(samples: list[str], picture: str | Path | None) -> str:
-    note = "Drawn from the final weights, not selected."
-    if picture is not None:
-        return _section("Samples", note, f'<figure class="pictures">{_image(picture, "samples")}</figure>')
+def _figure(figure: Figure) -> str:
+    pictures = [
+        f"<figure>{_image(path, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, path in figure.images.items()
+    ]
+    return _section(figure.heading, figure.note, f'<div class="pictures">{"".join(pictures)}</div>')
+
+
+def _samples(samples: list[str]) -> str:
     # a line break right after <pre> is swallowed by the parser, so the text gets one of its own
     blocks = "".join(f"<pre>\n{html.escape(text)}</pre>" for text in samples)
+    note = "Drawn from the final weights, not selected."
     return _section("Samples", note, f'<div class="samples">{blocks}</div>') if samples else ""
 
 

@@ -1,16 +1,23 @@
-"""How one sample came about, as a self-contained piece of HTML: a slider over the steps, each token coloured by the
-step at which it took its final value."""
+"""How samples came about. A text: a self-contained piece of HTML with a slider over the steps, each token coloured by
+the step at which it took its final value. Pictures: an animated GIF."""
 
 from __future__ import annotations
 
 import html
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ggm_lightning.rundir.pictures import grid, save_gif
+
 Pieces = Callable[[list[int]], list[str]]
+Decode = Callable[[Any], np.ndarray]
+
+FRAMES = 36
+FRAME_PIXELS = 90_000  # a report holds the whole GIF: a few MB at most
 
 _EARLY, _LATE = 250, 395  # hues: violet for the first step, by way of red to orange (395 = 35) for the last
 
@@ -78,6 +85,27 @@ def final_step(states: np.ndarray) -> np.ndarray:
     differs = states != states[-1]
     steps = np.arange(1, len(states) + 1).reshape(-1, *[1] * (states.ndim - 1))
     return (differs * steps).max(axis=0)
+
+
+def trace_gif(states: Sequence[Any], decode: Decode, path: str | Path, columns: int | None = None) -> int:
+    """The denoising of pictures as an animated GIF, from the prior to x, which is held. Returns how many it shows.
+
+    At most 36 states, evenly spread over the steps, and as many whole rows of the grid as 90,000 pixels hold.
+
+    Args:
+        states: Int[b, *s] arrays or tensors, the first from the prior, the last final.
+        decode: Int[b, *s], masks included, -> uint8 images [b, h, w, 3].
+        path: of the GIF.
+        columns: of the grid.
+    """
+    last = len(states) - 1
+    steps = sorted({round(i * last / (FRAMES - 1)) for i in range(FRAMES)})
+    shown = len(states[0])
+    _, h, w, *_ = np.shape(decode(states[0][:1]))
+    while shown > 1 and shown * h * w > FRAME_PIXELS:
+        shown -= columns if columns and shown > columns else 1
+    save_gif([grid(decode(states[step][:shown]), columns) for step in steps], path)
+    return shown
 
 
 def trace_html(states: Sequence[Any], pieces: Pieces, mask_id: int) -> str:

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from ggm_lightning.rundir.curve import curve_png, smoothed
-from ggm_lightning.rundir.pictures import grid, save_png
-from ggm_lightning.rundir.report import write_report
-from ggm_lightning.rundir.trace import final_step, first_row, trace_html
+from ggm_lightning.rundir.pictures import grid, save_gif, save_png
+from ggm_lightning.rundir.report import Figure, write_report
+from ggm_lightning.rundir.trace import final_step, first_row, trace_gif, trace_html
 
 EVIL = '</script><script>alert("1")</script> & <b>\n'
 VOID = {"meta", "img", "input", "br"}
@@ -175,3 +175,66 @@ def test_grid_puts_images_in_rows(tmp_path):
     assert Image.open(tmp_path / "x.png").size == (15 * 23, 11 * 23)
     with pytest.raises(ValueError, match="uint8 images"):
         grid(np.zeros((2, 5)))
+
+
+def levels(states):
+    """A decoder of two levels and a mask, which is red."""
+    table = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0]], np.uint8)
+    return table[np.asarray(states)[:, 0]]
+
+
+def frames_of(path):
+    with Image.open(path) as image:
+        assert image.info["loop"] == 0  # for ever
+        frames, times = [], []
+        for i in range(image.n_frames):
+            image.seek(i)
+            frames.append(np.asarray(image.convert("RGB")))
+            times.append(image.info["duration"])
+        return frames, times
+
+
+def test_gif_from_the_prior_to_the_samples(tmp_path):
+    rng = np.random.default_rng(0)
+    x, appears = rng.integers(2, size=(6, 1, 5, 7)), rng.random((6, 1, 5, 7))
+    states = [np.where(appears < k / 128, x, 2) for k in range(129)]
+    assert trace_gif(states, levels, tmp_path / "t.gif", columns=3) == 6
+    frames, times = frames_of(tmp_path / "t.gif")
+    scale = 256 // 11
+    assert frames[0].shape == (11 * scale, 23 * scale, 3)
+    assert len(frames) == 36
+    assert times[-1] > 5 * times[1]  # the end is held
+    expected = [grid(levels(states[round(i * 128 / 35)]), 3) for i in range(36)]
+    for frame, exact in zip(frames, expected, strict=True):
+        assert (frame[::scale, ::scale] == exact).all()  # every pixel in its very colour
+        assert (frame[scale - 1 :: scale, scale - 1 :: scale] == exact).all()
+
+
+def test_gif_of_few_steps_and_of_many_pictures(tmp_path):
+    states = [np.full((50, 1, 60, 60), k) for k in (2, 0, 1)]
+    assert trace_gif(states, levels, tmp_path / "t.gif", columns=10) == 20  # whole rows of at most 90,000 pixels
+    frames, _ = frames_of(tmp_path / "t.gif")
+    assert len(frames) == 3
+    assert frames[0].shape[1] // frames[0].shape[0] == 5
+
+
+def test_gif_of_more_than_256_colours(tmp_path):
+    ramp = np.linspace(0, 255, 64 * 64).reshape(64, 64)
+    frames = [np.stack([ramp, ramp.T, np.full_like(ramp, 40 * k)], -1).astype(np.uint8) for k in range(4)]
+    save_gif(frames, tmp_path / "t.gif", smallest_side=64)
+    shown, _ = frames_of(tmp_path / "t.gif")
+    errors = [np.abs(a.astype(int) - b).mean() for a, b in zip(shown, frames, strict=True)]
+    assert max(errors) < 20  # 16,384 colours by 256
+    assert np.abs(shown[0].astype(int) - frames[3]).mean() > 40  # control
+
+
+def test_figures_are_in_the_page(tmp_path, states):
+    save_png(np.zeros((3, 3, 3), np.uint8), tmp_path / "a.png")
+    save_gif([np.zeros((3, 3, 3), np.uint8)] * 2, tmp_path / "b.gif")
+    figure = Figure("Pictures", "seen <code>here</code>", {EVIL: tmp_path / "a.png", "moving": tmp_path / "b.gif"})
+    write_report(tmp_path / "r.html", "x", None, {}, [], "", {}, {}, [figure])
+    page = Page((tmp_path / "r.html").read_text())
+    assert page.open == []
+    assert [address.split(",")[0] for address in page.addresses] == ["data:image/png;base64", "data:image/gif;base64"]
+    captions = [data for where, data in page.text if where[-1] == "figcaption"]
+    assert captions == [EVIL, "moving"]
