@@ -26,7 +26,7 @@ _TRAINER_COMMANDS = {
 }
 _CHECKPOINT_COMMANDS = {
     "sample": "draw from a checkpoint: text or pictures, integers, and the denoising step by step",
-    "infill": "fill the blanks of a text or the unknown sites of an array, leaving the rest untouched",
+    "infill": "fill the blanks of a text, a picture or an array, leaving the rest untouched",
 }
 
 

@@ -100,6 +100,9 @@ CASES = {
     "md4_cifar10": Case(
         28_427_520, 256, (3, 32, 32), {"path": "{tmp}", "global_batch_size": 2, "eval_batch_size": 2}, files=cifar10
     ),
+    "md4_cifar10_small": Case(
+        1_101_760, 256, (3, 32, 32), {"path": "{tmp}", "global_batch_size": 2, "eval_batch_size": 2}, files=cifar10
+    ),
     "md4_demo": Case(493_856, 97, (64,), DEMO),
     "md4_dictionary": Case(125_072, 9, (32,), WORDS),
     "md4_digits": Case(271_121, 17, (1, 8, 8), {"global_batch_size": 4}),

@@ -6,6 +6,7 @@ VDM (arXiv 2107.00630), and one attention layer in the middle. Widths and initia
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -197,6 +198,12 @@ class UNet(nn.Module):
         super().__init__()
         least = {"num_classes": (num_classes, 1), "num_layers": (num_layers, 0), "num_labels": (num_labels, 0)}
         check_sizes(shape, feature_dim, dropout, **least)
+        if feature_dim == _NUM_GROUPS:
+            warnings.warn(
+                f"UNet: with feature_dim {feature_dim} each group of a norm holds one channel, and takes the time and "
+                f"the label out again; give {2 * feature_dim} or more",
+                stacklevel=2,
+            )
         self.num_classes, self.num_labels, self.compile_blocks = num_classes, num_labels, compile_blocks
         self.condition = Conditioning(feature_dim, time_features, num_labels)
         condition_dim = None if self.condition.empty else feature_dim

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -380,3 +381,11 @@ def test_missing_and_unknown_inputs_are_named(kind: type):
         tiny(kind)(z, t, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"shape \(3, 5, 7\), not \(5, 7, 3\)"):
         tiny(kind)(rearrange(z, "b c h w -> b h w c"), t)
+
+
+def test_groups_of_one_channel_are_deaf_and_warned_of():
+    with pytest.warns(UserWarning, match="takes the time and the label out again; give 64 or more"):
+        UNet(5, feature_dim=32, num_layers=0, shape=(1, 4, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        UNet(5, feature_dim=64, num_layers=0, shape=(1, 4, 4))
