@@ -32,7 +32,7 @@ from ggm_lightning.callbacks.report import Report
 from ggm_lightning.callbacks.save_config import SaveConfig
 from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.callbacks.throughput import Throughput
-from ggm_lightning.models import genmd4, md4  # noqa: F401 - so that `--model MD4` finds them by their names
+from ggm_lightning.models import genmd4, ggm, md4  # noqa: F401 - so that `--model MD4` finds them by their names
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space

@@ -84,12 +84,17 @@ def imagenet64_classes(folder: Path) -> None:
         np.savez(folder / f"{name}.npz", data=np.full((2, 12288), 7, np.uint8), labels=np.array([1, 1000]))
 
 
+def tokens(folder: Path) -> None:
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(1024, size=(20, 256)))
+
+
 DEMO = {"length": 16, "global_batch_size": 4, "stride": 64, "folder": "{tmp}/shards"}
 TEXT8 = {"path": "{tmp}/text8", "length": 16, "global_batch_size": 4}
 TEXT8 |= {"train_chars": 900, "val_chars": 50, "test_chars": 50}
 OWT = {"train": "{tmp}/text.jsonl", "tokenizer": "{tmp}/tokenizer.json", "folder": "{tmp}/shards"}
 OWT |= {"length": 16, "global_batch_size": 4}
 IMAGENET = {"path": "{tmp}", "folder": "{tmp}/flat", "global_batch_size": 2}
+TOKENS = {"train": "{tmp}/tokens.npy", "global_batch_size": 4}
 WORDS = {"num_train": 16, "num_val": 8, "global_batch_size": 4}
 
 CASES = {
@@ -97,6 +102,12 @@ CASES = {
     "genmd4_dictionary": Case(125_072, 9, (32,), WORDS),
     "genmd4_owt": Case(165_857_344, 50257, (1024,), OWT, files=words),
     "genmd4_text8": Case(88_734_272, 27, (256,), TEXT8, files=text8),
+    "ggm_celebahq_vqgan": Case(90_236_992, 1024, (256,), TOKENS, files=tokens),
+    "ggm_demo": Case(494_112, 97, (64,), DEMO),
+    "ggm_digits": Case(187_200, 17, (1, 8, 8), {"global_batch_size": 4}),
+    "ggm_ffhq_vqgan": Case(90_236_992, 1024, (256,), TOKENS, files=tokens),
+    "ggm_markov": Case(185_232, 11, (64,), WORDS),
+    "ggm_owt": Case(165_858_880, 50257, (128,), OWT, files=words),
     "md4_cifar10": Case(
         28_427_520, 256, (3, 32, 32), {"path": "{tmp}", "global_batch_size": 2, "eval_batch_size": 2}, files=cifar10
     ),

@@ -58,6 +58,9 @@ class Optimizer:
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
 
+Sites = Tensor | tuple[Tensor, Tensor]  # the True ones of Bool[b, n], or (row Int64[k], site Int64[k])
+
+
 def _choice(names: tuple[str, ...]) -> str:
     return f"choose {' or '.join(names)}" if len(names) > 1 else f"it has only {names[0]}"
 
@@ -78,6 +81,7 @@ class Family(LightningModule, ABC):
     """
 
     samplers: tuple[str, ...] = ("ancestral",)  # names for `sample`, the default first
+    loss_name = "train/bpd"  # under which the training loss is logged; another where it is not bits per dimension
 
     def __init__(
         self,
@@ -219,15 +223,24 @@ class Family(LightningModule, ABC):
 
     # ------------------------------------------------------------------ the network
 
-    def logits_at(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Tensor) -> Tensor:
-        """Logits Float[k, V] of the k True sites of Bool[b, n]; all b n V logits are formed only where the network
-        has no `features` and `head`."""
-        self.network_calls += 1
-        t = t.to(next(self.network.parameters(), zt.new_zeros((), dtype=torch.float32)).dtype)
-        label = self.network_label(label, zt.shape[0])
+    def logits_at(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Sites, **inputs: Tensor) -> Tensor:
+        """Logits Float[k, V] at `sites`; all b n V logits are formed only where the network has no `features` and
+        `head`. `inputs` is what a family's network takes besides."""
         if hasattr(self.network, "features"):
-            return self.network.head(self.network.features(zt, t, label)[sites])
-        return self.network(zt, t, label).reshape(*sites.shape, self.num_classes)[sites]
+            return self.network.head(self.features_at(zt, t, label, sites, **inputs))
+        t, label = self._network_inputs(zt, t, label)
+        return self.network(zt, t, label, **inputs).reshape(zt.shape[0], -1, self.num_classes)[sites]
+
+    def features_at(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Sites, **inputs: Tensor) -> Tensor:
+        """Features Float[k, d] at `sites`, of a network with `features` and `head`."""
+        t, label = self._network_inputs(zt, t, label)
+        return self.network.features(zt, t, label, **inputs)[sites]
+
+    def _network_inputs(self, zt: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """t in the network's precision and the label as it wants it; counts the call that follows."""
+        self.network_calls += 1
+        dtype = next(self.network.parameters(), zt.new_zeros((), dtype=torch.float32)).dtype
+        return t.to(dtype), self.network_label(label, zt.shape[0])
 
     def network_label(self, label: Tensor | None, b: int, drop: Tensor | None = None) -> Tensor | None:
         """The label as the network wants it: None for networks without labels, the null class where it is missing
@@ -294,7 +307,7 @@ class Family(LightningModule, ABC):
         part = int(self._micro_batch * self.trainer.world_size + self.global_rank)
         torch.manual_seed(noise.integer_seed("dropout", seed=self.seed, step=step, row=part))
         loss = self.loss(x, batch.get("label"), step=step, row=row, total=total)
-        self.log("train/bpd", loss.detach(), prog_bar=True)
+        self.log(self.loss_name, loss.detach(), prog_bar=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -98,7 +98,7 @@ class Transformer(nn.Module):
 
     `z` holds ids 0..V, V being the mask, in any shape [b, *s]; positions are flattened to n = prod(s). There is no
     logit for the mask. `features(z, t, label)` stops before the linear `head`, for losses that never form the logits:
-    forward(z, t, label) is head(features(z, t, label)).
+    forward(z, t, label) is head(features(z, t, label)). With `visited_bits` both take Bool[b, n] more, as `visited`.
 
     Args:
         num_classes: V, the number of tokens without the mask.
@@ -116,6 +116,7 @@ class Transformer(nn.Module):
         depth_scaled_init: feed-forward kernels start with variance 2 / num_layers / fan_in instead of 1 / fan_in.
         checkpoint_activations: recompute each block in the backward pass: less memory, about a third more time.
         compile_blocks: let `compile_network` compile the blocks.
+        visited_bits: learn two vectors, of which each position gets one by its `visited` bit (GGM, arXiv 2405.17035).
     """
 
     def __init__(
@@ -133,8 +134,17 @@ class Transformer(nn.Module):
         depth_scaled_init: bool = True,
         checkpoint_activations: bool = False,
         compile_blocks: bool = False,
+        visited_bits: bool = False,
     ):
         super().__init__()
+        for name, value, least in (
+            ("num_classes", num_classes, 1),
+            ("num_heads", num_heads, 1),
+            ("num_layers", num_layers, 1),
+            ("num_labels", num_labels, 0),
+        ):
+            if value is None or value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
         _check(feature_dim, mlp, conditioning, dropout)
         self.num_classes, self.num_labels = num_classes, num_labels
         self.feature_dim, self.width = feature_dim, feature_dim * num_heads
@@ -142,6 +152,8 @@ class Transformer(nn.Module):
         self.condition = Conditioning(feature_dim, time_features, num_labels)
         self.embedding = nn.Embedding(num_classes + 1, feature_dim if outside_embed else self.width)
         self.widen = nn.Linear(feature_dim, self.width) if outside_embed else None
+        self.visited_bits = visited_bits
+        self.visited_table = nn.Embedding(2, self.width) if visited_bits else None
 
         def modulation(parts: int) -> Modulation | None:
             if self.condition.empty:
@@ -166,6 +178,8 @@ class Transformer(nn.Module):
         initialise.zeros_(self.head)
         if self.widen is not None:
             initialise.dense_(self.widen)
+        if self.visited_table is not None:
+            initialise.embedding_(self.visited_table)
 
     def compile_network(self) -> None:
         """Compile each block in place, so the checkpoint's keys stay as they are; nothing without compile_blocks."""
@@ -173,16 +187,25 @@ class Transformer(nn.Module):
             block.compile()
 
     def forward(
-        self, z: Int[Tensor, " b *s"], t: Float[Tensor, " b"] | None, label: Int[Tensor, " b"] | None = None
+        self,
+        z: Int[Tensor, " b *s"],
+        t: Float[Tensor, " b"] | None,
+        label: Int[Tensor, " b"] | None = None,
+        visited: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n v"]:
-        return self.head(self.features(z, t, label))
+        return self.head(self.features(z, t, label, visited))
 
     def features(
-        self, z: Int[Tensor, " b *s"], t: Float[Tensor, " b"] | None, label: Int[Tensor, " b"] | None = None
+        self,
+        z: Int[Tensor, " b *s"],
+        t: Float[Tensor, " b"] | None,
+        label: Int[Tensor, " b"] | None = None,
+        visited: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """What the head is applied to. Raises ValueError if t is missing, or a label is given and not known."""
+        """What the head is applied to. Raises ValueError if t or the visited bits are missing, or a label is given and
+        not known."""
         condition = self.condition(z.shape[0], t, label)
-        x = self._embed(rearrange(z, "b ... -> b (...)"))
+        x = self._embed(rearrange(z, "b ... -> b (...)"), visited)
         cos, sin = rotary_tables(x.shape[1], self.feature_dim, torch.promote_types(x.dtype, torch.float32), x.device)
         for block in self.blocks:
             if self.checkpoint_activations and self.training:
@@ -193,17 +216,26 @@ class Transformer(nn.Module):
             return self.final_norm(x)  # type: ignore[misc]
         return modulate(x, *self.final_modulation(condition), _NORM_EPS)  # type: ignore[call-arg]
 
-    def _embed(self, z: Tensor) -> Tensor:
+    def _embed(self, z: Tensor, visited: Tensor | None = None) -> Tensor:
+        if (visited is None) == self.visited_bits:
+            given = "were not given" if visited is None else "were given"
+            raise ValueError(
+                f"visited_bits is {self.visited_bits} and the bits {given}; set it true for GGM, else false"
+            )
         x = self.embedding(z)
-        if self.widen is None:
-            return F.dropout(x, self.dropout, self.training)
-        # Under autocast the Dense answers in bf16; the stream of residuals stays in the precision of the weights.
-        return self.widen(x).to(x.dtype)
+        if self.widen is not None:
+            # Under autocast the Dense answers in bf16; the stream of residuals stays in the precision of the weights.
+            x = self.widen(x).to(x.dtype)
+        if self.visited_table is not None:
+            x = x + self.visited_table(visited.long())
+        return x if self.widen is not None else F.dropout(x, self.dropout, self.training)
 
 
 def _check(feature_dim: int, mlp: str, conditioning: str, dropout: float) -> None:
-    if feature_dim % 2:
-        raise ValueError(f"feature_dim is {feature_dim}; rotary positions turn pairs of features: give an even number")
+    if feature_dim < 2 or feature_dim % 2:
+        raise ValueError(
+            f"feature_dim is {feature_dim}; rotary positions turn pairs of features: give a positive even number"
+        )
     if mlp not in _ACTIVATIONS:
         raise ValueError(f"mlp is {mlp!r}; choose one of {', '.join(_ACTIVATIONS)}")
     if conditioning not in _CONDITIONINGS:

@@ -37,7 +37,14 @@ class Samples:
     trace: list[Tensor] | None = None
 
 
-def _checked_clamp(clamp: Clamp, shape: tuple[int, ...], num_classes: int, device: torch.device) -> Clamp:
+def checked_rows(row: Tensor | None, num_samples: int, device: torch.device) -> Tensor:
+    row = torch.arange(num_samples, device=device) if row is None else row.to(device)
+    if row.shape != (num_samples,):
+        raise ValueError(f"row has shape {tuple(row.shape)}; one number per sample is needed, [{num_samples}]")
+    return row
+
+
+def checked_clamp(clamp: Clamp, shape: tuple[int, ...], num_classes: int, device: torch.device) -> Clamp:
     values, mask = (part.to(device) for part in clamp)
     for name, part in (("values", values), ("mask", mask)):
         if tuple(part.shape[-len(shape) :]) != shape:
@@ -66,13 +73,11 @@ def run(
 ) -> Samples:
     """See Family.sample for the arguments."""
     device = model.device
-    row = torch.arange(num_samples, device=device) if row is None else row.to(device)
-    if row.shape != (num_samples,):
-        raise ValueError(f"row has shape {tuple(row.shape)}; one number per sample is needed, [{num_samples}]")
+    row = checked_rows(row, num_samples, device)
     before = model.network_calls
     z = model.prior_sample(num_samples)
     if clamp is not None:
-        clamp = _checked_clamp(clamp, model.shape, model.num_classes, device)
+        clamp = checked_clamp(clamp, model.shape, model.num_classes, device)
         z = torch.where(clamp[1], clamp[0], z)
     states = [z.cpu()] if trace else None
     steps = list(pairwise(times.sampling_grid(num_steps, grid)))

@@ -1,0 +1,399 @@
+"""GGM: the Glauber generative model, arXiv 2405.17035. Read from top to bottom:
+
+corrupt, pairs  ->  loss (a classification)  ->  terms, nelbo  ->  reverse_law  ->  sample
+
+    X_t         a visit t -> t + 1 overwrites site i_t by a draw of pi, or leaves it alone (Z_t = phi)        eq. (1)
+    loss bce    signal or noise? -log sigmoid(+-s_x), x = X_{t+1,i_t} the observed token
+    p_t(x|y)    = softmax_x(s_x + log pi(x)), the law of X_{t,i_t} given the other tokens                     eq. (3)
+    -log p(x0)  <= KL(q(X_T|x0) || pi^n) + sum_t E KL(q(X_t|X_{t+1}, x0) || gated kernel)                     eq. (8)
+
+Equations as numbered in core/glauber.py, the order of the visits in core/sweeps.py. No code was published; what the
+paper leaves open (schedule, pi, conditioning, bound, infilling) is our choice and proved exact by enumeration.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from ggm_lightning.core import categorical, glauber, losses, noise, sweeps, times
+from ggm_lightning.core.glauber import Pair, SiteLaw
+from ggm_lightning.core.sweeps import Sweeps
+from ggm_lightning.models.base import Family, Optimizer
+from ggm_lightning.sampling import sweeping
+from ggm_lightning.sampling.loop import Clamp, Samples
+
+_COUNTED = 2**24  # tokens of the training data that the unigram law is measured on
+
+
+class GGM(Family):
+    """One token at a time, denoised by a binary classifier of every token at its site.
+
+    The network is called as network(z, t, label=None, visited=...) with z Int64[b, *shape] in 0..V (V hides the token
+    of this site, whatever it is), t = r/R Float[b] (r is the sweep of the visit that is undone, 0..R-1) and visited
+    Bool[b, n] (sites that sweep r had visited before). It returns o, Float[b, n, V] or Float[b, *shape, V], of which
+    only the hidden sites are used: the logits s = o + log(Pi_r(phi)/beta_r), so that o = 0 is the calibrated p_t = pi
+    and o = log p_t(x|y) - log pi(x) the exact one. With loss ce_x0 it is log p0(x|y) - log pi(x) instead. Constants
+    matter to bce alone.
+
+    Times: t = 0..T = R n counts visits; `corrupt`, `terms` and `reverse_law` take t as the time of the state they get.
+
+    Args:
+        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family. The loss is in
+            nats per classified token and logged as train/<loss>; it is no likelihood.
+        loss: bce, the paper's; ce_xt or ce_x0, cross-entropies of X_{t,i} or X_{0,i}, which have the same optimum.
+        num_sweeps: R. The exact samplers need R n network calls.
+        schedule: linear or geometric survival over the sweeps (core/sweeps.py).
+        last_survival: a_R, strictly between 0 and 1; None: min(0.01, 0.1/n).
+        order: raster, or permuted by one fixed permutation. order_seed: of the permutation.
+        noise_law: pi: uniform; unigram, the training data's own frequencies (measured when a fit begins, kept in the
+            checkpoint); or a list of V probabilities.
+        block_size: visits that training and the sampler "parallel" may make at once: in each step of training a number
+            from 1 to block_size, the same for all rows.
+        hide: own: a visited site's law is conditional on all other tokens, one network call for each. block: the whole
+            block is hidden and predicted in one call, which ignores what its tokens say of each other.
+        redenoise: rounds of ReDeNoise behind infilling: one sweep of noise on the unknown sites, and back.
+    """
+
+    samplers = ("heat_bath", "gated", "parallel")
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        shape: tuple[int, ...],
+        loss: str = "bce",
+        num_sweeps: int = 4,
+        schedule: str = "linear",
+        last_survival: float | None = None,
+        order: str = "raster",
+        order_seed: int = 0,
+        noise_law: str | list[float] = "uniform",
+        block_size: int = 1,
+        hide: str = "own",
+        redenoise: int = 4,
+        optimizer: Optimizer = Optimizer(),
+        label_dropout: float = 0.0,
+        eval_samples: int = 1,
+        seed: int = 0,
+        eval_seed: int = 0,
+    ) -> None:
+        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        n = self.num_sites
+        if loss not in ("bce", "ce_xt", "ce_x0"):
+            raise ValueError(f"loss is '{loss}'; choose bce, ce_xt or ce_x0")
+        if hide not in ("own", "block"):
+            raise ValueError(f"hide is '{hide}'; choose own or block")
+        if not 1 <= block_size <= n:
+            raise ValueError(
+                f"block_size is {block_size}; a block has between 1 and {n} sites, all sites of an example"
+            )
+        if redenoise < 0:
+            raise ValueError(f"redenoise is {redenoise}; it must be at least 0 rounds")
+        _check_network(network)
+        self.objective, self.loss_name = loss, f"train/{loss}"
+        last = sweeps.default_last_survival(n) if last_survival is None else last_survival
+        self._sweeps = Sweeps(sweeps.site_order(n, order, order_seed), sweeps.survival(num_sweeps, last, schedule))
+        self._given_law = glauber.noise_law(noise_law, num_classes)
+        counted = noise_law == "unigram"
+        self.register_buffer("unigram_counts", torch.zeros(num_classes, dtype=torch.int64) if counted else None)
+        self.block_size, self.hide, self.redenoise = block_size, hide, redenoise
+        self.hide_id = num_classes
+        self.calibration = nn.ModuleDict({"calibration": MeanMetric(), "calibration_rms": MeanMetric()})
+
+    @property
+    def sweeps(self) -> Sweeps:
+        self._sweeps = self._sweeps.to(self.device)
+        return self._sweeps
+
+    @property
+    def log_pi(self) -> Tensor:
+        """Float64[V]; the unigram law counts every class once more, so that none has probability 0."""
+        if self.unigram_counts is None:
+            self._given_law = self._given_law.to(self.device)  # moved once
+            return self._given_law.log()
+        counts = self.unigram_counts.double() + 1
+        return torch.log(counts / counts.sum())
+
+    # ------------------------------------------------------------------ corrupt
+
+    def corrupt(self, x: Tensor, t: Tensor, uniform: Callable[[str], Tensor]) -> Tensor:
+        """X_t Int64[b, *shape] given x, t Int64[b] in 0..T, eq. (2); `uniform(stream)` gives Float64[b, n]."""
+        x_t = glauber.corrupt(x.flatten(1), self.sweeps.survival_at(t), self.log_pi.exp(), uniform)
+        return x_t.reshape(x.shape)
+
+    def pairs(
+        self, x: Tensor, u: Tensor, size: int, uniform: Callable[[str], Tensor]
+    ) -> tuple[Pair, Tensor, Tensor, Tensor]:
+        """What a training step classifies: (pair, r Int64[b], visited Bool[b, n], valid Bool[b, m]). u Float64[b] in
+        [0, 1) chooses the visits out of all R sweeps cut into blocks of `size` sites; m is `size`, or 1 with hide: own.
+        """
+        s = self.sweeps.block_start(u, size)
+        r = s // self.num_sites
+        sites, valid = self.sweeps.block_sites(s, size)
+        visited = self.sweeps.visited_in_sweep(s)
+        if self.hide == "own" and size > 1:
+            member = (uniform("member")[:, :1] * valid.sum(1, keepdim=True)).long()
+            sites, valid = sites.gather(1, member), valid[:, :1]
+            visited = self.sweeps.visited_in_sweep(s, size).scatter(1, sites, False)
+        pair = glauber.draw_pair(x.flatten(1), self.sweeps, r, visited, sites, self.log_pi.exp(), uniform)
+        return pair, r, visited, valid
+
+    # ------------------------------------------------------------------ what the network is asked
+
+    def _inputs(self, x: Tensor, r: Tensor, visited: Tensor, sites: Tensor) -> dict[str, Any]:
+        """The network's inputs and `sites` as pairs of numbers; the tokens at Int64[b, m] sites are hidden here."""
+        z = x.flatten(1).scatter(1, sites, self.hide_id).reshape(x.shape[0], *self.shape)
+        row = torch.arange(len(sites), device=sites.device).repeat_interleave(sites.shape[1])
+        t = r.double() / self.sweeps.num_sweeps
+        return {"zt": z, "t": t, "sites": (row, sites.flatten()), "visited": visited}
+
+    def _observed(self, inputs: dict[str, Any], label: Tensor | None, x: Tensor) -> Tensor:
+        """o at the tokens x Int64[k] alone: V - 1 of the V logits are never formed where the network has a head."""
+        if not hasattr(self.network, "features"):
+            return self.logits_at(label=label, **inputs).gather(1, x[:, None])[:, 0]
+        head: Any = self.network.head
+        features = self.features_at(label=label, **inputs)
+        o = (losses.at_least_float32(features) * losses.at_least_float32(head.weight[x])).sum(-1)
+        return o if head.bias is None else o + head.bias[x]
+
+    def log_conditional(self, logits: Tensor, a: Tensor) -> Tensor:
+        """log p_t(.|y) Float[k, V] from what the network returned, a Float[k] the survival before the visit."""
+        logits = losses.at_least_float32(logits)
+        log_pi = self.log_pi.to(logits.dtype)
+        law = glauber.log_conditional(logits, log_pi)  # eq. (3); the constant log(Pi(phi)/beta) falls out
+        return glauber.log_mixed(law, log_pi, a.to(law.dtype)) if self.objective == "ce_x0" else law
+
+    # ------------------------------------------------------------------ loss
+
+    def loss(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        step: int | None = None,
+        row: Tensor | None = None,
+        total: int | None = None,
+    ) -> Tensor:
+        """Nats per classified token, mean over the rows, unit weights. At the start, o = 0, bce is the entropy of the
+        classes given the token (uniform pi: of Bernoulli(Pi_r(phi))). Without step and row each call draws new noise.
+        """
+        b = x.shape[0]
+        if step is None:
+            step = self._loss_calls
+            self._loss_calls += 1
+        row = torch.arange(b, device=x.device) if row is None else row
+        uniform = partial(noise.uniform, seed=self.seed, step=step, row=row, num_sites=self.num_sites)
+        # from the step alone: known to the host, and the same on every rank
+        size = 1 + noise.integer_seed("block size", seed=self.seed, step=step) % self.block_size
+        u = times.stratified(seed=self.seed, step=step, row=row, total=total or b)
+        pair, r, visited, valid = self.pairs(x, u, size, uniform)
+        u_label = noise.uniform("label", seed=self.seed, step=step, row=row, num_sites=1)[:, 0]
+        label = self.network_label(label, b, drop=u_label < self.label_dropout)
+        nats = self._classification(x, pair, r, self._inputs(pair.x_next, r, visited, pair.sites), label)
+        nats = torch.where(valid, nats.reshape(valid.shape), 0.0)
+        return (nats.sum(1) / valid.sum(1)).mean()
+
+    def _classification(self, x: Tensor, pair: Pair, r: Tensor, inputs: dict[str, Any], label: Tensor | None) -> Tensor:
+        """Float[k], nats, at the hidden sites."""
+        if self.objective == "bce":
+            o = self._observed(inputs, label, pair.observed.flatten())
+            log_odds = self.sweeps.log_odds[r].repeat_interleave(pair.sites.shape[1])
+            return glauber.signal_cross_entropy(o + log_odds.to(o.dtype), pair.signal.flatten())
+        target = pair.before if self.objective == "ce_xt" else x.flatten(1).gather(1, pair.sites)
+        logits = losses.at_least_float32(self.logits_at(label=label, **inputs))
+        return losses.cross_entropy(logits + self.log_pi.to(logits.dtype), target.flatten())
+
+    # ------------------------------------------------------------------ bound
+
+    def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Float64[b], nats: T times the term of eq. (8) that belongs to the visit t-1 -> t, given the state zt at time
+        t Int64[b] in 1..T. Its mean over uniform t and zt ~ q(X_t | x) is the sum in eq. (8).
+
+        The visited site's own token is summed out: zt there does not matter.
+        """
+        return self._terms(x, zt, t, label)[0]
+
+    def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(terms, deviation of the self-normalisation, eq. (4)), each Float64[b]."""
+        chain, s = self.sweeps, t - 1
+        r, sites = s // self.num_sites, chain.block_sites(s, 1)[0]
+        inputs = self._inputs(zt, r, chain.visited_in_sweep(s), sites)
+        logits = self.logits_at(label=label, **inputs).double()
+        a, x0 = chain.survival[r], x.flatten(1).gather(1, sites)[:, 0]
+        nats = glauber.step_nats(self.log_conditional(logits, a), x0, self.log_pi, a, chain.keep[r])
+        log_odds = chain.log_odds[r]
+        return chain.num_steps * nats, glauber.log_mass(logits + log_odds[:, None], self.log_pi, log_odds)
+
+    def nelbo(
+        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
+    ) -> Tensor:
+        """Float64[b], nats: the bound eq. (8) of the gated kernel from num_samples visits, a network call each.
+
+        t is stratified over a row's own samples, so the estimate of a row is a function of (seed, row) alone. A single
+        visit tells of one site: give many samples, or trust the mean over many rows only.
+        """
+        return self._estimate(x, label, num_samples, seed, row)[0]
+
+    def _estimate(
+        self, x: Tensor, label: Tensor | None, num_samples: int, seed: int, row: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(bound Float64[b], deviations of the self-normalisation Float64[num_samples, b])."""
+        row = torch.arange(x.shape[0], device=x.device) if row is None else row
+        chain, flat = self.sweeps, x.flatten(1)
+        last = chain.survival_at(torch.full_like(row, chain.num_steps))
+        total, deviations = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device), []
+        with self.evaluating():
+            for j, u in enumerate(times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)):
+                t = (u * chain.num_steps).long() + 1
+                uniform = partial(_evaluation_noise, seed=seed, step=j, row=row, num_sites=self.num_sites)
+                nats, deviation = self._terms(x, self.corrupt(x, t, uniform), t, label)
+                total += nats
+                deviations.append(deviation)
+            return total / num_samples + glauber.prior_nats(flat, self.log_pi, last), torch.stack(deviations)
+
+    # ------------------------------------------------------------------ reverse step
+
+    def prior_sample(self, num_samples: int, uniform: Callable[[str], Tensor] | None = None) -> Tensor:
+        """X_T ~ pi^n, Int64[b, *shape]; from `uniform("prior")` Float64[b, n], or from seed 0."""
+        if uniform is None:
+            row = torch.arange(num_samples, device=self.device)
+            uniform = partial(noise.uniform, seed=0, step=0, row=row, num_sites=self.num_sites)
+        x = categorical.draw_common(self.log_pi.exp(), uniform("prior"))
+        return x.reshape(num_samples, *self.shape)
+
+    def reverse_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        sampler: str | None = None,
+        known: Tensor | None = None,
+    ) -> SiteLaw:
+        """The law of X_s given X_t = zt: the sites visited by s..t-1 move, all at once, the others stay.
+
+        t, s Int64[b] in 0..T with the same t - s in all rows, which is 1 unless the sampler is "parallel".
+        With temperature or top_p the data law p0 in p_t is sharpened, eq. (5). `known` Bool[b, n] (of a clamp): tokens
+        that the network is shown even in a hidden block.
+        """
+        chain, first = self.sweeps, s.long()
+        size = chain.step_size(first, t.long(), simultaneous=sampler == "parallel")
+        r, sites = first // self.num_sites, chain.block_sites(first, size)[0]
+        if self.hide == "block" or size == 1:
+            hidden = self._inputs(zt, r, chain.visited_in_sweep(first), sites)
+            if known is not None:
+                hidden["zt"] = torch.where(known, zt, hidden["zt"])
+            logits = self.logits_at(label=label, **hidden)
+        else:
+            visited = chain.visited_in_sweep(first, size)
+            parts = (self._inputs(zt, r, visited.scatter(1, own, False), own) for own in sites.split(1, 1))
+            logits = torch.stack([self.logits_at(label=label, **part) for part in parts], 1).flatten(0, 1)
+        r = r.repeat_interleave(size)
+        a = chain.survival[r]
+        log_p = glauber.sharpened(self.log_conditional(logits.double(), a), self.log_pi, a, temperature, top_p)
+        row = torch.arange(len(zt), device=zt.device).repeat_interleave(size)
+        gated = sampler in ("gated", "parallel")
+        return SiteLaw(zt.flatten(1), row, sites.flatten(), log_p, self.log_pi, chain.log_odds[r], gated)
+
+    def finish(
+        self,
+        z: Tensor,
+        label: Tensor | None,
+        uniform: Callable[[str], Tensor],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """Nothing is left to do: X_0 is x."""
+        return z
+
+    def sample(
+        self,
+        num_samples: int,
+        num_steps: int,
+        label: Tensor | None = None,
+        clamp: Clamp | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        trace: bool = False,
+        grid: str = "cosine",
+        sampler: str | None = None,
+        row: Tensor | None = None,
+        progress: bool = False,
+    ) -> Samples:
+        """See Family.sample. The chain has its own times: `grid` is not used. With a clamp the chain is followed by
+        `redenoise` rounds of one sweep up and down.
+
+        Args:
+            num_steps: of "parallel": B = num_steps // R blocks per sweep. The other samplers make all R n visits.
+            sampler: heat_bath, exact: a visited site is drawn from p_t, one network call each. gated, exact at the same
+                cost: it is kept with probability 1 - eta. parallel: gated in blocks, all sites of a block from the same
+                state, with an error of order 1/R; one network call per block with hide: block, one per site otherwise.
+        """
+        size = sweeping.visits_at_once(sampler, num_steps, self.samplers, self.sweeps, self.block_size)
+        path = self.sweeps.grid(size) + (self.redenoise if clamp else 0) * self.sweeps.grid(size, first_sweeps=1)
+
+        def law(z: Tensor, t: Tensor, s: Tensor, known: Tensor | None) -> SiteLaw:
+            return self.reverse_law(z, t, s, label, temperature, top_p, sampler, known)
+
+        per_site = self.hide == "own"
+        with self.evaluating():
+            return sweeping.run(self, path, per_site, law, num_samples, clamp, seed, trace, row, progress)
+
+    # ------------------------------------------------------------------ Lightning
+
+    def setup(self, stage: str) -> None:
+        """Measures the unigram law; a checkpoint that is resumed brings its own, which then replaces this one."""
+        if self.unigram_counts is None or stage != "fit":
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "rows"):
+            raise ValueError(
+                "noise_law unigram is measured on the trainer's datamodule, which has no rows; give V probabilities"
+            )
+        rows = data.rows("train")
+        stride = max(1, len(rows) * self.num_sites // _COUNTED)
+        self.unigram_counts.zero_()
+        for part in torch.arange(0, len(rows), stride).split(max(1, 2**20 // self.num_sites)):
+            counts = rows[part.tolist()]["x"].flatten().long().bincount(minlength=self.num_classes)
+            self.unigram_counts += counts.to(self.unigram_counts.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        x = batch["x"]
+        row = self._dataset_rows(x.shape[0])
+        nats, deviations = self._estimate(x, batch.get("label"), self.eval_samples, self.eval_seed, row)
+        self.bounds["val"].update(nats)
+        self.calibration["calibration"].update(deviations)
+        self.calibration["calibration_rms"].update(deviations.square())
+
+    def on_validation_epoch_end(self) -> None:
+        """val/calibration: mean of log sum_x pi(x) e^{s_x} - log(Pi(phi)/beta), eq. (4), 0 for the true logits, and its
+        root mean square; for bce only, the other losses leave the logits' constant free."""
+        super().on_validation_epoch_end()
+        mean, square = (metric.compute() for metric in self.calibration.values())
+        for metric in self.calibration.values():
+            metric.reset()
+        if self.objective == "bce":
+            self.log_dict({"val/calibration": mean, "val/calibration_rms": square.sqrt()}, sync_dist=True)
+
+
+def _evaluation_noise(stream: str, **counters: Any) -> Tensor:
+    return noise.uniform(f"eval {stream}", **counters)
+
+
+def _check_network(network: nn.Module) -> None:
+    takes = inspect.signature(network.forward).parameters
+    bits = "visited" in takes or any(p.kind == p.VAR_KEYWORD for p in takes.values())
+    if not bits or getattr(network, "visited_bits", True) is False:
+        raise ValueError(
+            f"GGM: the network {type(network).__name__} takes no visited bits; set visited_bits: true on a Transformer"
+        )
