@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from ggm_lightning.core import categorical, noise
+from ggm_lightning.core import categorical, death, noise
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.networks.transformer import Transformer
 
@@ -80,6 +80,16 @@ def uniforms() -> float:
     return float(noise.uniform("mask", seed=0, step=0, row=torch.arange(384), num_sites=1024).numel())
 
 
+def thinning(ours: bool) -> Callable[[], float]:
+    """128 x 3 x 32 x 32 counts at times drawn as in Blackout's training, by one uniform each or by torch.binomial."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (128, 3072), generator=generator)
+    t = death.observation_times(1000, 15.0)[torch.randint(0, 1000, (128,), generator=generator)]
+    u = noise.uniform("thin", seed=0, step=0, row=torch.arange(128), num_sites=3072)
+    counts, p = x.float(), torch.exp(-t).float()[:, None].expand(-1, 3072).contiguous()
+    return lambda: float((death.thin(x, t, u, 255) if ours else torch.binomial(counts, p)).numel())
+
+
 def draws() -> Callable[[], float]:
     logits = torch.randn(512, 50_257, generator=torch.Generator().manual_seed(0))
     u = noise.uniform("value", seed=0, step=0, row=torch.arange(512), num_sites=1)[:, 0]
@@ -124,6 +134,8 @@ def main() -> None:
             "sampling, 128 tokens, 32 steps": ("tokens/s", sampling(32)),
             "counter-based uniforms": ("numbers/s", uniforms),
             "draws over V 50,257": ("draws/s", draws()),
+            "binomial thinning": ("counts/s", thinning(ours=True)),
+            "the same by torch.binomial": ("counts/s", thinning(ours=False)),
             "reading windows of 1,024 bytes": ("tokens/s", reading(Path(folder))),
         }
         figures = measure(parts)

@@ -1,0 +1,169 @@
+"""Any Markov process on finitely many states, given by its rates, and its exact reversal.
+
+Source: the general part of Blackout diffusion, arXiv 2305.11089 (any discrete-state Markov process), derivations in our
+own equation numbers. Columns are where the process comes from: L[a, b] is the rate b -> a, each column sums to 0.
+
+    forward       dp_t/dt = L p_t,  K_{s->t} = exp(L (t - s))                                                    (1)
+    reverse rate  b -> a:  R_t[a, b] = L[b, a] p_t(a) / p_t(b)                                                   (2)
+    reverse map   P(x_s = a | x_t = b) = K_{s->t}[b, a] p_s(a) / p_t(b), exact for any s < t                     (3)
+    bridge        P(x_s = a | x_t = b, x_0 = o) = K_{s->t}[b, a] K_{0->s}[a, o] / K_{0->t}[b, o]                 (4)
+
+Rates and maps given x_t alone are averages of those given x_0 = o over p(o | x_t), which is what a network learns.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+_TAYLOR = 20  # terms; the argument has norm at most 1, so that the rest is below 1e-19
+
+
+def checked(L: Float64[Tensor, "v w"]) -> Float64[Tensor, "v v"]:
+    """L itself, if it is a matrix of rates."""
+    if L.dim() != 2 or L.shape[0] != L.shape[1]:
+        raise ValueError(f"rates: the matrix has shape {tuple(L.shape)}; it must be square, one row for each state")
+    scale = max(float(L.abs().max()), 1e-300)
+    off = L - torch.diag(L.diagonal())
+    if not bool(torch.isfinite(L).all()) or bool((off < 0).any()):
+        raise ValueError("rates: an entry off the diagonal is negative or not finite; L[a, b] >= 0 is the rate b -> a")
+    worst = float(L.sum(0).abs().max())
+    if worst > 1e-9 * scale:
+        raise ValueError(
+            f"rates: a column sums to {worst:.2g}; make L[b, b] minus the rest of it (transpose L if rows sum to 0)"
+        )
+    return L
+
+
+def from_rates(rates: Float64[Tensor, "v v"]) -> Float64[Tensor, "v v"]:
+    """L from rates[a, b] of b -> a; their diagonal is not used."""
+    off = rates - torch.diag(rates.diagonal())
+    return checked(off - torch.diag(off.sum(0)))
+
+
+def uniform(num_states: int) -> Float64[Tensor, "v v"]:
+    """At rate 1 the state is replaced by one drawn uniformly from all."""
+    return from_rates(torch.full((num_states, num_states), 1 / num_states, dtype=torch.float64))
+
+
+def birth_death(birth: Float64[Tensor, " v"], death: Float64[Tensor, " v"]) -> Float64[Tensor, "v v"]:
+    """x -> x + 1 at rate birth[x], x -> x - 1 at death[x]; the last birth and the first death cannot happen."""
+    return from_rates(torch.diag(birth[:-1], -1) + torch.diag(death[1:], 1))
+
+
+def pure_death(num_states: int) -> Float64[Tensor, "v v"]:
+    """x -> x - 1 at rate x: core/death.py."""
+    x = torch.arange(num_states, dtype=torch.float64)
+    return birth_death(torch.zeros_like(x), x)
+
+
+def absorbing(num_classes: int) -> Float64[Tensor, "v v"]:
+    """Every class -> the mask, state V, at rate 1: core/masking.py with alpha = e^-t."""
+    rates = torch.zeros(num_classes + 1, num_classes + 1, dtype=torch.float64)
+    rates[-1, :-1] = 1
+    return from_rates(rates)
+
+
+def discretised_gaussian(num_states: int, width: float = 1.0) -> Float64[Tensor, "v v"]:
+    """b -> a at a rate proportional to exp(-(a - b)^2 / (2 width^2)), total 1 from the middle: symmetric, so that the
+    uniform law is stationary; near states are alike (the continuous-time analogue of D3PM's, arXiv 2107.03006)."""
+    if not 0 < width < math.inf:
+        raise ValueError(f"discretised_gaussian: width is {width}; it must be positive and finite")
+    x = torch.arange(num_states, dtype=torch.float64)
+    rates = torch.exp(-((x[:, None] - x) ** 2) / (2 * width**2)).fill_diagonal_(0.0)
+    return from_rates(rates / rates.sum(0).max())
+
+
+def lattice(drift: Float64[Tensor, " v"], diffusion: float, spacing: float) -> Float64[Tensor, "v v"]:
+    """Jumps of a lattice of `spacing` h at rates D/h^2 +- f/(2h): dx = f dt + sqrt(2 D) dW as h goes to 0."""
+    jump, bias = diffusion / spacing**2, drift / (2 * spacing)
+    if bool((bias.abs() > jump).any()):
+        raise ValueError(
+            f"lattice: the drift {float(drift.abs().max()):.3g} is too large for spacing {spacing}; "
+            f"it must be at most 2 D/h = {2 * diffusion / spacing:.3g}, take a finer lattice"
+        )
+    return birth_death(jump + bias, jump - bias)
+
+
+def _exponential(L: Tensor, t: Tensor) -> Tensor:
+    """exp(L t) [b, v, v]. With c the largest total rate, L + c is non-negative and so is every term of e^{-ct} times
+    the series of exp((L + c) t): small entries are as accurate as large ones."""
+    c = -L.diagonal().min()
+    identity = torch.eye(len(L), dtype=L.dtype, device=L.device)
+    halvings = max(0, math.ceil(math.log2(max(float((c * t.detach()).max()), 1e-300))) + 1)
+    x = t[:, None, None] / 2**halvings
+    A = (L + c * identity) * x
+    K = term = identity.expand_as(A)
+    for j in range(1, _TAYLOR + 1):
+        term = A @ term / j
+        K = K + term
+    K = K * torch.exp(-c * x)
+    for _ in range(halvings):
+        K = K @ K
+        # errors double with each squaring; a column is a law, so most of them can be taken out
+        K = K / K.sum(1, keepdim=True)
+    return K
+
+
+class Process:
+    """The process of L, and what its reversal needs. Times are Float64[b], s < t; laws are Float64[v].
+
+    Args:
+        L: Float64[v, v], rates as in eq. (1).
+    """
+
+    def __init__(self, L: Float64[Tensor, "v w"]) -> None:
+        self.L = checked(L)
+        self.num_states = len(L)
+
+    def to(self, device: torch.device) -> Process:
+        return self if self.L.device == device else Process(self.L.to(device))
+
+    def transition(self, t: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
+        """K_t[a, b] = P(x_t = a | x_0 = b)."""
+        if bool((t < 0).any()):
+            raise ValueError(f"transition: a time is {float(t.min()):.3g}; times run forward from 0, give s <= t")
+        return _exponential(self.L, t)
+
+    def marginal(self, p0: Float64[Tensor, " v"], t: Float64[Tensor, " b"]) -> Float64[Tensor, "b v"]:
+        """p_t for x_0 ~ p0."""
+        return self.transition(t) @ p0
+
+    def reverse_rates(self, p_t: Float64[Tensor, "b v"]) -> Float64[Tensor, "b v v"]:
+        """R_t of eq. (2) where the state is distributed as p_t, with its diagonal. States of probability 0 do not move.
+
+        With p_t a column of K_t it is the rate given x_0, which a bound compares with.
+        """
+        ratio = p_t[:, :, None] / torch.where(p_t > 0, p_t, 1.0)[:, None, :]
+        R = torch.where(p_t[:, None, :] > 0, self.L.T * ratio, 0.0)
+        R = R - torch.diag_embed(R.diagonal(dim1=1, dim2=2))
+        return R - torch.diag_embed(R.sum(1))
+
+    def reverse_map(
+        self, p0: Float64[Tensor, " v"], t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]
+    ) -> Float64[Tensor, "b v v"]:
+        """P(x_s = a | x_t = b) [b, a, b] for x_0 ~ p0, eq. (3). A state of probability 0 has a column of zeros."""
+        p_s = self.marginal(p0, s)
+        joint = self.transition(t - s).transpose(1, 2) * p_s[:, :, None]
+        total = joint.sum(1, keepdim=True)
+        return joint / torch.where(total > 0, total, 1.0)
+
+    def bridge(self, t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v v"]:
+        """P(x_s = a | x_t = c, x_0 = o) [b, a, c, o], eq. (4); zeros where (c, o) cannot happen."""
+        step, before = self.transition(t - s), self.transition(s)
+        joint = step.transpose(1, 2)[:, :, :, None] * before[:, :, None, :]
+        total = joint.sum(1, keepdim=True)
+        return joint / torch.where(total > 0, total, 1.0)
+
+    def posterior_mean_rates(
+        self, posterior: Float64[Tensor, "b v"], t: Float64[Tensor, " b"], state: Tensor
+    ) -> Float64[Tensor, "b v"]:
+        """R_t[a, x_t] for every a, from p(o | x_t) and x_t = state Int64[b]: eq. (2) averaged over o. 0 at x_t."""
+        K = self.transition(t)
+        at = K.gather(1, state[:, None, None].expand(-1, 1, self.num_states))  # p_t(x_t | o), [b, 1, o]
+        ratio = torch.where(at > 0, K / torch.where(at > 0, at, 1.0), 0.0)
+        rates = self.L[state] * (ratio @ posterior[:, :, None])[:, :, 0]
+        return rates.scatter(1, state[:, None], 0.0)

@@ -1,0 +1,378 @@
+"""Blackout diffusion: images are born out of black, arXiv 2305.11089. Read from top to bottom:
+
+corrupt  ->  deaths (what the network says)  ->  terms  ->  loss, nelbo  ->  reverse_law  ->  sample
+
+    x_t        each unit of a pixel dies at rate 1: Binomial(x_0, p), p = e^-t                                 eq. (1)
+    y          = E[x_0 - x_t | x_t], the expected deaths: one number for each site is enough
+    loss       w(t) (y - m ln y), m = x_0 - x_t, with the published weights or that of the likelihood
+    -log p(x) <= prior + integral of p E[sum y - m + m ln(m/y)] df + reconstruction, f = logit p               eq. (5)
+    x_s | x_t  births: a kernel of core/births.py with mean pi y, pi = (e^-s - e^-t)/(1 - e^-t)                eq. (3)
+
+(equations of core/death.py)
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from ggm_lightning.core import births, categorical, death, losses, noise, times
+from ggm_lightning.core.births import BirthLaw
+from ggm_lightning.models.base import Family, Optimizer
+from ggm_lightning.sampling.loop import Clamp, Samples, checked_clamp, checked_rows
+
+OUTPUTS = ("softplus", "scaled", "deaths", "distribution")
+LOSSES = ("instantaneous", "finite_time", "likelihood", "cross_entropy")
+BOUNDS = ("continuous", "poisson", "capped", "posterior")
+TIME_INPUTS = ("index", "logit", "unit")
+TRACED = 256
+
+
+class Blackout(Family):
+    """Counts 0..V-1 that die out, and are born again.
+
+    The network is called as network(z, t, label=None) with z Float[b, *shape] = x_t - p (V-1)/2 and t as `time_input`
+    says. It returns Float[b, *shape], read as `output` says, or for "distribution" Float[b, n, V] or [b, *shape, V].
+
+    Times t are the process's own, p = e^-t: `corrupt`, `terms` and `reverse_law` take them as Float64[b] in [0, t_end].
+
+    Args:
+        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
+        output: softplus, published: y = softplus(raw). scaled: y = (1 - p) softplus(raw), which keeps small t accurate.
+            deaths: the network returns y >= 0 itself. distribution: logits of x_0; what lies below x_t is left out.
+        loss: instantaneous or finite_time, published, at the T observation times; likelihood: the integral of eq. (5),
+            bits per dimension; cross_entropy: of x_0, for output distribution alone.
+        bound: of nelbo: continuous; or that of the T-step chain with poisson, capped or posterior births.
+        num_timesteps: T. t_end: the last time; 15 is published for bytes, 10 for binary data.
+        time_input: index, published: 0..T-1, between two of them a fraction; logit: f; unit: index/(T-1).
+        network_input: centred as above; counts: x_t as Int64, for the package's networks of categories.
+        data_mean: mean count, for the prior of the bound; None is the middle. A wrong one costs about e^-t_end.
+        official: as the published code, finite_time is not multiplied by T (1000 times smaller); dropout stays on while
+            sampling.
+    """
+
+    samplers = births.KERNELS
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        shape: tuple[int, ...],
+        output: str = "softplus",
+        loss: str = "instantaneous",
+        bound: str = "continuous",
+        num_timesteps: int = 1000,
+        t_end: float = 15.0,
+        time_input: str = "index",
+        network_input: str = "centred",
+        data_mean: float | None = None,
+        official: bool = False,
+        optimizer: Optimizer = Optimizer(),
+        label_dropout: float = 0.0,
+        eval_samples: int = 1,
+        seed: int = 0,
+        eval_seed: int = 0,
+    ) -> None:
+        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        chosen: dict[str, tuple[str, tuple[str, ...]]]
+        chosen = {"output": (output, OUTPUTS), "loss": (loss, LOSSES), "bound": (bound, BOUNDS)}
+        chosen |= {"time_input": (time_input, TIME_INPUTS), "network_input": (network_input, ("centred", "counts"))}
+        for name, (value, known) in chosen.items():
+            if value not in known:
+                raise ValueError(f"{name} is '{value}'; choose one of {', '.join(known)}")
+        if output != "distribution" and (loss == "cross_entropy" or bound == "posterior"):
+            raise ValueError(f"loss {loss}, bound {bound}: the law of x_0 is needed; set output: distribution")
+        if output == "distribution" and loss != "cross_entropy":
+            raise ValueError(f"loss is {loss}, which trains the mean of a distribution only; set loss: cross_entropy")
+        if num_timesteps < 2:
+            raise ValueError(f"num_timesteps is {num_timesteps}; give at least 2, 1000 is published")
+        if data_mean is not None and not 0 < data_mean <= num_classes - 1:
+            raise ValueError(f"data_mean is {data_mean}; a mean count lies in (0, {num_classes - 1}]")
+        self.output, self.objective, self.bound = output, loss, bound
+        self.loss_name = "train/bpd" if loss == "likelihood" else f"train/{loss}"
+        self.num_timesteps, self.t_end = num_timesteps, t_end
+        self.time_input, self.network_input, self.official = time_input, network_input, official
+        self.cap = num_classes - 1
+        self._grid = torch.cat([torch.zeros(1, dtype=torch.float64), death.observation_times(num_timesteps, t_end)])
+        self._prior = death.prior_divergence(self.cap, t_end, self.cap / 2 if data_mean is None else data_mean)
+
+    @property
+    def grid(self) -> Tensor:
+        """t_{-1} = 0, t_0, ..., t_{T-1}, Float64[T + 1]: no buffer, which a change of precision would round."""
+        self._grid = self._grid.to(self.device)
+        return self._grid
+
+    # ------------------------------------------------------------------ corrupt
+
+    def corrupt(self, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        """x_t Int64[b, *shape] from x, t Float64[b] and uniforms u Float64[b, n], eq. (1)."""
+        return death.thin(x.flatten(1), t, u, self.cap).reshape(x.shape)
+
+    def index_of(self, t: Tensor) -> Tensor:
+        """k Float64[b] with t = t_k, a fraction between two observation times."""
+        last = death.last_logit(self.t_end)
+        k = (self.num_timesteps - 1) * (last - death.logit_of(t.double())) / (2 * last)
+        return torch.where((k - k.round()).abs() < 1e-6, k.round(), k)  # computed from a time it is off by 1e-12
+
+    # ------------------------------------------------------------------ what the network says
+
+    def answer(self, zt: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        """What the network returns, float32 or better whatever it computes in: Float[b, n] or Float[b, n, V]."""
+        when = death.logit_of(t.double()) if self.time_input == "logit" else self.index_of(t)
+        if self.time_input == "unit":
+            when = when / (self.num_timesteps - 1)
+        when, label = self._network_inputs(zt, when, label)
+        z = zt
+        if self.network_input == "centred":
+            middle = (self.cap / 2 * death.survival(t.double())).reshape(-1, *[1] * (zt.dim() - 1))
+            z = (zt - middle).to(when.dtype)
+        raw = losses.at_least_float32(self.network(z, when, label))
+        shape = (len(zt), self.num_sites, *[self.num_classes] * (self.output == "distribution"))
+        if raw.numel() != math.prod(shape):
+            raise ValueError(
+                f"output {self.output}: the network returned shape {tuple(raw.shape)}; it must hold all of {shape}"
+            )
+        return raw.reshape(shape)
+
+    def deaths(self, zt: Tensor, t: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """(y, ln y), Float64[b, n], from what the network returned."""
+        gone = death.death_probability(t.double())[:, None]
+        if self.output == "distribution":
+            p = categorical.probabilities(self.possible(zt, raw).flatten(0, 1)).reshape(raw.shape)
+            x0 = torch.arange(self.num_classes, device=raw.device)
+            y = (p * (x0 - zt.flatten(1)[..., None]).clamp(min=0)).sum(-1)
+            return y, torch.log(y)
+        if self.output == "deaths":
+            y = raw.double()
+            return y, torch.log(torch.where(y > 0, y, 0.0))
+        y, log_y = functional.softplus(raw).double(), death.log_softplus(raw).double()
+        return (gone * y, torch.log(gone) + log_y) if self.output == "scaled" else (y, log_y)
+
+    def possible(self, zt: Tensor, logits: Tensor) -> Tensor:
+        """Logits of x_0 with what lies below x_t left out."""
+        x0 = torch.arange(self.num_classes, device=logits.device)
+        return torch.where(x0 >= zt.flatten(1)[..., None], logits, -torch.inf)
+
+    # ------------------------------------------------------------------ losses given a corrupted state
+
+    def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Float64[b], nats. Bound continuous: 2 F p sum(y - m + m ln(m/y)), eq. (5), whose mean over f ~ U(-F, F) and
+        z_t ~ q(. | x) is the diffusion term. Else t is one of t_1, ..., t_{T-1}, and the mean over them is the sum of
+        the chain's steps."""
+        if self.bound != "continuous":
+            k = self.index_of(t).round().long()
+            return (self.num_timesteps - 1) * self._step_divergence(x, zt, t, self.grid[k], label, self.bound)
+        return self._integrand(x, zt, t, label)
+
+    def _integrand(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        y, log_y = self.deaths(zt, t, self.answer(zt, t, label))
+        nats = death.divergence(y, log_y, (x - zt).flatten(1).double()).sum(-1)
+        return death.likelihood_weight(t.double(), self.t_end) * nats
+
+    def reconstruction(self, x: Tensor, zt: Tensor, label: Tensor | None = None) -> Tensor:
+        """Float64[b], nats: -log p(x | x_{t_0}), the last step, which the integral leaves to its kernel."""
+        t = self.grid[1].expand(len(x))
+        kernel = "capped" if self.bound == "continuous" else self.bound
+        return self._step_divergence(x, zt, t, torch.zeros_like(t), label, kernel)
+
+    def prior(self, x: Tensor) -> Tensor:
+        """Float64[b], nats: KL(q(x_T | x) || Poisson(e^-t_end data_mean))."""
+        self._prior = self._prior.to(x.device)
+        return self._prior[x.flatten(1)].sum(-1)
+
+    def _step_divergence(
+        self, x: Tensor, zt: Tensor, t: Tensor, s: Tensor, label: Tensor | None, kernel: str
+    ) -> Tensor:
+        law, log_y = self._law(zt, t, s, label, 1.0, 1.0, kernel)
+        return births.kernel_divergence(law, (x - zt).flatten(1), log_y).sum(-1)
+
+    def training_terms(self, x: Tensor, zt: Tensor, t: Tensor, s: Tensor, label: Tensor | None = None) -> Tensor:
+        """Float64[b]: what `loss` averages; s is the observation time before t (not used by likelihood)."""
+        if self.objective == "likelihood":
+            return self._integrand(x, zt, t, label) / (self.num_sites * math.log(2))
+        raw = self.answer(zt, t, label)
+        if self.objective == "cross_entropy":
+            return losses.cross_entropy(self.possible(zt, raw), x.flatten(1)).double().mean(-1)
+        y, log_y = self.deaths(zt, t, raw)
+        per_site = death.published_loss(y, log_y, (x - zt).flatten(1).double())
+        if self.objective == "instantaneous":
+            return self.num_timesteps * death.instantaneous_weight(t, s) * per_site.mean(-1)
+        return (1 if self.official else self.num_timesteps) * death.finite_time_weight(t, s) * per_site.mean(-1)
+
+    # ------------------------------------------------------------------ loss and bound
+
+    def _times(self, u: Tensor, published: bool) -> tuple[Tensor, Tensor]:
+        """(t, s) from u in [0, 1): t_k and t_{k-1}, k uniform on 0..T-1; or f uniform on [-F, F], s = 0."""
+        if published:
+            k = (u * self.num_timesteps).long()
+            return self.grid[k + 1], self.grid[k]
+        t = death.time_of(death.last_logit(self.t_end) * (1 - 2 * u))
+        return t, torch.zeros_like(t)
+
+    def loss(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        step: int | None = None,
+        row: Tensor | None = None,
+        total: int | None = None,
+    ) -> Tensor:
+        """Mean over rows and sites of the loss; likelihood: bits per dimension. Without step and row each call draws
+        new noise."""
+        b = x.shape[0]
+        if step is None:
+            step = self._loss_calls
+            self._loss_calls += 1
+        row = torch.arange(b, device=x.device) if row is None else row
+        u = times.stratified(seed=self.seed, step=step, row=row, total=total or b)
+        t, s = self._times(u, self.objective in ("instantaneous", "finite_time"))
+        u = noise.uniform("deaths", seed=self.seed, step=step, row=row, num_sites=self.num_sites)
+        u_label = noise.uniform("label", seed=self.seed, step=step, row=row, num_sites=1)[:, 0]
+        label = self.network_label(label, b, drop=u_label < self.label_dropout)
+        return self.training_terms(x, self.corrupt(x, t, u), t, s, label).mean()
+
+    def nelbo(
+        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
+    ) -> Tensor:
+        """Float64[b], nats: diffusion term averaged over num_samples (t, x_t), plus reconstruction (one more network
+        call) and prior. Times are stratified over a row's own samples."""
+        b = x.shape[0]
+        row = torch.arange(b, device=x.device) if row is None else row
+        uniform = partial(noise.uniform, seed=seed, row=row, num_sites=self.num_sites)
+        nats = torch.zeros(b, dtype=torch.float64, device=x.device)
+        with self.evaluating():
+            for j, u in enumerate(times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)):
+                if self.bound == "continuous":
+                    t, _ = self._times(u, published=False)
+                else:
+                    t = self.grid[2 + (u * (self.num_timesteps - 1)).long()]  # t_1, ..., t_{T-1}
+                nats += self.terms(x, self.corrupt(x, t, uniform("eval deaths", step=j)), t, label)
+            first = self.corrupt(x, self.grid[1].expand(b), uniform("first deaths", step=0))
+            return nats / num_samples + self.reconstruction(x, first, label) + self.prior(x)
+
+    # ------------------------------------------------------------------ reverse step
+
+    def prior_sample(self, num_samples: int) -> Tensor:
+        """Black. A site of x_T is not 0 with probability below (V-1) e^-t_end."""
+        return torch.zeros((num_samples, *self.shape), dtype=torch.int64, device=self.device)
+
+    def _law(
+        self, zt: Tensor, t: Tensor, s: Tensor, label: Tensor | None, temperature: float, top_p: float, kernel: str
+    ) -> tuple[BirthLaw, Tensor]:
+        """The law of x_s, and ln y."""
+        raw = self.answer(zt, t, label)
+        y, log_y = self.deaths(zt, t, raw)
+        posterior = None
+        if kernel == "posterior":
+            rows = self.possible(zt, raw).flatten(0, 1)
+            posterior = categorical.unnormalised(rows, temperature, top_p).reshape(raw.shape)
+        pi = death.bridge_probability(t.double(), s.double())
+        return BirthLaw(zt.flatten(1), y, pi, self.cap, kernel, posterior), log_y
+
+    def reverse_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        sampler: str | None = None,
+    ) -> BirthLaw:
+        """p(x_s | x_t) site by site; t, s Float64[b], s < t, s = 0 is the end. temperature and top_p sharpen p(x_0 |
+        x_t), so need sampler "posterior"."""
+        kernel = self.samplers[0] if sampler is None else sampler
+        if kernel not in self.samplers:
+            raise ValueError(f"sampler '{kernel}' is unknown to Blackout; choose one of {', '.join(self.samplers)}")
+        if kernel == "posterior" and self.output != "distribution":
+            raise ValueError(f"sampler posterior needs a law of x_0, not output {self.output}; use sampler capped")
+        if kernel != "posterior" and (temperature, top_p) != (1, 1):
+            raise ValueError(
+                f"temperature {temperature} and top_p {top_p} are for sampler posterior; leave them at 1 for {kernel}"
+            )
+        return self._law(zt, t, s, label, temperature, top_p, kernel)[0]
+
+    def finish(
+        self,
+        z: Tensor,
+        label: Tensor | None,
+        uniform: Callable[[str], Tensor],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """Nothing is left to do: the step to s = 0 has made all births."""
+        return z
+
+    # ------------------------------------------------------------------ sampling
+
+    def sample(
+        self,
+        num_samples: int,
+        num_steps: int,
+        label: Tensor | None = None,
+        clamp: Clamp | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        trace: bool = False,
+        grid: str = "logit",
+        sampler: str | None = None,
+        row: Tensor | None = None,
+        progress: bool = False,
+    ) -> Samples:
+        """See Family.sample.
+
+        Args:
+            num_steps: network calls: that many times on the logit grid from t_end to t_0, any number, then 0.
+            clamp: known sites follow the death process of their value: thinned at t_end, bridged from step to step.
+                The others see them only as they are at the time, so that early births know little of them: the result
+                lies between the model's marginal and its conditional law, and more steps do not change that.
+            temperature, top_p: for sampler "posterior" alone.
+            trace: at most 256 states, evenly spaced.
+            grid: not used; the process has its own times.
+            sampler: capped (default), poisson, stochastic, posterior (of output distribution), or rounded, published as
+                binomial bridging and biased. See core/births.py.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps is {num_steps}; sampling needs at least one step")
+        if sampler == "rounded":
+            warnings.warn(births.ROUNDED_BIAS, stacklevel=2)
+        row = checked_rows(row, num_samples, self.device)
+        known = None
+        if clamp:
+            values, mask = checked_clamp(clamp, self.shape, self.num_classes, self.device)
+            shape = (num_samples, *self.shape)
+            known = values.long().expand(shape).flatten(1), mask.expand(shape).flatten(1)
+        before = self.network_calls
+        path = torch.cat([death.observation_times(num_steps, self.t_end).flip(0), torch.zeros(1)]).to(self.device)
+        every = -(-num_steps // TRACED)
+        states: list[Tensor] = []
+        with self._drawing():
+            law = partial(self.reverse_law, label=label, temperature=temperature, top_p=top_p, sampler=sampler)
+            uniform = partial(noise.uniform, seed=seed, row=row, num_sites=self.num_sites)
+            walk = births.chain(self.prior_sample(num_samples), path, law, known, uniform)
+            bar = tqdm(walk, "sampling", num_steps + 1, leave=False, unit="step", disable=not progress)
+            for i, z in enumerate(bar):
+                if trace and (i % every == 0 or i == num_steps):
+                    states.append(z.cpu())
+        return Samples(z, self.network_calls - before, states if trace else None)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """No gradients, and dropout off unless the published code is followed (then a draw depends on its batch)."""
+        with self.evaluating():
+            if self.official:
+                self.network.train()
+            try:
+                yield
+            finally:
+                self.network.eval()

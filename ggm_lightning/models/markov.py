@@ -1,0 +1,275 @@
+"""Diffusion by any Markov process on finitely many states, after the general part of arXiv 2305.11089 (Blackout).
+
+    x_t        every site moves by itself with the rates L: P(x_t | x_0) = exp(L tau(t)), tau = t_end t^power
+    p(x_0|x_t) is what the network says, site by site
+    p(x_s|x_t) = sum over o of p(o | x_t) P(x_s | x_t, x_0 = o), the exact bridge                    core/markov.py, (4)
+    -log p(x) <= KL(q(x_1 | x) || prior) + sum over T steps of E KL(P(x_s | x_t, x) || p(x_s | x_t))
+
+The last step (s = 0) is the reconstruction. The same sum is D3PM's bound (arXiv 2107.03006), here for rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ggm_lightning.core import categorical, markov, masking, noise, times
+from ggm_lightning.core.markov import Process
+from ggm_lightning.models.base import Family, Optimizer
+from ggm_lightning.sampling.loop import Clamp, Samples, checked_clamp, checked_rows
+
+PROCESSES = ("uniform", "absorbing", "gaussian")
+
+
+@dataclass
+class StateLaw:
+    """The law of x_s given x_t, site by site: p Float64[b, n, states], normalised."""
+
+    p: Tensor
+
+    def draw(self, uniform: Callable[[str], Tensor]) -> Tensor:
+        """Int64[b, n]."""
+        return categorical.draw(self.p.flatten(0, 1).log(), uniform("state").flatten()).reshape(self.p.shape[:2])
+
+    def probs(self) -> Tensor:
+        return self.p
+
+
+class MarkovDiffusion(Family):
+    """Diffusion by a process that is given as a matrix of rates.
+
+    The network is called as network(z, t, label=None) with z Int64[b, *shape] in 0..S-1 and t Float[b] in [0, 1]; it
+    returns logits of x_0, Float[b, n, V] or Float[b, *shape, V].
+
+    Args:
+        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
+        process: uniform, absorbing (S = V + 1, the mask last) or gaussian; or the rates themselves, S x S numbers with
+            S >= V, process[a][b] the rate b -> a (the diagonal is not used).
+        t_end: the process's time at t = 1. power: tau = t_end t^power.
+        num_timesteps: T of loss and bound; a sampler may take any number of steps.
+        width: of the gaussian process, in states.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        shape: tuple[int, ...],
+        process: str | list[list[float]] = "uniform",
+        t_end: float = 10.0,
+        power: float = 2.0,
+        num_timesteps: int = 100,
+        width: float = 1.0,
+        optimizer: Optimizer = Optimizer(),
+        label_dropout: float = 0.0,
+        eval_samples: int = 1,
+        seed: int = 0,
+        eval_seed: int = 0,
+    ) -> None:
+        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        for name, value in (("t_end", t_end), ("power", power), ("num_timesteps", num_timesteps)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be positive and finite")
+        self.t_end, self.power, self.num_timesteps = t_end, power, num_timesteps
+        self._process = Process(_rates(process, num_classes, width))
+        law = torch.zeros(self._process.num_states, dtype=torch.float64)
+        law[:num_classes] = 1 / num_classes
+        # x_1 of data that are uniform: no state that q(x_1 | x) can be in has probability 0
+        self._prior = self._process.marginal(law, torch.tensor([t_end], dtype=torch.float64))[0]
+
+    @property
+    def prior_law(self) -> Tensor:
+        """Float64[S]: no buffer, which a change of precision would round."""
+        self._prior = self._prior.to(self.device)
+        return self._prior
+
+    @property
+    def process(self) -> Process:
+        self._process = self._process.to(self.device)
+        return self._process
+
+    def tau(self, t: Tensor) -> Tensor:
+        """The process's time."""
+        return self.t_end * t.double() ** self.power
+
+    # ------------------------------------------------------------------ corrupt
+
+    def corrupt(self, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        """x_t Int64[b, *shape] from x, t Float64[b] in [0, 1] and uniforms u Float64[b, n]."""
+        cumulative = self.process.transition(self.tau(t)).transpose(1, 2).cumsum(-1)  # [b, x_0, x_t]
+        last = cumulative.shape[-1]
+        rows = cumulative.gather(1, x.flatten(1)[..., None].expand(-1, -1, last))
+        drawn = torch.searchsorted(rows, (u * rows[..., -1])[..., None], right=True)[..., 0]
+        return drawn.clamp(max=last - 1).reshape(x.shape)
+
+    # ------------------------------------------------------------------ reverse step
+
+    def bridged(self, posterior: Tensor, zt: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """sum over o of posterior(o) P(x_s | x_t, x_0 = o), Float64[b, n, states]; posterior Float64[b, n, V]."""
+        before, at = self.process.transition(self.tau(s)), self.process.transition(self.tau(t))
+        step = self.process.transition(self.tau(t) - self.tau(s))
+        z, v = zt.flatten(1)[..., None], posterior.shape[-1]
+        reach = at[..., :v].gather(1, z.expand(-1, -1, v))  # P(x_t | o)
+        share = torch.where(reach > 0, posterior / torch.where(reach > 0, reach, 1.0), 0.0)
+        to = step.gather(1, z.expand(-1, -1, step.shape[-1]))  # P(x_t | x_s)
+        p = to * (share @ before[..., :v].transpose(1, 2))
+        return p / p.sum(-1, keepdim=True)
+
+    def possible(self, logits: Tensor, zt: Tensor, t: Tensor) -> Tensor:
+        """Logits Float[b, n, V] without the x_0 from which x_t cannot be reached."""
+        at = self.process.transition(self.tau(t))[..., : self.num_classes]
+        reach = at.gather(1, zt.flatten(1)[..., None].expand(-1, -1, self.num_classes))
+        return torch.where(reach > 0, logits, -torch.inf)
+
+    def reverse_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        known: tuple[Tensor, Tensor] | None = None,
+    ) -> StateLaw:
+        """p(x_s | x_t) site by site; 0 <= s < t <= 1. known: (x_0 Int64[b, n], Bool[b, n]), sites that follow the
+        bridge of their own value."""
+        everywhere = torch.ones(zt.flatten(1).shape, dtype=torch.bool, device=zt.device)
+        logits = self.logits_at(zt, t, label, everywhere).reshape(*everywhere.shape, -1)
+        rows = self.possible(logits, zt, t).flatten(0, 1)
+        posterior = categorical.probabilities(rows, temperature, top_p).reshape(logits.shape)
+        if known is not None:
+            own = nn.functional.one_hot(known[0], self.num_classes).double()
+            posterior = torch.where(known[1][..., None], own, posterior)
+        return StateLaw(self.bridged(posterior, zt, t, s))
+
+    # ------------------------------------------------------------------ loss and bound
+
+    def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Float64[b], nats: T times the divergence of the step from t to t - 1/T, t in {1/T, ..., 1}; its mean over t
+        and x_t is the bound without the prior."""
+        s = (torch.round(t.double() * self.num_timesteps) - 1) / self.num_timesteps
+        model = self.reverse_law(zt, t, s, label).p
+        own = nn.functional.one_hot(x.flatten(1), self.num_classes).double()
+        truth = self.bridged(own, zt, t, s)
+        nats = torch.xlogy(truth, truth) - truth * torch.log(torch.where(truth > 0, model, 1.0))
+        return self.num_timesteps * nats.sum((1, 2))
+
+    def prior(self, x: Tensor) -> Tensor:
+        """Float64[b], nats: KL(q(x_1 | x) || prior_law)."""
+        end = torch.tensor([self.t_end], dtype=torch.float64, device=x.device)
+        q = self.process.transition(end)[0].T[: self.num_classes]
+        nats = torch.xlogy(q, q) - q * torch.log(torch.where(q > 0, self.prior_law, 1.0))
+        return nats.sum(-1)[x.flatten(1)].sum(-1)
+
+    def loss(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        step: int | None = None,
+        row: Tensor | None = None,
+        total: int | None = None,
+    ) -> Tensor:
+        """Bits per dimension, mean over the rows, without the prior. Without step and row each call draws new noise."""
+        b = x.shape[0]
+        if step is None:
+            step = self._loss_calls
+            self._loss_calls += 1
+        row = torch.arange(b, device=x.device) if row is None else row
+        t = masking.to_grid(times.stratified(seed=self.seed, step=step, row=row, total=total or b), self.num_timesteps)
+        u = noise.uniform("state", seed=self.seed, step=step, row=row, num_sites=self.num_sites)
+        u_label = noise.uniform("label", seed=self.seed, step=step, row=row, num_sites=1)[:, 0]
+        label = self.network_label(label, b, drop=u_label < self.label_dropout)
+        return self.terms(x, self.corrupt(x, t, u), t, label).mean() / (self.num_sites * math.log(2))
+
+    def nelbo(
+        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
+    ) -> Tensor:
+        """Float64[b], nats: the steps averaged over num_samples (t, x_t), plus the prior."""
+        row = torch.arange(x.shape[0], device=x.device) if row is None else row
+        nats = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+        with self.evaluating():
+            for j, u in enumerate(times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)):
+                t = masking.to_grid(u, self.num_timesteps)
+                sites = noise.uniform("eval state", seed=seed, step=j, row=row, num_sites=self.num_sites)
+                nats += self.terms(x, self.corrupt(x, t, sites), t, label)
+            return nats / num_samples + self.prior(x)
+
+    # ------------------------------------------------------------------ sampling
+
+    def prior_sample(self, num_samples: int, uniform: Callable[[str], Tensor] | None = None) -> Tensor:
+        """x_1, Int64[b, *shape]; without uniforms, rows 0..b-1 of seed 0."""
+        row = torch.arange(num_samples, device=self.device)
+        uniform = uniform or partial(noise.uniform, seed=0, step=0, row=row, num_sites=self.num_sites)
+        return categorical.draw_common(self.prior_law, uniform("prior")).reshape(num_samples, *self.shape)
+
+    def finish(
+        self,
+        z: Tensor,
+        label: Tensor | None,
+        uniform: Callable[[str], Tensor],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """Nothing is left to do: the step to s = 0 ends in a class."""
+        return z
+
+    def sample(
+        self,
+        num_samples: int,
+        num_steps: int,
+        label: Tensor | None = None,
+        clamp: Clamp | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        trace: bool = False,
+        grid: str = "uniform",
+        sampler: str | None = None,
+        row: Tensor | None = None,
+        progress: bool = False,
+    ) -> Samples:
+        """See Family.sample; every step is one network call. Known sites follow the bridge of their own value."""
+        if sampler not in (None, *self.samplers):
+            raise ValueError(f"sampler '{sampler}' is unknown to MarkovDiffusion; it has only {self.samplers[0]}")
+        row = checked_rows(row, num_samples, self.device)
+        known, before = None, self.network_calls
+        if clamp:
+            parts = checked_clamp(clamp, self.shape, self.num_classes, self.device)
+            values, mask = (part.expand(num_samples, *self.shape).flatten(1) for part in parts)
+            known = torch.where(mask, values.long(), 0), mask
+        uniform = partial(noise.uniform, seed=seed, row=row, num_sites=self.num_sites)
+        z = self.prior_sample(num_samples, partial(uniform, step=0))
+        if known is not None:
+            end = torch.ones(num_samples, dtype=torch.float64, device=self.device)
+            at_end = self.corrupt(known[0], end, uniform("known", step=0))
+            z = torch.where(known[1], at_end, z.flatten(1)).reshape(z.shape)
+        states = [z.cpu()]
+        steps = list(pairwise(times.sampling_grid(num_steps, grid)))
+        with self.evaluating():
+            for i, (t, s) in enumerate(tqdm(steps, "sampling", leave=False, unit="step", disable=not progress)):
+                when = torch.tensor([t, s], dtype=torch.float64, device=self.device)[:, None].expand(2, num_samples)
+                law = self.reverse_law(z, when[0], when[1], label, temperature, top_p, known)
+                z = law.draw(partial(uniform, step=i)).reshape(z.shape)
+                states += [z.cpu()] if trace else []
+        return Samples(z, self.network_calls - before, states if trace else None)
+
+
+def _rates(process: str | list[list[float]], num_classes: int, width: float) -> Tensor:
+    if not isinstance(process, str):
+        L = markov.from_rates(torch.tensor(process, dtype=torch.float64))
+        if len(L) < num_classes:
+            raise ValueError(f"process has {len(L)} states for {num_classes} classes; give a rate for every class")
+        return L
+    if process not in PROCESSES:
+        raise ValueError(f"process '{process}' is unknown; choose one of {', '.join(PROCESSES)}, or give the rates")
+    if process == "gaussian":
+        return markov.discretised_gaussian(num_classes, width)
+    return markov.uniform(num_classes) if process == "uniform" else markov.absorbing(num_classes)

@@ -1,0 +1,100 @@
+"""Blackout against the numbers of the official code: network input, losses with gradients, both published samplers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ggm_lightning.models.blackout import Blackout
+
+CASES = {"cifar": (15.0, 255), "mnist": (10.0, 1)}
+
+
+class Recorded(nn.Module):
+    """A network that returns what was recorded and keeps what it was given."""
+
+    def __init__(self, raw: Tensor) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(raw)
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        self.z, self.t = z, t
+        return self.raw
+
+
+@pytest.fixture(scope="module")
+def arrays(oracles: Path) -> np.lib.npyio.NpzFile:
+    return np.load(oracles / "blackout_oracle.npz")
+
+
+def model_of(raw: np.ndarray, name: str, **kwargs: object) -> Blackout:
+    t_end, cap = CASES[name]
+    return Blackout(Recorded(torch.from_numpy(raw)), cap + 1, tuple(raw.shape[1:]), t_end=t_end, **kwargs)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cifar", "inst"), ("cifar", "fin"), ("mnist", "inst")])
+def test_loss_and_gradient(arrays: np.lib.npyio.NpzFile, name: str, kind: str) -> None:
+    """On the official times (from a bisection), so that nothing but the formulas is compared."""
+    loss = {"inst": "instantaneous", "fin": "finite_time"}[kind]
+    model = model_of(arrays[f"{name}_{kind}_loss_raw"], name, loss=loss, official=True)
+    times = torch.cat([torch.zeros(1).double(), torch.from_numpy(arrays[f"{name}_obs_times"])])
+    k = torch.from_numpy(arrays[f"{name}_noise_tidx"])
+    t, s = times[k + 1], times[k]
+    netin = torch.from_numpy(arrays[f"{name}_noise_netin"])
+    zt = torch.round(netin + model.cap / 2 * torch.exp(-t)[:, None, None, None]).long()
+    x = zt + torch.from_numpy(arrays[f"{name}_noise_target"]).long()
+    value = model.training_terms(x, zt, t, s).mean()
+    value.backward()
+    assert torch.equal(model.network.z, netin)
+    assert (model.network.t - k).abs().max() < 1e-3  # the bisection again
+    assert float(value.detach()) == pytest.approx(float(arrays[f"{name}_{kind}_loss"]), rel=1e-6)
+    np.testing.assert_allclose(model.network.raw.grad, arrays[f"{name}_{kind}_loss_grad_raw"], rtol=1e-4, atol=1e-12)
+    per_image = arrays[f"{name}_{kind}_loss_perpixel"].mean((1, 2, 3))
+    np.testing.assert_allclose(model.training_terms(x, zt, t, s).detach(), per_image, rtol=2e-5)
+    wrong = model.training_terms(x, zt, t, torch.zeros_like(s)).mean()  # control: no observation time before this one
+    assert abs(float(wrong.detach()) / float(arrays[f"{name}_{kind}_loss"]) - 1) > 1e-2
+
+
+def test_the_scale_of_the_finite_time_loss_is_the_switch(arrays: np.lib.npyio.NpzFile) -> None:
+    raw = arrays["cifar_fin_loss_raw"]
+    x = torch.randint(0, 256, raw.shape, generator=torch.Generator().manual_seed(0))
+    official, ours = (model_of(raw, "cifar", loss="finite_time", official=o).loss(x, step=0) for o in (True, False))
+    assert float(ours / official) == pytest.approx(1000, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_own_times_have_whole_indices(name: str) -> None:
+    model = model_of(np.zeros((1000, 1), np.float32), name)
+    zt = torch.zeros(1000, 1).long()
+    model.answer(zt, model.grid[1:], None)
+    assert torch.equal(model.network.t, torch.arange(1000).float())
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("short", "sampler"), [("bb", "rounded"), ("tl", "poisson")])
+def test_every_recorded_step_of_the_samplers(arrays: np.lib.npyio.NpzFile, name: str, short: str, sampler: str) -> None:
+    def get(key: str) -> np.ndarray:
+        return arrays[f"{name}_{short}_{key}"]
+
+    for j in range(len(get("i"))):
+        model = model_of(get("raw")[j], name)
+        t, s = (torch.full((2,), float(get(key)[j]), dtype=torch.float64) for key in ("t", "s"))
+        before = torch.from_numpy(get("state_before")[j]).long()
+        law = model.reverse_law(before, t, s, sampler=sampler)
+        np.testing.assert_allclose(model.network.z.numpy(), get("netin")[j], atol=4e-6)
+        np.testing.assert_allclose(law.y.detach().reshape(before.shape), get("y")[j], rtol=1e-6)
+        if short == "bb":
+            trials = torch.minimum(law._trials()[0], law.cap - law.zt).reshape(before.shape)
+            assert np.array_equal(trials.numpy(), get("N")[j])
+            assert float(law.pi[0]) == pytest.approx(float(get("p")[j]), rel=1e-12)
+        else:
+            rate = (law.pi[:, None] * law.y).detach().reshape(before.shape)
+            np.testing.assert_allclose(rate, get("lam")[j], rtol=1e-6)
+        # what was drawn is possible, and leads to the recorded state when stopped at the cap
+        after = torch.from_numpy(get("state_after")[j]).long()
+        assert torch.equal((before + torch.from_numpy(get("draw")[j]).long()).clamp(max=law.cap), after)
+        assert bool((law.probs().gather(-1, after.flatten(1)[..., None]) > 0).all())

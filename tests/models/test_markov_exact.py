@@ -1,0 +1,173 @@
+"""Diffusion by any process is exact by enumeration: bound, sampler, infilling; MD4 is its absorbing case."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ggm_lightning.core import schedules
+from ggm_lightning.core.times import sampling_grid
+from ggm_lightning.models.markov import MarkovDiffusion
+from ggm_lightning.models.md4 import MD4
+from tests.models.exact_law import ExactLaw
+
+V = 3
+P0 = np.array([0.15, 0.6, 0.25])
+RING = [[0.0, 0.0, 1.3, 0.2], [0.7, 0.0, 0.0, 0.0], [0.0, 0.4, 0.0, 0.9], [0.3, 0.0, 0.1, 0.0]]  # one state more
+PROCESSES = ["uniform", "absorbing", "gaussian", RING]
+
+
+class Posterior(nn.Module):
+    """log p(x_0 | x_t) of every site, for a law of n sites, by enumeration; knows its model for the process."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        super().__init__()
+        self.p = torch.from_numpy(table).flatten()
+        self.x = torch.tensor(list(itertools.product(range(V), repeat=table.ndim)))
+        self.exact = nn.Parameter(torch.zeros((), dtype=torch.float64), requires_grad=False)  # t is given in float64
+        self.models: list[MarkovDiffusion] = []
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        model = self.models[0]
+        K = model.process.transition(model.tau(t))  # [b, x_t, x_0]
+        row = torch.arange(len(z))[:, None, None]
+        joint = self.p * K[row, z[:, None, :], self.x[None]].prod(-1)
+        value = nn.functional.one_hot(self.x, V).double()
+        posterior = torch.einsum("bi,inv->bnv", joint, value)
+        return torch.log(posterior / joint.sum(1)[:, None, None].clamp(min=1e-300))
+
+
+def model_of(table: np.ndarray, process: object, **kwargs: object) -> MarkovDiffusion:
+    network = Posterior(table)
+    model = MarkovDiffusion(network, V, (table.ndim,), process=process, **kwargs)
+    network.models.append(model)
+    return model
+
+
+def states(model: MarkovDiffusion) -> Tensor:
+    return torch.tensor(list(itertools.product(range(model.process.num_states), repeat=model.num_sites)))
+
+
+def bound(model: MarkovDiffusion) -> Tensor:
+    """E of nelbo over x_t for every x, Float64[V^n]."""
+    x, z = model.network.x, states(model)
+    total = torch.zeros(len(x), dtype=torch.float64)
+    rows, zt = x.repeat_interleave(len(z), 0), z.repeat(len(x), 1)
+    for k in range(1, model.num_timesteps + 1):
+        t = torch.full((len(rows),), k / model.num_timesteps, dtype=torch.float64)
+        K = model.process.transition(model.tau(t[:1]))[0]
+        q = K[zt, rows].prod(-1)
+        nats = torch.zeros_like(q)
+        nats[q > 0] = model.terms(rows[q > 0], zt[q > 0], t[q > 0])
+        total += (q * nats).reshape(len(x), len(z)).sum(1)
+    return total / model.num_timesteps + model.prior(x)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+@pytest.mark.parametrize("num_timesteps", [1, 3, 8])
+def test_one_site_is_exact_at_any_number_of_steps(process: object, num_timesteps: int) -> None:
+    """E bound = entropy + KL(p_1 || prior)."""
+    model = model_of(P0, process, num_timesteps=num_timesteps, t_end=3.0)
+    p0 = torch.zeros(model.process.num_states, dtype=torch.float64)
+    p0[:V] = model.network.p
+    p1 = model.process.marginal(p0, torch.tensor([3.0], dtype=torch.float64))[0]
+    entropy = -float(torch.xlogy(p0, p0).sum())
+    prior_gap = float((p1 * (torch.log(p1) - torch.log(model.prior_law))).sum())
+    assert float(model.network.p @ bound(model)) == pytest.approx(entropy + prior_gap, abs=1e-10)
+    worse = model_of(np.array([0.2, 0.5, 0.3]), process, num_timesteps=num_timesteps, t_end=3.0)
+    assert float(model.network.p @ bound(worse)) > entropy + prior_gap + 1e-3
+
+
+def sampler_law(model: MarkovDiffusion, num_steps: int) -> Tensor:
+    z = states(model)
+    d = model.prior_law[z].prod(-1)
+    for t, s in itertools.pairwise(sampling_grid(num_steps)):
+        when = torch.tensor([[t], [s]], dtype=torch.float64).expand(2, len(z))
+        law = model.reverse_law(z, when[0], when[1]).probs()
+        matrix = law[:, 0]
+        for n in range(1, model.num_sites):
+            matrix = (matrix[:, :, None] * law[:, n][:, None, :]).reshape(len(z), -1)
+        d = d @ matrix
+    return d
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_one_site_is_drawn_exactly(process: object) -> None:
+    model = model_of(P0, process, t_end=40.0)
+    for num_steps in (1, 4, 20):
+        law = sampler_law(model, num_steps)
+        assert (law[:V] - model.network.p).abs().max() < 1e-6
+        assert float(law[V:].sum()) < 1e-12
+
+
+TWO = ExactLaw.random(2, V, seed=4).table.numpy()
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_two_sites_approach_the_law_as_the_steps_shrink(process: object) -> None:
+    distances, gaps = [], []
+    for steps in (8, 16, 32):
+        model = model_of(TWO, process, num_timesteps=steps, t_end=8.0)
+        law = sampler_law(model, steps)[(states(model) < V).all(-1)]
+        distances.append(0.5 * float((law - model.network.p).abs().sum()))
+        gaps.append(float(model.network.p @ (bound(model) + model.network.p.log())))
+    assert 1.6 < distances[0] / distances[1] < 2.6
+    assert 1.6 < distances[1] / distances[2] < 2.6
+    assert gaps[0] > gaps[1] > gaps[2] > 0
+
+
+def test_absorbing_is_md4() -> None:
+    """alpha = e^-tau: the terms are those of MD4's finite-T bound where the schedules agree."""
+    law = ExactLaw(TWO)
+    T = 6
+    model = MarkovDiffusion(law, V, (2,), process="absorbing", num_timesteps=T, t_end=1.0, power=1.0)
+    md4 = MD4(law, V, (2,), schedule=schedules.Linear(0.0), num_timesteps=T)
+    x, zt = torch.tensor([[0, 2], [1, 1], [2, 0]]), torch.tensor([[3, 2], [3, 3], [2, 3]])
+    for k in range(1, T + 1):
+        t = torch.full((3,), k / T, dtype=torch.float64)
+        u_t, u_s = -math.expm1(-k / T), -math.expm1(-(k - 1) / T)
+        reveal = (u_t - u_s) / u_t
+        per_weight = md4.terms(x, zt, torch.full((3,), 1.0, dtype=torch.float64))  # weight T (1/T) / 1 = 1
+        assert (model.terms(x, zt, t) - T * reveal * per_weight).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_samples_rows_and_known_sites(process: object) -> None:
+    model = model_of(TWO, process, t_end=8.0)
+    drawn = model.sample(8000, 6, seed=1)
+    expected = sampler_law(model, 6).numpy()
+    base = model.process.num_states
+    counts = np.bincount((drawn.x * torch.tensor([base, 1])).sum(-1).numpy(), minlength=base**2)
+    keep = expected * 8000 > 5
+    chi2 = ((counts - 8000 * expected)[keep] ** 2 / (8000 * expected[keep])).sum()
+    assert chi2 < keep.sum() - 1 + 4 * math.sqrt(2 * keep.sum())
+    assert drawn.network_calls == 6
+    assert torch.equal(model.sample(1, 6, seed=1, row=torch.tensor([7])).x[0], drawn.x[7])
+    known = model.sample(50, 6, clamp=(torch.tensor([2, 0]), torch.tensor([True, False])), trace=True)
+    assert (known.x[:, 0] == 2).all()
+    assert len(known.trace) == 7
+    likely = int(model.network.p.argmax())
+    nats = model.nelbo(model.network.x[likely].expand(3000, 2), num_samples=4, seed=3)
+    assert abs(float(nats.mean() - bound(model)[likely])) < 4 * float(nats.std()) / 3000**0.5
+    assert bool(torch.isfinite(model.loss(model.network.x)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"process": "normal"}, "choose one of"),
+        ({"process": [[0.0, 1.0], [1.0, 0.0]]}, "2 states for 3"),
+        ({"process": [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]}, "negative"),
+        ({"t_end": 0.0}, "t_end is 0"),
+        ({"num_timesteps": 0}, "num_timesteps is 0"),
+    ],
+)
+def test_what_is_wrong_is_refused_in_one_line(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        model_of(P0, given.pop("process", "uniform"), **given)
+    assert "\n" not in str(caught.value)
