@@ -21,7 +21,7 @@ from ggm_lightning.rundir.pictures import beside, save_png
 from ggm_lightning.rundir.pictures import grid as picture_grid
 from ggm_lightning.rundir.report import Figure, write_report
 from ggm_lightning.rundir.trace import trace_gif, trace_html
-from ggm_lightning.sampling.loop import Samples
+from ggm_lightning.sampling.request import Samples
 
 
 def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
@@ -47,7 +47,7 @@ def sample(
     num_steps: int = 256,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    grid: str = "cosine",
+    grid: str | None = None,
     sampler: str | None = None,
     label: int | str | None = None,
     seed: int = 0,
@@ -60,11 +60,11 @@ def sample(
     Args:
         ckpt_path: file written by `lightning fit`; its averaged weights are used.
         num_samples: how many.
-        num_steps: reverse steps; more is closer to the model's own law.
+        num_steps: reverse steps; more is closer to the model's own law. GGM: of sampler parallel alone.
         temperature: 1 draws from the model, less sharpens.
         top_p: mass of the nucleus; 1 draws from the model.
-        grid: times of the steps, cosine or uniform.
-        sampler: for families that have several; the default is the family's first.
+        grid: times of the steps, cosine or uniform, for families that let you choose.
+        sampler: for families that have several (an unknown name lists them); the default is the family's first.
         label: class to condition on, or `each` for all of them in turn.
         seed: sample r is a function of (seed, r), whatever the batch size.
         batch_size: samples drawn at once.
@@ -92,7 +92,7 @@ def infill(
     num_steps: int = 256,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    grid: str = "cosine",
+    grid: str | None = None,
     sampler: str | None = None,
     label: int | str | None = None,
     seed: int = 0,
@@ -111,11 +111,11 @@ def infill(
         mask: what to fill of a picture: a picture that is white there and black elsewhere, or left, right, top, bottom.
         blank: the symbol that marks a blank in texts.
         num_samples: fillings of each input.
-        num_steps: reverse steps.
+        num_steps: reverse steps. GGM: of sampler parallel alone.
         temperature: 1 draws from the model, less sharpens.
         top_p: mass of the nucleus; 1 draws from the model.
-        grid: times of the steps, cosine or uniform.
-        sampler: for families that have several; the default is the family's first.
+        grid: times of the steps, cosine or uniform, for families that let you choose.
+        sampler: for families that have several (an unknown name lists them); the default is the family's first.
         label: class to condition on.
         seed: filling r is a function of (seed, r).
         batch_size: fillings drawn at once.

@@ -36,15 +36,17 @@ class Report(Callback):
     Args:
         num_samples: texts or images drawn; images are all shown, of texts the first eight, and all are judged.
         num_steps: sampling steps, as the model's `sample` defines them.
+        sampler: one of the model's; None takes its first.
         seed: of the samples.
     """
 
-    def __init__(self, num_samples: int = 32, num_steps: int = 128, seed: int = 0) -> None:
+    def __init__(self, num_samples: int = 32, num_steps: int = 128, sampler: str | None = None, seed: int = 0) -> None:
         for name, value in (("num_samples", num_samples), ("num_steps", num_steps)):
             if value < 1:
                 raise ValueError(f"Report: {name} is {value}; it must be at least 1")
         self.num_samples = num_samples
         self.num_steps = num_steps
+        self.sampler = sampler
         self.seed = seed
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,7 +95,8 @@ class Report(Callback):
         clamp: tuple[Tensor, Tensor] | None = None,
         trace: bool = False,
     ) -> Any:
-        given = {name: value for name, value in (("label", label), ("clamp", clamp)) if value is not None}
+        options = {"label": label, "clamp": clamp, "sampler": self.sampler}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         # when a fit ends, the strategy has already moved the module to the CPU, where sampling may take minutes
         home, device = pl_module.device, trainer.strategy.root_device
         if label is not None:
@@ -120,9 +123,8 @@ class Report(Callback):
         rate = "tokens" if len(getattr(pl_module, "shape", (1,))) == 1 else "examples"  # an image's are no tokens
         if f"train/{rate}_per_s" in metrics:
             facts["Speed"] = f"{metrics[f'train/{rate}_per_s'][-1][1]:,.0f} {rate} per second"
-        facts["Sampling"] = (
-            f"{self.num_samples} samples in {self.num_steps} steps, {network_calls} network calls, seed {self.seed}"
-        )
+        how = f"{self.num_steps} steps" if self.sampler is None else f"{self.num_steps} steps, {self.sampler}"
+        facts["Sampling"] = f"{self.num_samples} samples in {how}, {network_calls} network calls, seed {self.seed}"
         facts["Software"] = f"torch {torch.__version__}, lightning {lightning.__version__}"
         return facts
 

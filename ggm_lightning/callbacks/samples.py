@@ -31,6 +31,7 @@ class Samples(Callback):
         num_steps: sampling steps, as the model's `sample` defines them.
         temperature: of the values' law; 1 draws from the model itself.
         top_p: nucleus mass; 1 draws from the model itself.
+        sampler: one of the model's; None takes its first.
         seed: of the draws.
     """
 
@@ -41,6 +42,7 @@ class Samples(Callback):
         num_steps: int = 64,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        sampler: str | None = None,
         seed: int = 0,
     ) -> None:
         for name, value in (
@@ -59,6 +61,7 @@ class Samples(Callback):
         self.num_steps = num_steps
         self.temperature = temperature
         self.top_p = top_p
+        self.sampler = sampler
         self.seed = seed
         self._validations = 0
 
@@ -77,6 +80,8 @@ class Samples(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         options: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        if self.sampler is not None:
+            options["sampler"] = self.sampler
         label = classes_in_turn(pl_module, self.num_samples)
         if label is not None:
             options["label"] = label

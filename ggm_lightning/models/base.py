@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import noise
 from ggm_lightning.metrics.likelihood import Likelihood
-from ggm_lightning.sampling.loop import Clamp, Samples, run
+from ggm_lightning.sampling import loop
+from ggm_lightning.sampling.request import Clamp, Request, Samples, checked
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,6 @@ class Optimizer:
 Sites = Tensor | tuple[Tensor, Tensor]  # the True ones of Bool[b, n], or (row Int64[k], site Int64[k])
 
 
-def _choice(names: tuple[str, ...]) -> str:
-    return f"choose {' or '.join(names)}" if len(names) > 1 else f"it has only {names[0]}"
-
-
 class Family(LightningModule, ABC):
     """A discrete diffusion model over x in {0..V-1}^shape.
 
@@ -81,6 +79,10 @@ class Family(LightningModule, ABC):
     """
 
     samplers: tuple[str, ...] = ("ancestral",)  # names for `sample`, the default first
+    refused_samplers: Mapping[str, str] = MappingProxyType({})  # names one might try, and why they are refused
+    grids: tuple[str, ...] = ("cosine", "uniform")  # of the sampling times, the default first; () where there is one
+    latent_samplers: tuple[str, ...] = ()  # those of `samplers` that take latent_steps
+    unused_parameters = False  # whether some parameters get no gradient in some steps, which DDP has to be told
     loss_name = "train/bpd"  # under which the training loss is logged; another where it is not bits per dimension
 
     def __init__(
@@ -185,29 +187,36 @@ class Family(LightningModule, ABC):
         top_p: float = 1.0,
         seed: int = 0,
         trace: bool = False,
-        grid: str = "cosine",
+        grid: str | None = None,
         sampler: str | None = None,
         row: Tensor | None = None,
         progress: bool = False,
+        latent_steps: int | None = None,
     ) -> Samples:
         """x Int64[b, *shape], with the number of network calls and, if asked for, the trace of states.
 
         Args:
             num_samples: b.
-            num_steps: reverse steps from t = 1 to 0 on the grid ('uniform' or 'cosine'); a step in which no site
-                changes costs no network call, so network_calls may be smaller.
+            num_steps: reverse steps from t = 1 to 0 on the grid; a step in which no site changes costs no network
+                call, so network_calls may be smaller.
             label: Int64[b], class of each sample.
             clamp: (values, mask): sites where mask is True keep `values` all along (infilling).
             temperature, top_p: sharpen the law of the values; 1 and 1 draw from the model itself.
             seed, row: the draw of row r is a function of (seed, r); row defaults to 0..b-1.
-            trace: keep the state after every step (CPU).
+            trace: keep the states (CPU): all of a short chain, 256 of a long one.
+            grid: one of the family's `grids`; None takes the first.
             sampler: one of the family's `samplers`; None takes the first.
             progress: show a bar with time left.
+            latent_steps: steps of the latent before those of the tokens, for samplers that have them (LDDM).
         """
-        if sampler not in (None, *self.samplers):
-            raise ValueError(f"sampler '{sampler}' is unknown to {type(self).__name__}; {_choice(self.samplers)}")
+        asked = (num_samples, num_steps, label, clamp, temperature, top_p, seed, trace, grid, sampler, row, progress)
+        request = checked(self, *asked, latent_steps)
         with self.evaluating():
-            return run(self, num_samples, num_steps, label, clamp, temperature, top_p, seed, trace, grid, row, progress)
+            return self.draw(request)
+
+    def draw(self, request: Request) -> Samples:
+        """What `sample` does with its checked arguments; families with a loop of their own replace this."""
+        return loop.run(self, request)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

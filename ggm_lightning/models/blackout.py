@@ -22,18 +22,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from ggm_lightning.core import births, categorical, death, losses, noise, times
 from ggm_lightning.core.births import BirthLaw
 from ggm_lightning.models.base import Family, Optimizer
-from ggm_lightning.sampling.loop import Clamp, Samples, checked_clamp, checked_rows
+from ggm_lightning.sampling.request import Request, Samples, Trace
 
 OUTPUTS = ("softplus", "scaled", "deaths", "distribution")
 LOSSES = ("instantaneous", "finite_time", "likelihood", "cross_entropy")
 BOUNDS = ("continuous", "poisson", "capped", "posterior")
 TIME_INPUTS = ("index", "logit", "unit")
-TRACED = 256
 
 
 class Blackout(Family):
@@ -60,6 +58,7 @@ class Blackout(Family):
     """
 
     samplers = births.KERNELS
+    grids = ()
 
     def __init__(
         self,
@@ -314,65 +313,43 @@ class Blackout(Family):
 
     # ------------------------------------------------------------------ sampling
 
-    def sample(
-        self,
-        num_samples: int,
-        num_steps: int,
-        label: Tensor | None = None,
-        clamp: Clamp | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        trace: bool = False,
-        grid: str = "logit",
-        sampler: str | None = None,
-        row: Tensor | None = None,
-        progress: bool = False,
-    ) -> Samples:
+    def draw(self, request: Request) -> Samples:
         """See Family.sample.
 
-        Args:
-            num_steps: network calls: that many times on the logit grid from t_end to t_0, any number, then 0.
-            clamp: known sites follow the death process of their value: thinned at t_end, bridged from step to step.
-                The others see them only as they are at the time, so that early births know little of them: the result
-                lies between the model's marginal and its conditional law, and more steps do not change that.
-            temperature, top_p: for sampler "posterior" alone.
-            trace: at most 256 states, evenly spaced.
-            grid: not used; the process has its own times.
-            sampler: capped (default), poisson, stochastic, posterior (of output distribution), or rounded, published as
-                binomial bridging and biased. See core/births.py.
+        num_steps: network calls: that many times on the logit grid from t_end to t_0, any number, then 0.
+        clamp: known sites follow the death process of their value: thinned at t_end, bridged from step to step. The
+            others see them only as they are at the time, so that early births know little of them: the result lies
+            between the model's marginal and its conditional law, and more steps do not change that.
+        temperature, top_p: for sampler "posterior" alone.
+        sampler: capped (default), poisson, stochastic, posterior (of output distribution), or rounded, published as
+            binomial bridging and biased. See core/births.py.
         """
-        if num_steps < 1:
-            raise ValueError(f"num_steps is {num_steps}; sampling needs at least one step")
-        if sampler == "rounded":
-            warnings.warn(births.ROUNDED_BIAS, stacklevel=2)
-        row = checked_rows(row, num_samples, self.device)
-        known = None
-        if clamp:
-            values, mask = checked_clamp(clamp, self.shape, self.num_classes, self.device)
-            shape = (num_samples, *self.shape)
-            known = values.long().expand(shape).flatten(1), mask.expand(shape).flatten(1)
-        before = self.network_calls
-        path = torch.cat([death.observation_times(num_steps, self.t_end).flip(0), torch.zeros(1)]).to(self.device)
-        every = -(-num_steps // TRACED)
-        states: list[Tensor] = []
+        if request.sampler == "rounded":
+            warnings.warn(births.ROUNDED_BIAS, stacklevel=3)
+        known = request.clamp and (request.clamp[0].flatten(1), request.clamp[1].flatten(1))
+        before, steps = self.network_calls, request.num_steps
+        path = torch.cat([death.observation_times(steps, self.t_end).flip(0), torch.zeros(1)]).to(self.device)
+        trace = Trace(request, steps)
+        law = partial(
+            self.reverse_law,
+            label=request.label,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            sampler=request.sampler,
+        )
         with self._drawing():
-            law = partial(self.reverse_law, label=label, temperature=temperature, top_p=top_p, sampler=sampler)
-            uniform = partial(noise.uniform, seed=seed, row=row, num_sites=self.num_sites)
-            walk = births.chain(self.prior_sample(num_samples), path, law, known, uniform)
-            bar = tqdm(walk, "sampling", num_steps + 1, leave=False, unit="step", disable=not progress)
-            for i, z in enumerate(bar):
-                if trace and (i % every == 0 or i == num_steps):
-                    states.append(z.cpu())
-        return Samples(z, self.network_calls - before, states if trace else None)
+            start = self.prior_sample(request.num_samples)
+            walk = births.chain(start, path, law, known, request.uniform(self.num_sites))
+            for i, z in enumerate(request.bar(walk, steps + 1)):
+                trace.add(i, z)
+        return Samples(z, self.network_calls - before, trace.states)
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
-        """No gradients, and dropout off unless the published code is followed (then a draw depends on its batch)."""
-        with self.evaluating():
-            if self.official:
-                self.network.train()
-            try:
-                yield
-            finally:
-                self.network.eval()
+        """Dropout on if the published code is followed (then a draw depends on its batch)."""
+        if self.official:
+            self.network.train()
+        try:
+            yield
+        finally:
+            self.network.eval()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from ggm_lightning.core.glauber import Pair, SiteLaw
 from ggm_lightning.core.sweeps import Sweeps
 from ggm_lightning.models.base import Family, Optimizer
 from ggm_lightning.sampling import sweeping
-from ggm_lightning.sampling.loop import Clamp, Samples
+from ggm_lightning.sampling.request import Request, Samples
 
 _COUNTED = 2**24  # tokens of the training data that the unigram law is measured on
 
@@ -62,6 +63,8 @@ class GGM(Family):
     """
 
     samplers = ("heat_bath", "gated", "parallel")
+    refused_samplers = MappingProxyType({"parallel_heat_bath": sweeping.PARALLEL_HEAT_BATH})
+    grids = ()
 
     def __init__(
         self,
@@ -282,7 +285,7 @@ class GGM(Family):
         """The law of X_s given X_t = zt: the sites visited by s..t-1 move, all at once, the others stay.
 
         t, s Int64[b] in 0..T with the same t - s in all rows, which is 1 unless the sampler is "parallel".
-        With temperature or top_p the data law p0 in p_t is sharpened, eq. (5). `known` Bool[b, n] (of a clamp): tokens
+        With temperature or top_p the data law p0 in p_t is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp): tokens
         that the network is shown even in a hidden block.
         """
         chain, first = self.sweeps, s.long()
@@ -315,39 +318,18 @@ class GGM(Family):
         """Nothing is left to do: X_0 is x."""
         return z
 
-    def sample(
-        self,
-        num_samples: int,
-        num_steps: int,
-        label: Tensor | None = None,
-        clamp: Clamp | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        trace: bool = False,
-        grid: str = "cosine",
-        sampler: str | None = None,
-        row: Tensor | None = None,
-        progress: bool = False,
-    ) -> Samples:
-        """See Family.sample. The chain has its own times: `grid` is not used. With a clamp the chain is followed by
-        `redenoise` rounds of one sweep up and down.
+    def draw(self, request: Request) -> Samples:
+        """See Family.sample. With a clamp the chain is followed by `redenoise` rounds of one sweep up and down.
 
-        Args:
-            num_steps: of "parallel": B = num_steps // R blocks per sweep. The other samplers make all R n visits.
-            sampler: heat_bath, exact: a visited site is drawn from p_t, one network call each. gated, exact at the same
-                cost: it is kept with probability 1 - eta. parallel: gated in blocks, all sites of a block from the same
-                state, with an error of order 1/R; one network call per block with hide: block, one per site otherwise.
+        sampler: heat_bath, exact: a visited site is drawn from p_t, one network call each. gated, exact at the same
+            cost: it is kept with probability 1 - eta. parallel: gated in blocks, all sites of a block from the same
+            state, with an error of order 1/R; one network call per block with hide: block, one per site otherwise.
+        num_steps: of "parallel": B = num_steps // R blocks per sweep. The other samplers make all R n visits.
         """
-        size = sweeping.visits_at_once(sampler, num_steps, self.samplers, self.sweeps, self.block_size)
-        path = self.sweeps.grid(size) + (self.redenoise if clamp else 0) * self.sweeps.grid(size, first_sweeps=1)
-
-        def law(z: Tensor, t: Tensor, s: Tensor, known: Tensor | None) -> SiteLaw:
-            return self.reverse_law(z, t, s, label, temperature, top_p, sampler, known)
-
-        per_site = self.hide == "own"
-        with self.evaluating():
-            return sweeping.run(self, path, per_site, law, num_samples, clamp, seed, trace, row, progress)
+        size = 1
+        if request.sampler == "parallel":
+            size = sweeping.visits_at_once(request.num_steps, self.sweeps, self.block_size)
+        return sweeping.run(self, request, size)
 
     # ------------------------------------------------------------------ Lightning
 

@@ -18,12 +18,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ggm_lightning.core import categorical, markov, masking, noise, times
 from ggm_lightning.core.markov import Process
 from ggm_lightning.models.base import Family, Optimizer
-from ggm_lightning.sampling.loop import Clamp, Samples, checked_clamp, checked_rows
+from ggm_lightning.sampling.request import Request, Samples, Trace
 
 PROCESSES = ("uniform", "absorbing", "gaussian")
 
@@ -56,6 +55,8 @@ class MarkovDiffusion(Family):
         num_timesteps: T of loss and bound; a sampler may take any number of steps.
         width: of the gaussian process, in states.
     """
+
+    grids = ("uniform", "cosine")
 
     def __init__(
         self,
@@ -221,45 +222,24 @@ class MarkovDiffusion(Family):
         """Nothing is left to do: the step to s = 0 ends in a class."""
         return z
 
-    def sample(
-        self,
-        num_samples: int,
-        num_steps: int,
-        label: Tensor | None = None,
-        clamp: Clamp | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        trace: bool = False,
-        grid: str = "uniform",
-        sampler: str | None = None,
-        row: Tensor | None = None,
-        progress: bool = False,
-    ) -> Samples:
+    def draw(self, request: Request) -> Samples:
         """See Family.sample; every step is one network call. Known sites follow the bridge of their own value."""
-        if sampler not in (None, *self.samplers):
-            raise ValueError(f"sampler '{sampler}' is unknown to MarkovDiffusion; it has only {self.samplers[0]}")
-        row = checked_rows(row, num_samples, self.device)
         known, before = None, self.network_calls
-        if clamp:
-            parts = checked_clamp(clamp, self.shape, self.num_classes, self.device)
-            values, mask = (part.expand(num_samples, *self.shape).flatten(1) for part in parts)
-            known = torch.where(mask, values.long(), 0), mask
-        uniform = partial(noise.uniform, seed=seed, row=row, num_sites=self.num_sites)
-        z = self.prior_sample(num_samples, partial(uniform, step=0))
-        if known is not None:
-            end = torch.ones(num_samples, dtype=torch.float64, device=self.device)
-            at_end = self.corrupt(known[0], end, uniform("known", step=0))
+        uniform = request.uniform(self.num_sites)
+        z = self.prior_sample(request.num_samples, partial(uniform, step=0))
+        if request.clamp is not None:
+            known = request.clamp[0].flatten(1), request.clamp[1].flatten(1)
+            at_end = self.corrupt(known[0], request.times(1.0)[0], uniform("known", step=0))
             z = torch.where(known[1], at_end, z.flatten(1)).reshape(z.shape)
-        states = [z.cpu()]
-        steps = list(pairwise(times.sampling_grid(num_steps, grid)))
-        with self.evaluating():
-            for i, (t, s) in enumerate(tqdm(steps, "sampling", leave=False, unit="step", disable=not progress)):
-                when = torch.tensor([t, s], dtype=torch.float64, device=self.device)[:, None].expand(2, num_samples)
-                law = self.reverse_law(z, when[0], when[1], label, temperature, top_p, known)
-                z = law.draw(partial(uniform, step=i)).reshape(z.shape)
-                states += [z.cpu()] if trace else []
-        return Samples(z, self.network_calls - before, states if trace else None)
+        trace, steps = Trace(request, request.num_steps), request.num_steps
+        trace.add(0, z)
+        grid = pairwise(times.sampling_grid(steps, request.grid or self.grids[0]))
+        for i, (t, s) in enumerate(request.bar(grid, steps)):
+            when = request.times(t, s)
+            law = self.reverse_law(z, when[0], when[1], request.label, request.temperature, request.top_p, known)
+            z = law.draw(partial(uniform, step=i)).reshape(z.shape)
+            trace.add(i + 1, z)
+        return Samples(z, self.network_calls - before, trace.states)
 
 
 def _rates(process: str | list[list[float]], num_classes: int, width: float) -> Tensor:

@@ -6,39 +6,27 @@ Samples are a function of (seed, row): step i of the path draws from noise.unifo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from ggm_lightning.core import noise
-from ggm_lightning.core.glauber import SiteLaw
 from ggm_lightning.core.sweeps import Sweeps
-from ggm_lightning.sampling.loop import Clamp, Samples, checked_clamp, checked_rows
+from ggm_lightning.sampling.request import Request, Samples, Trace
 
 if TYPE_CHECKING:
     from ggm_lightning.models.ggm import GGM
 
-TRACED = 256  # states kept of a long chain
+PARALLEL_HEAT_BATH = (
+    "sites drawn at once, each ignoring its present token, never reach the model's law (27-state example: total "
+    "variation over .36 at any number of sweeps); use 'parallel'"
+)
 
 
-def visits_at_once(
-    sampler: str | None, num_steps: int, samplers: tuple[str, ...], sweeps: Sweeps, block_size: int
-) -> int:
-    """Sites per step: 1, or for "parallel" what cuts a sweep into num_steps // R blocks, at most `block_size`."""
-    if sampler == "parallel_heat_bath":
-        raise ValueError(
-            "sampler 'parallel_heat_bath' is refused: sites drawn at once, each ignoring its present token, never "
-            "reach the model's law (27-state example: total variation over .36 at any number of sweeps); use 'parallel'"
-        )
-    if sampler not in (None, *samplers):
-        raise ValueError(f"sampler '{sampler}' is unknown to this model; choose {' or '.join(samplers)}")
-    if sampler != "parallel":
-        return 1
+def visits_at_once(num_steps: int, sweeps: Sweeps, block_size: int) -> int:
+    """Sites per step of "parallel": what cuts a sweep into num_steps // R blocks, at most `block_size`."""
     n, num_sweeps = sweeps.num_sites, sweeps.num_sweeps
     if num_steps < num_sweeps:
         raise ValueError(f"num_steps is {num_steps}; sampler 'parallel' needs one for each of the {num_sweeps} sweeps")
@@ -51,58 +39,42 @@ def visits_at_once(
     return size
 
 
-def run(
-    model: GGM,
-    path: list[int],
-    calls_per_site: bool,
-    law: Callable[[Tensor, Tensor, Tensor, Tensor | None], SiteLaw],
-    num_samples: int,
-    clamp: Clamp | None,
-    seed: int,
-    trace: bool,
-    row: Tensor | None,
-    progress: bool,
-) -> Samples:
-    """From X_T along `path` to 0.
+def run(model: GGM, request: Request, size: int) -> Samples:
+    """From X_T to 0 in steps of `size` visits, and with a clamp `redenoise` times one sweep up and down again.
 
-    Args:
-        model: the prior, `corrupt` and the order of the sites.
-        path: chain times T, ..., 0, perhaps up and down again.
-        calls_per_site: a step down costs a network call per site that moves; else one.
-        law: of X_s given X_t, from (X_t, t, s, known).
-        num_samples, clamp, seed, trace, row, progress: see Family.sample. A step whose sites are known in all rows is
-            skipped. A trace keeps at most TRACED states, evenly spaced.
+    A step whose sites are known in all rows is skipped. The bar counts network calls.
     """
-    device, n = model.device, model.num_sites
-    row = checked_rows(row, num_samples, device)
-    before = model.network_calls
-    values, known = checked_clamp(clamp, model.shape, model.num_classes, device) if clamp else (None, None)
-
-    def clamped(z: Tensor) -> Tensor:
-        return z if values is None or known is None else torch.where(known, values, z)
-
+    n, device = model.num_sites, model.device
+    path = model.sweeps.grid(size)
+    known = None
+    if request.clamp is not None:
+        path = path + model.redenoise * model.sweeps.grid(size, first_sweeps=1)
+        known = request.clamp[1]
     order = model.sweeps.order.tolist()
-    free = [True] * n if known is None else (~known.reshape(-1, n).all(0)).tolist()
+    free = [True] * n if known is None else (~known.flatten(1).all(0)).tolist()
 
     def cost(t: int, s: int) -> int:
         """Network calls of a step."""
         moves = s < t and any(free[i] for i in order[s % n : s % n + t - s])
-        return (t - s if calls_per_site else 1) if moves else 0
+        return (t - s if model.hide == "own" else 1) if moves else 0
 
-    costs = [cost(t, s) for t, s in pairwise(path)]
-    every = -(-len(costs) // TRACED)
-    uniform = partial(noise.uniform, seed=seed, row=row, num_sites=n)
-    z = clamped(model.prior_sample(num_samples, partial(uniform, step=0)))
-    states = [z.cpu()] if trace else None
-    bar = tqdm(total=sum(costs), desc="sampling", unit="call", disable=not progress, leave=False)
-    with bar:
-        for i, (t, s) in enumerate(pairwise(path)):
-            when = torch.tensor([t, s], device=device)[:, None].expand(2, num_samples)
+    steps = list(pairwise(path))
+    costs = [cost(t, s) for t, s in steps]
+    before, trace = model.network_calls, Trace(request, len(steps))
+    uniform = request.uniform(n)
+    z = request.clamped(model.prior_sample(request.num_samples, partial(uniform, step=0)))
+    trace.add(0, z)
+    with tqdm(total=sum(costs), desc="sampling", unit="call", disable=not request.progress, leave=False) as bar:
+        for i, (t, s) in enumerate(steps):
+            when = torch.tensor([t, s], device=device)[:, None].expand(2, request.num_samples)
             if s > t:
-                z = clamped(model.corrupt(z, when[1], partial(uniform, step=i)))
+                z = model.corrupt(z, when[1], partial(uniform, step=i))
             elif costs[i]:
-                z = clamped(law(z, when[0], when[1], known).draw(partial(uniform, step=i)).reshape(z.shape))
+                law = model.reverse_law(
+                    z, when[0], when[1], request.label, request.temperature, request.top_p, request.sampler, known
+                )
+                z = law.draw(partial(uniform, step=i)).reshape(z.shape)
+            z = request.clamped(z)
             bar.update(costs[i])
-            if states is not None and ((i + 1) % every == 0 or i + 1 == len(costs)):
-                states.append(z.cpu())
-    return Samples(z, model.network_calls - before, states)
+            trace.add(i + 1, z)
+    return Samples(z, model.network_calls - before, trace.states)

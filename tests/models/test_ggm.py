@@ -346,8 +346,10 @@ def test_users_errors() -> None:
     with pytest.raises(ValueError, match="Linear takes no visited bits"):
         GGM(nn.Linear(1, 1), V, (N,))
     model = GGM(Elementwise(), V, (N,), block_size=2)
-    with pytest.raises(ValueError, match="sampler 'ancestral' is unknown to this model; choose heat_bath or gated or"):
+    with pytest.raises(ValueError, match="sampler 'ancestral' is unknown to GGM; choose heat_bath or gated or"):
         model.sample(1, 4, sampler="ancestral")
+    with pytest.raises(ValueError, match="grid 'cosine' is unknown to GGM; its process has its own times"):
+        model.sample(1, 4, grid="cosine")
     with pytest.raises(ValueError, match="num_steps is 3; sampler 'parallel' needs one for each of the 4 sweeps"):
         model.sample(1, 3, sampler="parallel")
     with pytest.raises(

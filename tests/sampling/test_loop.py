@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from ggm_lightning.sampling.loop import run
+from ggm_lightning.sampling.request import TRACED, Samples, checked
 
 B, SHAPE, V, STEPS = 3, (2, 5), 7, 4
 
 
 class Counting:
     """Every step adds one to each site and records what it was asked."""
+
+    samplers, grids = ("counting",), ("cosine", "uniform")
+    refused_samplers: ClassVar = {"guessing": "it is wrong; use counting"}
 
     def __init__(self) -> None:
         self.device, self.shape, self.num_classes, self.num_sites = torch.device("cpu"), SHAPE, V, 10
@@ -42,12 +47,12 @@ class Counting:
         return z % V
 
 
-def sample(model: Counting, **options: object) -> object:
+def sample(model: Counting, num_steps: int = STEPS, **options: object) -> Samples:
     arguments = {
         "label": None, "clamp": None, "temperature": 1.0, "top_p": 1.0, "seed": 0, "trace": True, "grid": "uniform",
-        "row": None, "progress": False,
+        "sampler": None, "row": None, "progress": False,
     }  # fmt: skip
-    return run(model, B, STEPS, **{**arguments, **options})
+    return run(model, checked(model, B, num_steps, **{**arguments, **options}))
 
 
 def test_steps_times_trace_and_calls() -> None:
@@ -82,3 +87,34 @@ def test_clamped_sites_keep_their_values_throughout() -> None:
 def test_a_wrong_number_of_rows_is_refused() -> None:
     with pytest.raises(ValueError, match=r"row has shape \(2,\); one number per sample is needed, \[3\]"):
         sample(Counting(), row=torch.arange(2))
+
+
+def test_a_long_trace_is_thinned_and_ends_in_the_sample() -> None:
+    drawn = sample(Counting(), num_steps=2 * TRACED + 1)
+    assert [int(state[0, 0, 0]) for state in drawn.trace][:4] == [0, 3, 6, 9]
+    assert len(drawn.trace) <= TRACED + 1
+    assert torch.equal(drawn.trace[-1], drawn.x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 0}, "num_steps is 0; it must be at least 1"),
+        ({"sampler": "other"}, "sampler 'other' is unknown to Counting; it has only counting"),
+        ({"sampler": "guessing"}, "sampler 'guessing' is refused: it is wrong; use counting"),
+        ({"grid": "linear"}, "grid 'linear' is unknown to Counting; choose cosine or uniform"),
+        ({"clamp": (torch.zeros(3, 5), torch.ones(SHAPE).bool())}, r"values have shape \(3, 5\); the model needs"),
+        ({"clamp": (torch.zeros(SHAPE), torch.ones(2, *SHAPE).bool())}, r"mask have shape \(2, 2, 5\); the model"),
+        ({"clamp": (torch.zeros(SHAPE), torch.ones(SHAPE))}, "the mask is torch.float32; it must be bool"),
+        ({"clamp": (torch.full(SHAPE, V), torch.ones(SHAPE).bool())}, r"known values lie in 7\.\.7, not 0\.\.6"),
+    ],
+)
+def test_what_is_wrong_is_refused_in_one_line(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample(Counting(), **options)
+
+
+def test_values_of_unknown_sites_do_not_matter() -> None:
+    known = torch.zeros(SHAPE, dtype=torch.bool)
+    drawn = sample(Counting(), clamp=(torch.full(SHAPE, V), known))
+    assert torch.equal(drawn.x, sample(Counting()).x)

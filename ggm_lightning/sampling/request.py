@@ -1,0 +1,172 @@
+"""What is asked of a sampler, checked once for all families, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ggm_lightning.core import noise
+
+if TYPE_CHECKING:
+    from ggm_lightning.models.base import Family
+
+Clamp = tuple[Tensor, Tensor]
+TRACED = 256  # states kept of a long chain
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class Samples:
+    """What a sampler returns.
+
+    Attributes:
+        x: Int64[b, *shape].
+        network_calls: forward passes of the network, each on the whole batch.
+        trace: the states from the prior to x, each Int64[b, *shape] on the CPU, or None; at most TRACED + 1 of them,
+            evenly spaced.
+        latent_calls: forward passes of the network that denoises a latent alone (LDDM), usually far cheaper.
+    """
+
+    x: Tensor
+    network_calls: int
+    trace: list[Tensor] | None = None
+    latent_calls: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `Family.sample`, checked: on the model's device, one row number and one clamp per sample.
+
+    Attributes:
+        num_samples, num_steps, temperature, top_p, seed, trace, progress, label, latent_steps: see Family.sample.
+        clamp: (values Int64[b, *shape], known Bool[b, *shape]), values 0 where unknown; or None.
+        grid: None leaves the choice to the family.
+        sampler: one of the family's `samplers`.
+        row: Int64[b].
+    """
+
+    num_samples: int
+    num_steps: int
+    label: Tensor | None
+    clamp: Clamp | None
+    temperature: float
+    top_p: float
+    seed: int
+    trace: bool
+    grid: str | None
+    sampler: str
+    row: Tensor
+    progress: bool
+    latent_steps: int | None = None
+
+    def uniform(self, num_sites: int) -> Callable[..., Tensor]:
+        """noise.uniform(stream, step=...) of these rows and this seed, Float64[b, num_sites]."""
+        return partial(noise.uniform, seed=self.seed, row=self.row, num_sites=num_sites)
+
+    def clamped(self, z: Tensor) -> Tensor:
+        """z, with what is known in its place."""
+        return z if self.clamp is None else torch.where(self.clamp[1], self.clamp[0], z)
+
+    def times(self, *when: float) -> list[Tensor]:
+        """Each time as Float64[b]."""
+        device = self.row.device
+        return [torch.full((self.num_samples,), t, dtype=torch.float64, device=device) for t in when]
+
+    def bar(self, steps: Iterable[_T], total: int, unit: str = "step") -> Iterator[_T]:
+        """The steps, with a bar that shows the time left where `progress` is set."""
+        return iter(tqdm(steps, "sampling", total, unit=unit, disable=not self.progress, leave=False))
+
+
+class Trace:
+    """Keeps at most TRACED states out of `num_steps`, evenly spaced, and the last one; none if not asked for."""
+
+    def __init__(self, request: Request, num_steps: int) -> None:
+        self.states: list[Tensor] | None = [] if request.trace else None
+        self._every = -(-num_steps // TRACED)
+        self._last = num_steps
+
+    def add(self, step: int, z: Tensor) -> None:
+        """The state after `step` steps, 0 being the prior's."""
+        if self.states is not None and (step % self._every == 0 or step == self._last):
+            self.states.append(z.cpu())
+
+
+def checked(
+    model: Family,
+    num_samples: int,
+    num_steps: int,
+    label: Tensor | None,
+    clamp: Clamp | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    trace: bool,
+    grid: str | None,
+    sampler: str | None,
+    row: Tensor | None,
+    progress: bool,
+    latent_steps: int | None = None,
+) -> Request:
+    """Raises ValueError with one line: what, where, remedy."""
+    family = type(model).__name__
+    for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("latent_steps", latent_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if sampler is not None and sampler in model.refused_samplers:
+        raise ValueError(f"sampler '{sampler}' is refused: {model.refused_samplers[sampler]}")
+    if sampler not in (None, *model.samplers):
+        raise ValueError(f"sampler '{sampler}' is unknown to {family}; {_choice(model.samplers)}")
+    if grid not in (None, *model.grids):
+        known = _choice(model.grids) if model.grids else "its process has its own times: leave grid out"
+        raise ValueError(f"grid '{grid}' is unknown to {family}; {known}")
+    chosen = model.samplers[0] if sampler is None else sampler
+    if latent_steps is not None and chosen not in model.latent_samplers:
+        which = f"take sampler {' or '.join(model.latent_samplers)}" if model.latent_samplers else "leave it out"
+        raise ValueError(f"latent_steps is {latent_steps}, but {family}'s '{chosen}' has no steps of a latent; {which}")
+    row = torch.arange(num_samples) if row is None else row
+    if row.shape != (num_samples,):
+        raise ValueError(f"row has shape {tuple(row.shape)}; one number per sample is needed, [{num_samples}]")
+    return Request(
+        num_samples,
+        num_steps,
+        label,
+        None if clamp is None else _checked_clamp(clamp, num_samples, model),
+        temperature,
+        top_p,
+        seed,
+        trace,
+        grid,
+        chosen,
+        row.to(model.device),
+        progress,
+        latent_steps,
+    )
+
+
+def _choice(names: tuple[str, ...]) -> str:
+    return f"choose {' or '.join(names)}" if len(names) > 1 else f"it has only {names[0]}"
+
+
+def _checked_clamp(clamp: Clamp, num_samples: int, model: Family) -> Clamp:
+    shape = model.shape
+    values, mask = (part.to(model.device) for part in clamp)
+    for name, part in (("values", values), ("mask", mask)):
+        if tuple(part.shape) not in (shape, (1, *shape), (num_samples, *shape)):
+            raise ValueError(
+                f"clamp: {name} have shape {tuple(part.shape)}; the model needs {shape} or {(num_samples, *shape)}"
+            )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"clamp: the mask is {mask.dtype}; it must be bool, True where the site is known")
+    values, mask = (part.expand(num_samples, *shape) for part in (values, mask))
+    known = values[mask]
+    if known.numel() and (int(known.min()) < 0 or int(known.max()) >= model.num_classes):
+        lowest, highest = int(known.min()), int(known.max())
+        raise ValueError(f"clamp: known values lie in {lowest}..{highest}, not 0..{model.num_classes - 1}")
+    return torch.where(mask, values.long(), 0), mask
