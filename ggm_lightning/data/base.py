@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ggm_lightning.data.codecs import Codec
+from ggm_lightning.data.latents import CachedLatents
 from ggm_lightning.data.order import EvalOrder, TrainOrder, divide_batch
 from ggm_lightning.data.rows import RowSource, check_ids, check_labels
 
@@ -56,6 +58,7 @@ class DiscreteData(LightningDataModule, ABC):
         eval_batch_size: rows per evaluation batch and device.
         num_workers: loader processes per device.
         seed: of the training order (data/order.py).
+        latents: folder with train.npy and val.npy as data/latents.py writes them; batches then hold `latent`, too.
     """
 
     splits: tuple[str, ...] = ("train", "val")
@@ -67,8 +70,10 @@ class DiscreteData(LightningDataModule, ABC):
         eval_batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
+        latents: str | None = None,
     ) -> None:
         super().__init__()
+        self.latents = latents
         self.global_batch_size, self.max_batch_per_device = global_batch_size, max_batch_per_device
         self.eval_batch_size, self.num_workers, self.seed = eval_batch_size, num_workers, seed
         # With fewer rows than devices a rank has nothing to evaluate; its sums are then zeros, which is right.
@@ -132,8 +137,11 @@ class DiscreteData(LightningDataModule, ABC):
             check_ids(rows, self.num_classes, split)
             if self.num_labels is not None:
                 check_labels(rows, self.num_labels, split)
-            self._rows[split] = rows
+            self._rows[split] = self._with_latents(rows, split)
         return self._rows[split]
+
+    def _with_latents(self, rows: RowSource, split: str) -> RowSource:
+        return rows if self.latents is None else CachedLatents(rows, Path(self.latents).expanduser() / f"{split}.npy")
 
     def setup(self, stage: str | None = None) -> None:
         """Load and check the splits of this stage; for "fit", tell the trainer how many micro-batches make a step."""

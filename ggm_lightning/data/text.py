@@ -81,7 +81,7 @@ class TextData(DiscreteData):
         train: path or glob of .txt or .jsonl files, or a list of them.
         val: the same for validation; None: the last part of `train` is held out.
         val_fraction: how much: of the documents where there are several, else of the characters.
-        tokenizer: "bytes", "characters", or the path of a `tokenizers` JSON.
+        tokenizer: "bytes", "characters", or the path of a `tokenizers` JSON or of a folder with a tokenizer.json.
         alphabet: of "characters"; None: printable ASCII and newline. Others become U+FFFD and are counted.
         text_key: the field of a .jsonl line.
         length: tokens per example.
@@ -125,10 +125,9 @@ class TextData(DiscreteData):
         if self.tokenizer == "characters":
             return Characters() if self.alphabet is None else Characters(self.alphabet)
         path = Path(self.tokenizer).expanduser()
+        path = path / "tokenizer.json" if path.is_dir() else path  # a model's folder, as an encoder's source
         if not path.is_file():
-            raise FileNotFoundError(
-                f"data.tokenizer: no file '{self.tokenizer}'; give bytes, characters, or the path of a tokenizer.json"
-            )
+            raise FileNotFoundError(f"data.tokenizer: no file '{path}'; give bytes, characters, or a tokenizer.json")
         try:
             return Subwords(path.read_text(encoding="utf-8"))
         except ValueError as error:

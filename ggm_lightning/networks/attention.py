@@ -48,6 +48,18 @@ def rotate_real(
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
+def attend(
+    queries: Float[Tensor, "b n heads h"],
+    keys: Float[Tensor, "b m heads h"],
+    values: Float[Tensor, "b m heads h"],
+    dropout: float = 0.0,
+) -> Float[Tensor, "b n d"]:
+    """softmax(q k^T / sqrt(h)) v with d = heads h, the probabilities dropped at the rate `dropout`."""
+    queries, keys, values = (rearrange(part, "b n heads h -> b heads n h") for part in (queries, keys, values))
+    mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+    return rearrange(mixed, "b heads n h -> b n (heads h)")
+
+
 class SelfAttention(nn.Module):
     """softmax(q k^T / sqrt(head_dim)) v, every position seeing every other.
 
@@ -75,17 +87,14 @@ class SelfAttention(nn.Module):
         initialise.dense_(self.out)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self._mix(*self._project(x))
+        return self.out(self._mix(*self.project(x)))
 
-    def _project(self, x: Tensor) -> Float[Tensor, "k b n heads d"]:
+    def project(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "3 b n heads h"]:
+        """Queries, keys and values."""
         return rearrange(self.qkv(x), "b n (k heads d) -> k b n heads d", k=3, heads=self.num_heads)
 
     def _mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        mixed = F.scaled_dot_product_attention(  # type: ignore[misc]
-            *(rearrange(part, "b n heads d -> b heads n d") for part in (queries, keys, values)),  # type: ignore[arg-type]
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        return self.out(rearrange(mixed, "b heads n d -> b n (heads d)"))
+        return attend(queries, keys, values, self.dropout if self.training else 0.0)
 
 
 class RotaryAttention(SelfAttention):
@@ -97,6 +106,6 @@ class RotaryAttention(SelfAttention):
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "b n d"], cos: Float[Tensor, "n h"], sin: Float[Tensor, "n h"]
     ) -> Float[Tensor, "b n d"]:
-        queries, keys, values = self._project(x)
+        queries, keys, values = self.project(x)
         queries, keys = (rotate(turned, cos, sin).to(values.dtype) for turned in (queries, keys))
-        return self._mix(queries, keys, values)
+        return self.out(self._mix(queries, keys, values))

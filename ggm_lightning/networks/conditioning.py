@@ -32,7 +32,7 @@ def time_embedding(t: Float[Tensor, " b"], dim: int, dtype: torch.dtype = torch.
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, dim % 2))
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager:
+def without_autocast(device: torch.device) -> AbstractContextManager:
     """Full precision where it costs nothing; a device without autocast (meta) has it anyway."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
@@ -87,7 +87,7 @@ class Conditioning(nn.Module):
         if self.mlp is None:
             return known[0]
         # One row per example, so precision is free here, and bf16 would blur the fast sines.
-        with _without_autocast(known[0].device):
+        with without_autocast(known[0].device):
             return self.mlp(torch.cat(known, dim=-1))
 
     def _embed_time(self, t: Tensor | None) -> Tensor:

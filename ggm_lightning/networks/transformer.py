@@ -58,7 +58,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, attention: RotaryAttention, feed_forward: GatedFeedForward, modulation: Modulation | None, dropout: float
+        self, attention: RotaryAttention, feed_forward: nn.Module, modulation: Modulation | None, dropout: float
     ):
         super().__init__()
         self.attention, self.feed_forward, self.modulation = attention, feed_forward, modulation
@@ -76,13 +76,15 @@ class Block(nn.Module):
         sin: Float[Tensor, "n h"],
     ) -> Float[Tensor, "b n d"]:
         if self.modulation is None:
-            x = self._residual(x, self.attention(self.attention_norm(x), cos, sin))
-            return self._residual(x, self.feed_forward(self.feed_forward_norm(x)))
+            x = self.residual(x, self.attention(self.attention_norm(x), cos, sin))
+            return self.residual(x, self.feed_forward(self.feed_forward_norm(x)))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
-        x = self._residual(x, self.attention(modulate(x, shift1, scale1, _NORM_EPS), cos, sin), gate1)
-        return self._residual(x, self.feed_forward(modulate(x, shift2, scale2, _NORM_EPS)), gate2)
+        x = self.residual(x, self.attention(modulate(x, shift1, scale1, _NORM_EPS), cos, sin), gate1)
+        return self.residual(x, self.feed_forward(modulate(x, shift2, scale2, _NORM_EPS)), gate2)
 
-    def _residual(self, x: Tensor, branch: Tensor, gate: Tensor | None = None) -> Tensor:
+    def residual(
+        self, x: Float[Tensor, "b n d"], branch: Float[Tensor, "b n d"], gate: Float[Tensor, "b 1 d"] | None = None
+    ) -> Float[Tensor, "b n d"]:
         """x + gate * drop(branch). Channel dropout hides the same channels at all positions of an example, so it may
         act on the gate, which has one number per example and channel, instead of on the whole branch."""
         dropping = self.training and self.dropout > 0

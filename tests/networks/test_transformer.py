@@ -162,7 +162,7 @@ def test_branches_lose_channels_not_positions(time_features: str):
     rate, width = 0.4, 600
     block = tiny(feature_dim=200, num_layers=1, dropout=rate, time_features=time_features).blocks[0]
     gate = None if time_features == "none" else torch.ones(B, 1, width)
-    added = block._residual(torch.zeros(B, N, width), torch.ones(B, N, width), gate)
+    added = block.residual(torch.zeros(B, N, width), torch.ones(B, N, width), gate)
     dropped = added == 0
     assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
     assert not torch.equal(dropped[0], dropped[1])

@@ -1,0 +1,115 @@
+"""Latents computed once: what a frozen encoder says about each row, in a memory-mapped file beside the data.
+
+    encoder = PretrainedEncoder("models/qwen3", num_latents=64, latent_dim=32)
+    for split in ("train", "val"):
+        cache_latents(encoder, data.rows(split), f"runs/latents/{split}.npy")
+
+and then `data.init_args.latents: runs/latents`: batches hold them as `latent`, and training never runs the encoder. Nor
+can it hide tokens from it then (the corruption p_r of arXiv 2510.18114).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ggm_lightning.data.rows import RowSource
+
+_LOOKED_AT = 64  # rows whose ids tell one data set from another
+
+
+def rows_hash(rows: RowSource) -> str:
+    """sha256 of the number of rows and of the ids of up to 64 of them, evenly spaced: other tokenizers, lengths,
+    strides and files give another one."""
+    index = np.unique(np.linspace(0, len(rows) - 1, _LOOKED_AT).astype(np.int64))
+    ids = rows[index]["x"].numpy()
+    return hashlib.sha256(json.dumps([len(rows), *ids.shape]).encode() + ids.tobytes()).hexdigest()
+
+
+def _note(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def cache_latents(
+    encoder: Callable[[Tensor], Tensor],
+    rows: RowSource,
+    path: str | Path,
+    batch_size: int = 64,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+) -> Path:
+    """Write encoder(x), Float[b, S, d], of every row to `path` (.npy), and beside it (.json) which rows they are.
+
+    The file appears under its name when it is complete. float16 halves it.
+
+    Raises:
+        ValueError: `path` does not end in .npy, or there are no rows.
+    """
+    path = Path(path)
+    if path.suffix != ".npy" or len(rows) == 0:
+        raise ValueError(f"{path}: latents of {len(rows)} rows; give a name that ends in .npy, and a split with rows")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".npy.tmp")
+    out: np.memmap | None = None
+    for start in tqdm(range(0, len(rows), batch_size), desc=f"encode {path.name}", unit="batch", disable=None):
+        index = np.arange(start, min(start + batch_size, len(rows)))
+        with torch.no_grad():
+            latent = encoder(rows[index]["x"].to(device)).float().cpu().numpy()
+        if out is None:
+            shape = (len(rows), *latent.shape[1:])
+            out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        out[index] = latent
+    out.flush()  # type: ignore[union-attr]
+    _note(path).write_text(json.dumps({"rows": rows_hash(rows)}))
+    os.replace(temporary, path)
+    return path
+
+
+class CachedLatents(RowSource):
+    """The rows of another source, each with its latent: {"x", "latent": Float32[b, S, d], ...}.
+
+    Raises FileNotFoundError without the file, ValueError if it was made of other rows.
+    """
+
+    def __init__(self, rows: RowSource, path: str | Path) -> None:
+        self.rows, self.path = rows, Path(path)
+        if not (self.path.is_file() and _note(self.path).is_file()):
+            raise FileNotFoundError(f"{path}: no latents; make them with ggm_lightning.data.latents.cache_latents")
+        self._open()
+        if json.loads(_note(self.path).read_text())["rows"] != rows_hash(rows) or len(self.latent) != len(rows):
+            raise ValueError(f"{path}: latents of other rows; make them again with the tokens that are now configured")
+
+    def _open(self) -> None:
+        try:
+            self.latent = np.load(self.path, mmap_mode="r")
+        except (ValueError, OSError, EOFError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{self.path}: cannot be read as .npy ({reason}); make the latents again") from None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key != "latent"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._open()  # a worker maps the file itself: a pickled map would be a copy of it
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, index: np.ndarray) -> dict[str, Tensor]:
+        latent = torch.from_numpy(np.asarray(self.latent[index], dtype=np.float32))
+        return {**self.rows.fetch(index), "latent": latent}
+
+    def storage(self) -> Iterator[tuple[str, np.ndarray]]:
+        return self.rows.storage()
+
+    def labels(self) -> Iterator[tuple[str, np.ndarray]]:
+        return self.rows.labels()

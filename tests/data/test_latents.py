@@ -1,0 +1,83 @@
+"""What data/latents.py promises: the encoder's own numbers, for the right rows, through the loaders."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ggm_lightning.data.arrays import ArrayData
+from ggm_lightning.data.latents import CachedLatents, cache_latents
+from ggm_lightning.data.rows import Rows
+
+N, V, S, C = 5, 11, 2, 3
+
+
+def encode(x: Tensor) -> Tensor:
+    """Something that depends on every token and its place."""
+    table = torch.randn(N, V, S * C, generator=torch.Generator().manual_seed(0))
+    return sum(table[site, x[:, site]] for site in range(N)).reshape(-1, S, C)
+
+
+def rows(count: int, seed: int = 0) -> Rows:
+    return Rows(np.random.default_rng(seed).integers(V, size=(count, N)), np.arange(count) % 3)
+
+
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_rows_come_with_their_latents(tmp_path: Path, batch_size: int) -> None:
+    source = rows(23)
+    path = cache_latents(encode, source, tmp_path / "deep" / "train.npy", batch_size)
+    cached = CachedLatents(source, path)
+    batch = cached[[7, 22, 0, 7]]
+    assert set(batch) == {"x", "label", "latent"}
+    assert batch["latent"].dtype is torch.float32
+    assert torch.equal(batch["latent"], encode(batch["x"]))
+    assert torch.equal(batch["x"], source[[7, 22, 0, 7]]["x"])
+    assert torch.equal(cached[3]["latent"], batch["latent"].new_tensor(np.load(path)[3]))
+    assert sorted(file.name for file in path.parent.iterdir()) == ["train.json", "train.npy"]
+    assert len(pickle.dumps(cached)) < 5000 + len(pickle.dumps(source)), "workers map the file, they are not sent it"
+    assert torch.equal(pickle.loads(pickle.dumps(cached))[[5]]["latent"], cached[[5]]["latent"])
+
+
+def test_half_precision_halves_the_file(tmp_path: Path) -> None:
+    source = rows(50)
+    whole, half = (
+        cache_latents(encode, source, tmp_path / f"{dtype}.npy", dtype=dtype) for dtype in ("float32", "float16")
+    )
+    assert np.load(half).nbytes * 2 == np.load(whole).nbytes
+    latent = CachedLatents(source, half)[[1, 2]]["latent"]
+    torch.testing.assert_close(latent, encode(source[[1, 2]]["x"]), rtol=1e-3, atol=1e-3)
+
+
+def test_latents_of_other_rows_are_refused(tmp_path: Path) -> None:
+    path = cache_latents(encode, rows(23), tmp_path / "train.npy")
+    with pytest.raises(ValueError, match="latents of other rows") as caught:
+        CachedLatents(rows(23, seed=1), path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="latents of other rows"):
+        CachedLatents(rows(22), path)
+    with pytest.raises(FileNotFoundError, match=r"no latents.*cache_latents"):
+        CachedLatents(rows(23), tmp_path / "val.npy")
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(ValueError, match=r"cannot be read as \.npy.*make the latents again"):
+        CachedLatents(rows(23), path)
+    with pytest.raises(ValueError, match=r"ends in \.npy"):
+        cache_latents(encode, rows(23), tmp_path / "latents.bin")
+
+
+def test_any_data_set_hands_them_out(tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", rows(40).x)
+    options = {"train": str(tmp_path / "ids.npy"), "num_classes": V, "global_batch_size": 6, "eval_batch_size": 3}
+    plain = ArrayData(**options)
+    for split in ("train", "val"):
+        cache_latents(encode, plain.rows(split), tmp_path / "latents" / f"{split}.npy")
+    assert "latent" not in next(iter(plain.train_dataloader()))
+    data = ArrayData(**options, latents=str(tmp_path / "latents"), num_workers=1)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        batch = next(iter(loader))
+        assert torch.equal(batch["latent"], encode(batch["x"]))
