@@ -25,8 +25,9 @@ OPTIONS = [
 ]
 
 
-def fit(folder: Path, name: str, *extra: str) -> Path:
-    command = [sys.executable, "-m", "ggm_lightning", "fit", "--config", str(ROOT / "experiments" / "md4_markov.yaml")]
+def fit(folder: Path, name: str, *extra: str, experiment: str = "md4_markov") -> Path:
+    config = ROOT / "experiments" / f"{experiment}.yaml"
+    command = [sys.executable, "-m", "ggm_lightning", "fit", "--config", str(config)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [*OPTIONS, "--runs", str(folder), "--name", name, *extra]
     result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=300)
@@ -57,3 +58,25 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path: Path) -> None:
         assert stderr == pytest.approx(stderr_theirs, rel=1e-5)
     other = fit(tmp_path, "other", "--trainer.max_steps=4", "--seed_everything=1")
     assert largest_difference(one, other) > 1e-3  # control: another seed is seen
+
+
+@pytest.mark.slow
+def test_ggm_with_measured_frequencies_on_two_ranks_and_resumed(tmp_path: Path) -> None:
+    """Blocks of a common size and the law measured on the data are the same on every rank and after a restart."""
+    own = [
+        "--model.init_args.noise_law=unigram",
+        "--model.init_args.block_size=5",
+        "--model.init_args.hide=block",
+        "--model.init_args.loss=ce_x0",
+        "--checkpoint_every_n_steps=2",
+    ]
+    one = fit(tmp_path, "one", *own, "--trainer.max_steps=4", experiment="ggm_markov")
+    split = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.max_batch_per_device=3"]
+    split += ["--trainer.val_check_interval=4"]
+    fit(tmp_path, "two", *own, *split, "--trainer.max_steps=2", "--trainer.max_epochs=-1", experiment="ggm_markov")
+    two = fit(tmp_path, "two", *own, *split, "--trainer.max_steps=4", "--ckpt_path", "last", experiment="ggm_markov")
+    counts = [torch.load(run / "last.ckpt", weights_only=True)["state_dict"]["unigram_counts"] for run in (one, two)]
+    assert int(counts[0].sum()) == 64 * 13
+    assert torch.equal(*counts)
+    assert largest_difference(one, two) < 1e-6
+    assert bounds(one)[-1] == pytest.approx(bounds(two)[-1], rel=1e-5)

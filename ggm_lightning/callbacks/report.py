@@ -66,7 +66,7 @@ class Report(Callback):
         scale = getattr(datamodule, "characters_per_token", None)
         scale = scale() if callable(scale) else scale
         references = datamodule.references() if hasattr(datamodule, "references") else {}
-        curve_png(metrics, references, scale, folder / "curve.png")
+        curve_png(metrics, references, scale, folder / "curve.png", loss=getattr(pl_module, "loss_name", "train/bpd"))
         label = classes_in_turn(pl_module, self.num_samples)
         drawn = self._draw(trainer, pl_module, self.num_samples, label, trace=True)
         decoded = decode(trainer, drawn.x)

@@ -16,23 +16,34 @@ _BOUND, _TRAIN = "#5b3fd6", "#e0802b"
 
 
 def curve_png(
-    metrics: dict[str, Curve], references: dict[str, float], scale: float | None, path: str | Path, title: str = ""
+    metrics: dict[str, Curve],
+    references: dict[str, float],
+    scale: float | None,
+    path: str | Path,
+    title: str = "",
+    loss: str = "train/bpd",
 ) -> None:
     """Validation bound with a band of one standard error, smoothed training loss, labelled reference lines.
 
     Args:
-        metrics: as `csv_log.read_metrics` gives them: val/bpd, val/bpd_stderr, train/bpd (or train/loss).
+        metrics: as `csv_log.read_metrics` gives them: val/bpd, val/bpd_stderr and the training loss.
         references: name -> bits per dimension.
         scale: characters per token; the axis then is bits per character. None: bits per dimension.
         path: of the PNG, 900 by 500 points.
         title: above the picture.
+        loss: name of the training loss; one that is not bits per dimension is drawn below, with an axis of its own.
     """
     from matplotlib.figure import Figure  # without pyplot there is no global state and no window
 
     unit = 1.0 if scale is None else 1.0 / scale
     figure = Figure(figsize=(9, 5), dpi=160, layout="constrained")
-    axes = figure.add_subplot()
-    train = _points(metrics.get("train/bpd") or metrics.get("train/loss") or [], unit)
+    own = _points(metrics.get(loss, []), 1.0) if loss != "train/bpd" else np.zeros((0, 2))
+    if len(own):
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+        _loss_below(below, own, loss)
+    else:
+        axes = figure.add_subplot()
+    train = _points(metrics.get("train/bpd", []), unit)
     bound = _points(metrics.get("val/bpd", []), unit)
     labels: list[tuple[float, str, str]] = []
     if len(train):
@@ -51,10 +62,19 @@ def curve_png(
         labels.append((bits * unit, f"{name} {bits * unit:.2f}", _QUIET))
     _frame(axes, train, bound, [bits * unit for bits in references.values()])
     _label(axes, labels)
-    axes.set_xlabel("optimiser steps", color=_QUIET)
+    figure.axes[-1].set_xlabel("optimiser steps", color=_QUIET)
     axes.set_ylabel("bits per dimension (upper bound)" if scale is None else "bits per character (upper bound)")
     axes.set_title(title, loc="left", color=_INK, fontsize=12)
     figure.savefig(path, facecolor="white")
+
+
+def _loss_below(axes: Any, train: np.ndarray, name: str) -> None:
+    smooth = smoothed(train[:, 1])
+    axes.plot(train[:, 0], train[:, 1], color=_TRAIN, alpha=0.18, linewidth=0.8)
+    axes.plot(train[:, 0], smooth, color=_TRAIN, linewidth=1.6)
+    _frame(axes, train, np.zeros((0, 2)), [])
+    _label(axes, [(smooth[-1], f"training {smooth[-1]:.3f}", _TRAIN)])
+    axes.set_ylabel(f"{name.removeprefix('train/')} (loss)", color=_QUIET)
 
 
 def _points(curve: Curve, unit: float) -> np.ndarray:
