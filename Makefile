@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-images setup test test-slow check bench clean
+.PHONY: help demo demo-images demo-blackout setup test test-slow check bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: $(VENV)/.core  ## set up, train MD4 on an embedded text, draw samples: open runs/demo/report.html (6 minutes)
 	$(BIN)/lightning fit --config experiments/md4_demo.yaml $(if $(wildcard runs/demo/last.ckpt),--ckpt_path last)
@@ -24,6 +24,12 @@ demo-images: $(VENV)/.images  ## the same on 8x8 digits, with an infilling: open
 	$(BIN)/lightning sample --ckpt_path runs/digits/last.ckpt --num_samples 40 --num_steps 64 --label each
 	$(BIN)/lightning infill --ckpt_path runs/digits/last.ckpt --input runs/digits/example.png --mask right
 	@echo "look at runs/digits/report.html"
+
+demo-blackout: export OMP_NUM_THREADS := 1
+demo-blackout: $(VENV)/.images  ## digits born out of black, Blackout diffusion: open runs/blackout_digits/report.html (6 minutes)
+	$(BIN)/lightning fit --config experiments/blackout_digits.yaml $(if $(wildcard runs/blackout_digits/last.ckpt),--ckpt_path last)
+	$(BIN)/lightning sample --ckpt_path runs/blackout_digits/last.ckpt --num_samples 40 --num_steps 100 --label each
+	@echo "look at runs/blackout_digits/report.html"
 
 setup: $(VENV)/.dev  ## set up .venv with everything for development
 

@@ -65,11 +65,18 @@ def test_md4_learns_a_markov_source(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_md4_learns_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A fifth of the experiment's steps are enough to beat every law under which pixels are independent."""
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("md4_digits", 0.3), ("blackout_digits", 0.3), ("markov_digits", 0.1)],
+)
+def test_digits_are_learnt(name: str, least: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A quarter of the experiment's steps are enough to beat every law under which pixels are independent. Network,
+    data, steps and optimiser of the three are the same."""
     begin = time.monotonic()
     short = ["--trainer.max_steps=360", "--trainer.val_check_interval=360"]
-    main(["fit", "--config", str(ROOT / "experiments" / "md4_digits.yaml"), *short, "--runs", str(tmp_path)])
+    main(
+        ["fit", "--config", str(ROOT / "experiments" / f"{name}.yaml"), *short, "--runs", str(tmp_path), "--name", "x"]
+    )
     seconds = time.monotonic() - begin
     data = Digits()
     val = data.rows("val")[list(range(297))]
@@ -79,18 +86,18 @@ def test_md4_learns_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str
         -(counts / counts.sum(0)).log2()[val["x"].flatten(1), torch.arange(64)].mean(1)
     )  # bits of each picture
     assert independent.mean().item() == pytest.approx(data.references()["independent pixels"], abs=1e-9)
-    model = ggm_lightning.load(tmp_path / "digits" / "last.ckpt")
+    model = ggm_lightning.load(tmp_path / "x" / "last.ckpt")
     nats = model.nelbo(val["x"], val["label"], num_samples=8, row=torch.arange(297))
     # log2(10) bits pay for the class, which independent pixels are not told
     gain = independent - (nats / math.log(2) + math.log2(10)) / 64
     mean, stderr = gain.mean().item(), gain.std().item() / math.sqrt(297)
     with capsys.disabled():
         print(
-            f"\ndigits: {seconds:.0f} s, bound {nats.mean().item() / 64 / math.log(2):.4f} bits/dim given the class, "
+            f"\n{name}: {seconds:.0f} s, bound {nats.mean().item() / 64 / math.log(2):.4f} bits/dim given the class, "
             f"independent pixels {independent.mean().item():.4f}: {mean:.3f} ± {stderr:.3f} better, class paid for"
         )
-    assert mean > 0.3
-    assert mean > 10 * stderr
+    assert mean > least
+    assert mean > 5 * stderr
     # control: of independent pixels (each from another picture) no model can know more than their frequencies
     order = torch.rand(297, 64, generator=torch.Generator().manual_seed(0)).argsort(0)
     mixed = val["x"].flatten(1).gather(0, order).reshape(val["x"].shape)

@@ -9,12 +9,13 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Int64, UInt8
 
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.codecs import Codec, Images
 from ggm_lightning.data.order import permuted
 from ggm_lightning.data.rows import Rows, RowSource
+from ggm_lightning.metrics.independent import independent_bits
 
 LEVELS = 17
 SHAPE = (1, 8, 8)
@@ -75,15 +76,9 @@ class Digits(DiscreteData):
         """
         x, _ = digits()
         train, val = x[:-HELD_OUT].reshape(-1, 64), x[-HELD_OUT:].reshape(-1, 64)
-        counts = np.stack([(train == level).sum(0) for level in range(LEVELS)]).astype(np.float64)
-        smoothed = (counts + 1) / (len(train) + LEVELS)
+        outside, inside = independent_bits(train, val, LEVELS)
         return {
             "uniform": math.log2(LEVELS),
-            "independent pixels": -float(np.log2(smoothed[val, np.arange(64)]).mean()),
-            "independent pixels, in sample": _bits(counts / len(train)),
+            "independent pixels": outside,
+            "independent pixels, in sample": inside,
         }
-
-
-def _bits(law: Float64[np.ndarray, "v n"]) -> float:
-    """Mean entropy of the columns, in bits, with 0 log 0 = 0."""
-    return -float((law * np.log2(np.where(law > 0, law, 1.0))).sum(0).mean())

@@ -285,8 +285,8 @@ class GGM(Family):
         """The law of X_s given X_t = zt: the sites visited by s..t-1 move, all at once, the others stay.
 
         t, s Int64[b] in 0..T with the same t - s in all rows, which is 1 unless the sampler is "parallel".
-        With temperature or top_p the data law p0 in p_t is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp): tokens
-        that the network is shown even in a hidden block.
+        With temperature or top_p the data law p0 in p_t is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp):
+        tokens that the network is shown even in a hidden block.
         """
         chain, first = self.sweeps, s.long()
         size = chain.step_size(first, t.long(), simultaneous=sampler == "parallel")

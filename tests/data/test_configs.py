@@ -12,12 +12,14 @@ from ggm_lightning.data.base import DiscreteData
 
 FOLDER = Path(__file__).parents[2] / "configs" / "data"
 EXPECTED = {
+    "celeba": (256, (3, 64, 64)),
     "cifar10": (256, (3, 32, 32)),
     "demo_text": (97, (64,)),
     "dictionary": (9, (32,)),
     "digits": (17, (1, 8, 8)),
     "imagenet64": (256, (3, 64, 64)),
     "markov": (11, (64,)),
+    "mnist": (2, (1, 32, 32)),
     "npy": (256, (4,)),
     "sawtooth": (2, (128,)),
     "text8": (27, (256,)),

@@ -24,6 +24,17 @@ def laws() -> dict[str, np.ndarray]:
     return {"mix21": mix / mix.sum(), "even21": even / even.sum(), "bern0.3": np.array([0.7, 0.3])}
 
 
+def img256() -> np.ndarray:
+    """Like the levels of a picture: two wide peaks, a narrow one, and much of black and white."""
+    n = np.arange(256)
+    table = np.zeros(256)
+    for share, middle, width in ((0.45, 60, 25), (0.35, 190, 20), (0.06, 120, 3)):
+        peak = np.exp(-(((n - middle) / width) ** 2) / 2)
+        table += share * peak / peak.sum()
+    table[[0, 255]] += 0.05, 0.09
+    return table / table.sum()
+
+
 class Counts(nn.Module):
     """P as a table of shape (V,) * n; as a network, given f = logit p, it returns E[x_0 - x_t | x_t] of every site, or
     (distribution) the logits of each site's x_0, or the raw value of one of the published parameterisations."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.models.base import Optimizer
 from ggm_lightning.models.blackout import Blackout
+from ggm_lightning.networks.ncsnpp import NCSNpp
 
 SHAPE, V = (1, 3, 5), 7
 
@@ -188,6 +189,27 @@ def test_training_lowers_the_loss_with_head_and_state_in_float32(precision: str)
     assert "val/bpd" in trainer.callback_metrics
 
 
+@pytest.mark.parametrize("output", ["softplus", "scaled"])
+def test_ncsnpp_under_autocast_answers_in_float32(output: str) -> None:
+    """Head, state and loss: the counts, their expectation and the loss are never bf16, while the blocks are."""
+    torch.manual_seed(0)
+    network = NCSNpp(SHAPE, feature_dim=8, multipliers=(1,), num_blocks=1, attention_sizes=())
+    inner: list[torch.dtype] = []
+    network.down[0].blocks[0].conv1.register_forward_hook(lambda module, given, out: inner.append(out.dtype))
+    model, x = model_of(network=network, output=output, loss="likelihood"), images(8)
+    exact = model.loss(x, step=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        t = torch.linspace(0.01, 9, 8).double()
+        zt = model.corrupt(x, t, torch.rand(8, 15).double())
+        raw = model.answer(zt, t, None)
+        loss = model.loss(x, step=0)
+    loss.backward()
+    assert (zt.dtype, raw.dtype, loss.dtype) == (torch.int64, torch.float32, torch.float64)
+    assert inner[-1] == torch.bfloat16
+    assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=0.02)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in network.parameters())
+
+
 def test_distribution_head_trains_and_never_forgets_the_dead() -> None:
     model = distribution()
     loss = model.loss(images())
@@ -195,7 +217,7 @@ def test_distribution_head_trains_and_never_forgets_the_dead() -> None:
     assert bool(torch.isfinite(model.network.table.weight.grad).all())
     zt = torch.full((2, *SHAPE), 4)
     t, s = torch.full((2,), 2.0).double(), torch.zeros(2).double()
-    law = model.reverse_law(zt, t, s, sampler="posterior").probs()
+    law = model.reverse_law(zt, t, s, sampler="posterior").probs().detach()
     assert float(law[..., :4].abs().max()) == 0
     assert (law.sum(-1) - 1).abs().max() < 1e-12
     sharp = model.reverse_law(zt, t, s, temperature=0.1, sampler="posterior").probs()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import births, death
 from ggm_lightning.models.blackout import Blackout
-from tests.models.count_law import Counts, distance, laws, model_of, sampler_law
+from tests.models.count_law import Counts, distance, img256, laws, model_of, sampler_law
 
 LAWS = laws()
 # total variation to the law after T = 10, 100, 1000 steps with the exact y
@@ -52,6 +52,23 @@ def test_law_of_the_samplers(name: str, sampler: str, num_steps: int) -> None:
     law = Counts(LAWS[name])
     got = distance(sampler_law(law, num_steps, sampler), law.p)
     assert got == pytest.approx(TABLE[name, sampler][[10, 100, 1000].index(num_steps)], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "num_steps", "expected"),
+    [
+        ("poisson", 10, 0.33206),
+        ("poisson", 20, 0.17836),
+        ("capped", 10, 0.33904),
+        ("capped", 20, 0.18076),
+        pytest.param("rounded", 10, 0.37943, marks=pytest.mark.slow),
+        pytest.param("poisson", 100, 0.03974, marks=pytest.mark.slow),
+        pytest.param("capped", 100, 0.03940, marks=pytest.mark.slow),
+    ],
+)
+def test_law_of_the_samplers_on_bytes(sampler: str, num_steps: int, expected: float) -> None:
+    law = Counts(img256())
+    assert distance(sampler_law(law, num_steps, sampler), law.p) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", LAWS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ggm_lightning.models.base import Optimizer
 from ggm_lightning.models.blackout import Blackout
 
 CASES = {"cifar": (15.0, 255), "mnist": (10.0, 1)}
@@ -64,6 +65,45 @@ def test_the_scale_of_the_finite_time_loss_is_the_switch(arrays: np.lib.npyio.Np
     x = torch.randint(0, 256, raw.shape, generator=torch.Generator().manual_seed(0))
     official, ours = (model_of(raw, "cifar", loss="finite_time", official=o).loss(x, step=0) for o in (True, False))
     assert float(ours / official) == pytest.approx(1000, rel=1e-9)
+
+
+class Dense(nn.Module):
+    """The stub of the recorded training: a 1x1 convolution plus 0.001 k."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        assert (t - t.round()).abs().max() < 1e-3  # the observation times are from a bisection
+        raw = torch.einsum("oc,bchw->bohw", self.weight, z) + self.bias[:, None, None]
+        return raw + 0.001 * t.round()[:, None, None, None]
+
+
+@pytest.mark.parametrize(("lr", "follows"), [(2e-4, True), (2.2e-4, False)])
+def test_five_steps_of_training(arrays: np.lib.npyio.NpzFile, lr: float, follows: bool) -> None:
+    """Loss, gradient and Adam together, from the official images and noise; the wrong learning rate is the control."""
+
+    def get(key: str) -> Tensor:
+        return torch.from_numpy(arrays[f"cifar_train5_{key}"])
+
+    network = Dense(get("w")[0], get("b")[0])
+    model = Blackout(network, 256, (3, 4, 4), official=True, optimizer=Optimizer(lr=lr, decay="constant"))
+    o = model.optimizer
+    adam = torch.optim.AdamW(model.parameter_groups(), o.lr, o.betas, o.eps, o.weight_decay)
+    times = torch.cat([torch.zeros(1).double(), torch.from_numpy(arrays["cifar_obs_times"])])
+    for j, (image, netin, k) in enumerate(zip(get("img"), get("netin"), get("tidx"), strict=True)):
+        t = times[k + 1]
+        zt = torch.round(netin + 127.5 * torch.exp(-t)[:, None, None, None]).long()
+        x = torch.round(255 * image).long().permute(0, 3, 1, 2)
+        loss = model.training_terms(x, zt, t, times[k]).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        assert not follows or float(loss.detach()) == pytest.approx(float(get("losses")[j]), rel=1e-6)
+        gaps = [network.weight.detach() - get("w")[j + 1], network.bias.detach() - get("b")[j + 1]]
+        gap = max(float(part.abs().max()) for part in gaps)
+        assert (gap < 2e-7) == follows, gap
 
 
 @pytest.mark.parametrize("name", CASES)
