@@ -49,6 +49,7 @@ def sample(
     top_p: float = 1.0,
     grid: str | None = None,
     sampler: str | None = None,
+    latent_steps: int | None = None,
     label: int | str | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -65,6 +66,7 @@ def sample(
         top_p: mass of the nucleus; 1 draws from the model.
         grid: times of the steps, cosine or uniform, for families that let you choose.
         sampler: for families that have several (an unknown name lists them); the default is the family's first.
+        latent_steps: steps of the latent before those of the tokens, for families that draw it first (LDDM).
         label: class to condition on, or `each` for all of them in turn.
         seed: sample r is a function of (seed, r), whatever the batch size.
         batch_size: samples drawn at once.
@@ -74,6 +76,7 @@ def sample(
     model = _load(ckpt_path, device)
     labels = _labels(model, label, num_samples)
     options = {"temperature": temperature, "top_p": top_p, "grid": grid, "sampler": sampler, "seed": seed}
+    options["latent_steps"] = latent_steps
     begin = time.monotonic()
     drawn = _in_batches(model, num_samples, num_steps, batch_size, labels, None, **options)
     folder = Path(out) if out else Path(ckpt_path).parent / f"samples-seed{seed}"
@@ -94,6 +97,7 @@ def infill(
     top_p: float = 1.0,
     grid: str | None = None,
     sampler: str | None = None,
+    latent_steps: int | None = None,
     label: int | str | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -116,6 +120,7 @@ def infill(
         top_p: mass of the nucleus; 1 draws from the model.
         grid: times of the steps, cosine or uniform, for families that let you choose.
         sampler: for families that have several (an unknown name lists them); the default is the family's first.
+        latent_steps: steps of the latent before those of the tokens, for families that draw it first (LDDM).
         label: class to condition on.
         seed: filling r is a function of (seed, r).
         batch_size: fillings drawn at once.
@@ -127,6 +132,7 @@ def infill(
     values, known = (part.repeat_interleave(num_samples, 0).to(model.device) for part in (given.values, given.known))
     labels = _labels(model, label, len(values))
     options = {"temperature": temperature, "top_p": top_p, "grid": grid, "sampler": sampler, "seed": seed}
+    options["latent_steps"] = latent_steps
     begin = time.monotonic()
     drawn = _in_batches(model, len(values), num_steps, batch_size, labels, (values, known), **options)
     if len(model.shape) == 1:  # what the model added behind a text that is shorter than its window is cut off
@@ -180,7 +186,8 @@ def _in_batches(
             )
         )
     x = torch.cat([part.x.cpu() for part in parts])
-    return Samples(x, sum(part.network_calls for part in parts), parts[0].trace)
+    calls, latent_calls = (sum(getattr(part, name) for part in parts) for name in ("network_calls", "latent_calls"))
+    return Samples(x, calls, parts[0].trace, latent_calls)
 
 
 def _labels(model: Family, label: int | str | None, count: int) -> Tensor | None:
@@ -252,4 +259,7 @@ def _figures(
 
 def _summary(folder: Path, num_samples: int, drawn: Samples, seconds: float) -> str:
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
-    return f"{num_samples} samples in {drawn.network_calls} network calls, {seconds:.1f} s: {folder}/ ({files})"
+    calls = f"{drawn.network_calls} network calls"
+    if drawn.latent_calls:
+        calls = f"{drawn.latent_calls} calls of the latent's network, {calls}"
+    return f"{num_samples} samples in {calls}, {seconds:.1f} s: {folder}/ ({files})"

@@ -19,6 +19,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -32,7 +33,9 @@ from ggm_lightning.callbacks.report import Report
 from ggm_lightning.callbacks.save_config import SaveConfig
 from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.callbacks.throughput import Throughput
-from ggm_lightning.models import genmd4, ggm, md4  # noqa: F401 - so that `--model MD4` finds them by their names
+
+# so that `--model MD4` finds them by their names
+from ggm_lightning.models import blackout, genmd4, ggm, lddm, markov, md4  # noqa: F401
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
@@ -40,7 +43,9 @@ from ggm_lightning.rundir.loggers import LOGGERS, make_logger
 
 _SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
 _FROM_DATA = tuple(
-    f"{owner}.init_args.{name}" for owner in ("model", "model.init_args.network") for name in ("num_classes", "shape")
+    f"{owner}.init_args.{name}"
+    for owner in ("model", "model.init_args.network", "model.init_args.encoder")
+    for name in ("num_classes", "shape")
 )
 
 
@@ -202,9 +207,13 @@ class _CLI(LightningCLI):
         if config.get("logger") is False and not dry:
             config["logger"] = [make_logger(name, self.folder) for name in self._get(self.config, "logger")]
         try:
-            return Trainer(**config)
+            trainer = Trainer(**config)
         except (TypeError, MisconfigurationException) as error:
             raise ValueError(f"trainer: {error}") from error
+        if getattr(self.model, "unused_parameters", False) and isinstance(trainer.strategy, DDPStrategy):
+            # whatever strategy was asked for by name: plain DDP would die where a part of the model is left out
+            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+        return trainer
 
     def _config_text(self) -> str:
         parser = self._parser(self.subcommand)

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from ggm_lightning import config
 from ggm_lightning.cli import main
+from ggm_lightning.networks import pretrained
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -27,6 +29,8 @@ DEBUG = ROOT / "configs" / "trainer" / "debug.yaml"
 # sizes of each network class for the two steps; an experiment may add its own
 TINY: dict[str, dict[str, object]] = {
     "Transformer": {"feature_dim": 8, "num_heads": 2, "num_layers": 1},
+    "JointDenoiser": {"feature_dim": 8, "num_heads": 2, "num_layers": 1, "num_latents": 2, "latent_dim": 4},
+    "NCSNpp": {"feature_dim": 8, "multipliers": [1, 1], "num_blocks": 1},
     "UNet": {"feature_dim": 32, "num_layers": 0},
     "UViT": {"feature_dim": 32, "num_layers": 0, "num_dit_layers": 1, "dit_width": 8, "dit_heads": 2, "patch_size": 4},
 }
@@ -41,6 +45,7 @@ class Case:
         num_classes, shape: of its data, which the network takes.
         data, network: smaller sizes and paths, never a class; "{tmp}" is the test's folder.
         files: writes the data into that folder.
+        model: smaller sizes of the model's other parts.
     """
 
     parameters: int
@@ -49,17 +54,18 @@ class Case:
     data: dict[str, object] = field(default_factory=dict)
     network: dict[str, object] = field(default_factory=dict)
     files: Callable[[Path], object] = lambda folder: None
+    model: dict[str, object] = field(default_factory=dict)
 
 
 def text8(folder: Path) -> None:
     (folder / "text8").write_text("the quick brown fox jumps over the lazy dog " * 25)
 
 
-def words(folder: Path) -> None:
+def words(folder: Path, count: int = 50257) -> None:
     """As many tokens as GPT-2's tokenizer has."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50257)}, unk_token="w0"))
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(count)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
     lines = [" ".join(f"w{13 * i + j}" for j in range(40)) for i in range(60)]
@@ -84,6 +90,21 @@ def imagenet64_classes(folder: Path) -> None:
         np.savez(folder / f"{name}.npz", data=np.full((2, 12288), 7, np.uint8), labels=np.array([1, 1000]))
 
 
+def mnist(folder: Path) -> None:
+    for prefix in ("train", "t10k"):
+        sizes = {"images-idx3": (4, 28, 28), "labels-idx1": (4,)}
+        for name, size in sizes.items():
+            header = np.array([0x800 + len(size), *size], dtype=">u4").tobytes()
+            (folder / f"{prefix}-{name}-ubyte").write_bytes(header + np.full(size, 7, np.uint8).tobytes())
+
+
+def celeba(folder: Path) -> None:
+    (folder / "img_align_celeba").mkdir()
+    for i in range(6):
+        Image.fromarray(np.full((218, 178, 3), 40 * i, np.uint8)).save(folder / "img_align_celeba" / f"{i}.jpg")
+    (folder / "list_eval_partition.txt").write_text("".join(f"{i}.jpg {i // 2}\n" for i in range(6)))
+
+
 def tokens(folder: Path) -> None:
     np.save(folder / "tokens.npy", np.random.default_rng(0).integers(1024, size=(20, 256)))
 
@@ -97,7 +118,23 @@ IMAGENET = {"path": "{tmp}", "folder": "{tmp}/flat", "global_batch_size": 2}
 TOKENS = {"train": "{tmp}/tokens.npy", "global_batch_size": 4}
 WORDS = {"num_train": 16, "num_val": 8, "global_batch_size": 4}
 
+SMALL_LATENT = {"num_heads": 2, "num_layers": 1, "num_latents": 2, "latent_dim": 4}
+ENCODER = {f"encoder.init_args.{key}": value for key, value in SMALL_LATENT.items()} | {"recipe.stage1_steps": 1}
+SEQ = ENCODER | {f"latent_network.init_args.{key}": value for key, value in SMALL_LATENT.items()}
+QWEN = {
+    "encoder.init_args.source": "{tmp}/model",
+    "encoder.init_args.num_latents": 2,
+    "encoder.init_args.latent_dim": 4,
+}
+
+CIFAR = {"path": "{tmp}", "global_batch_size": 2, "eval_batch_size": 2}
+
 CASES = {
+    "blackout_celeba": Case(62_693_251, 256, (3, 64, 64), IMAGENET | {"size": 16}, files=celeba),
+    "blackout_cifar10": Case(62_693_251, 256, (3, 32, 32), CIFAR, files=cifar10),
+    "blackout_digits": Case(271_121, 17, (1, 8, 8), {"global_batch_size": 4}),
+    "blackout_digits_ncsnpp": Case(750_465, 17, (1, 8, 8), {"global_batch_size": 4}),
+    "blackout_mnist": Case(62_686_337, 2, (1, 32, 32), CIFAR, files=mnist),
     "genmd4_demo": Case(493_856, 97, (64,), DEMO),
     "genmd4_dictionary": Case(125_072, 9, (32,), WORDS),
     "genmd4_owt": Case(165_857_344, 50257, (1024,), OWT, files=words),
@@ -108,18 +145,23 @@ CASES = {
     "ggm_ffhq_vqgan": Case(90_236_992, 1024, (256,), TOKENS, files=tokens),
     "ggm_markov": Case(185_232, 11, (64,), WORDS),
     "ggm_owt": Case(165_858_880, 50257, (128,), OWT, files=words),
-    "md4_cifar10": Case(
-        28_427_520, 256, (3, 32, 32), {"path": "{tmp}", "global_batch_size": 2, "eval_batch_size": 2}, files=cifar10
-    ),
-    "md4_cifar10_small": Case(
-        1_101_760, 256, (3, 32, 32), {"path": "{tmp}", "global_batch_size": 2, "eval_batch_size": 2}, files=cifar10
-    ),
+    "lddm_demo": Case(1_026_216, 97, (64,), DEMO, model=SEQ),
+    "lddm_owt": Case(264_437_408, 50257, (512,), OWT, files=words, model=ENCODER),
+    "lddm_owt_qwen3": Case(420_206_240, 151669, (512,), OWT, files=partial(words, count=151669), model=QWEN),
+    "lddm_sawtooth": Case(134_738, 2, (128,), WORDS, model=ENCODER),
+    "lddm_seq_owt": Case(264_437_408, 50257, (512,), OWT, files=words, model=SEQ),
+    "lddm_seq_sawtooth": Case(103_314, 2, (128,), WORDS, model=SEQ),
+    "lddm_text8": Case(187_284_128, 27, (128,), TEXT8, files=text8, model=ENCODER),
+    "markov_digits": Case(271_121, 17, (1, 8, 8), {"global_batch_size": 4}),
+    "md4_cifar10": Case(28_427_520, 256, (3, 32, 32), CIFAR, files=cifar10),
+    "md4_cifar10_small": Case(1_101_760, 256, (3, 32, 32), CIFAR, files=cifar10),
     "md4_demo": Case(493_856, 97, (64,), DEMO),
     "md4_dictionary": Case(125_072, 9, (32,), WORDS),
     "md4_digits": Case(271_121, 17, (1, 8, 8), {"global_batch_size": 4}),
     "md4_imagenet64": Case(198_279_680, 256, (3, 64, 64), IMAGENET, files=imagenet64),
     "md4_imagenet64_classes": Case(205_114_112, 256, (3, 64, 64), IMAGENET, files=imagenet64_classes),
     "md4_markov": Case(185_104, 11, (64,), {"num_train": 16, "num_val": 8}),
+    "md4_sawtooth": Case(134_176, 2, (128,), WORDS),
     "md4_text8": Case(88_734_272, 27, (256,), TEXT8, files=text8),
 }
 
@@ -148,11 +190,22 @@ def test_every_experiment_is_listed() -> None:
     assert {path.stem for path in EXPERIMENTS} == set(CASES)
 
 
+@pytest.fixture
+def foreign_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """States of four numbers in place of the pretrained model that an encoder names."""
+    monkeypatch.setattr(pretrained, "load_transformers", lambda source: torch.nn.Embedding(151669, 4))
+
+
+@pytest.mark.usefixtures("foreign_model")
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)
 def test_two_steps_on_a_cpu(path: Path, tmp_path: Path) -> None:
     case, kind = CASES[path.stem], network_of(path)[0].rpartition(".")[2]
     case.files(tmp_path)
-    smaller = {"model.network.init_args": TINY[kind] | case.network, "data.init_args": case.data}
+    smaller = {
+        "model.network.init_args": TINY[kind] | case.network,
+        "data.init_args": case.data,
+        "model.init_args": case.model,
+    }
     overrides = [
         f"--{section}.{key}={value}".replace("{tmp}", str(tmp_path))
         for section, values in smaller.items()

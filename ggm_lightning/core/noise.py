@@ -56,3 +56,9 @@ def integer_seed(stream: str, *, seed: int, step: int, row: int = 0) -> int:
     """A seed in [0, 2^63) for generators that are not ours (dropout, a library)."""
     bits = _bits(stream, seed, step, torch.tensor([row]), 1)
     return int(_shift_right(bits, 1).item())
+
+
+def normal(stream: str, *, seed: int, step: int, row: Int64[Tensor, " b"], num_sites: int) -> Float64[Tensor, "b n"]:
+    """Standard normal numbers: the inverse of the normal distribution function at `uniform`, in float64 (so at most
+    8.2 in size), a function of the same counters on every device."""
+    return torch.special.ndtri(uniform(stream, seed=seed, step=step, row=row, num_sites=num_sites))

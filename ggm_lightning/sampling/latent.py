@@ -5,8 +5,8 @@ Samples are a function of (seed, row): step i draws from noise.uniform and noise
 Filling in with the latent first. The exact law given known tokens is p(z | known) p(rest | known, z). Here K candidates
 z_1, .. z_K are drawn from p(z) and one is kept with probability proportional to p(known | z_k): self-normalised
 importance resampling. What is approximate: K is finite (the latent of a rare context may not be among them), and
-p(known | z) is computed in `_GROUPS` groups of known tokens in random order, those of one group as independent given the
-groups before. The tokens that are left then follow as in infilling with masked diffusion.
+p(known | z) is computed in `_GROUPS` groups of known tokens in random order, those of one group as independent given
+the groups before. The tokens that are left then follow as in infilling with masked diffusion.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
 if TYPE_CHECKING:
+    from ggm_lightning.models.base import Sites
     from ggm_lightning.models.lddm import FujiLDDM
     from ggm_lightning.models.lddm_base import LatentFamily
 
@@ -50,7 +51,7 @@ def token_step(
 ) -> MaskedLaw:
     """p(x_s | x_t, z_1); the network runs when the law is first asked for logits."""
 
-    def logits_at(sites: Tensor) -> Tensor:
+    def logits_at(sites: Sites) -> Tensor:
         return model.predict(zt, t, latent, torch.zeros_like(t), label)[0](sites)
 
     return model.token_law(zt, t, s, logits_at, temperature, top_p)
@@ -72,16 +73,10 @@ def joint(model: FujiLDDM, request: Request, kind: str) -> Samples:
     latent = _normal(model, request, "latent prior", 0)
     trace.add(0, z)
     grid = pairwise(times.sampling_grid(steps, request.grid or model.grids[0]))
+    options = (request.label, request.temperature, request.top_p)
     for i, (t, s) in enumerate(request.bar(grid, steps)):
-        law = model.reverse_law(
-            z,
-            *request.times(t, s),
-            request.label,
-            request.temperature,
-            request.top_p,
-            latent=latent,
-            sampler=kind,
-        )
+        here, there = request.times(t, s)
+        law = model.reverse_law(z, here, there, *options, latent=latent, sampler=kind)
         z = request.clamped(law.tokens.draw(partial(uniform, step=i)).reshape(z.shape))
         latent = law.latent.draw(_normal(model, request, "latent", i))
         if i + 1 < steps:
@@ -101,12 +96,15 @@ def sequential(model: LatentFamily, request: Request, kind: str) -> Samples:
     if known is None or not bool(known.any()):
         latent = draw_latents(model, request, kind)
     else:
-        latent = _explaining(model, request, draw_latents(model, request, kind, model.infill_latents), z.flatten(1), known)
+        latent = _explaining(
+            model, request, draw_latents(model, request, kind, model.infill_latents), z.flatten(1), known
+        )
     trace.add(0, z)
     grid = pairwise(times.sampling_grid(steps, request.grid or model.grids[0]))
     options = (request.label, request.temperature, request.top_p)
     for i, (t, s) in enumerate(request.bar(grid, steps)):
-        law = token_step(model, z, *request.times(t, s), *options, latent)
+        here, there = request.times(t, s)
+        law = token_step(model, z, here, there, *options, latent)
         z = request.clamped(law.draw(partial(uniform, step=i)).reshape(z.shape))
         if i + 1 < steps:
             trace.add(i + 1, z)

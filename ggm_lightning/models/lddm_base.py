@@ -1,0 +1,392 @@
+"""What both LDDM families share (arXiv 2510.18114): latent beside tokens, both losses and bounds, the stages.
+
+Read models/lddm.py first: the equations stand there.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from ggm_lightning.core import categorical, gaussian, losses, masking, noise, times
+from ggm_lightning.core.gaussian import LatentClock
+from ggm_lightning.core.masking import MaskedLaw
+from ggm_lightning.core.schedules import Linear, Schedule
+from ggm_lightning.metrics.latent import LatentUse
+from ggm_lightning.models import lddm_stages as stages
+from ggm_lightning.models.base import Family, Optimizer, Sites
+from ggm_lightning.models.lddm_stages import Recipe
+
+_PROBED = 8  # validation batches on which the use of the latent is measured, two more network calls each
+_OF_USE = 0.01  # nats per example; less is a collapsed latent
+
+LogitsAt = Callable[[Sites], Tensor]  # logits Float[k, V] at k sites
+
+
+class LatentFamily(Family):
+    """Tokens and a continuous latent z_0 = encoder(x), diffused together. FujiLDDM and SeqLDDM are its two families.
+
+    Calls: encoder(x, hidden=None) -> Float[b, S, d] (hidden Bool[b, n]: sites whose input it may not see; also
+    raw(x, hidden), its output before normalisation, and set_statistics(mean, std), if it has one);
+    network(z, t, label=None, latent=z_t, latent_time=t_z) -> (logits Float[b, n, V], predicted z_0 Float[b, S, d]).
+    A network with `streams` (the same call, features instead of logits) and `head` forms logits only where needed.
+
+    Args:
+        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
+        encoder: gives the latent; of trained ones the weights are kept in checkpoints.
+        latent_network: the latent's own denoiser, of families that have one.
+        schedule: of the tokens; None is linear without a floor. core.gaussian.LatentLeads reveals them later.
+        latent_schedule: abar^2(t); None is core.gaussian.Sqrt, the published default.
+        max_snr: of the cleanest latent that the tokens see; None for the whole schedule (1e4, published).
+        num_timesteps: T of the discrete bound; None is continuous time.
+        latent_levels: (levels of the latent's clock or None, first level), see core.gaussian.LatentClock.
+        recipe: how encoder and denoisers are trained.
+        infill_latents: latents drawn for each example that is filled in latent first (sampling/latent.py).
+    """
+
+    grids = ("uniform", "cosine")
+    unused_parameters = True  # in stage 1 the latent's output, in stage 2 the encoder: DDP has to look for them
+
+    def __init__(
+        self,
+        network: nn.Module,
+        encoder: nn.Module,
+        latent_network: nn.Module | None,
+        num_classes: int,
+        shape: tuple[int, ...],
+        schedule: Schedule | None,
+        latent_schedule: Schedule | None,
+        max_snr: float | None,
+        num_timesteps: int | None,
+        latent_levels: tuple[int | None, int],
+        recipe: Recipe,
+        infill_latents: int,
+        optimizer: Optimizer,
+        label_dropout: float,
+        eval_samples: int,
+        seed: int,
+        eval_seed: int,
+    ) -> None:
+        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        for name, value in (("num_timesteps", num_timesteps), ("infill_latents", infill_latents)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.latent_shape = stages.latent_shape(encoder=encoder, network=network, latent_network=latent_network)
+        self.encoder, self.latent_network = encoder, latent_network
+        self.schedule = Linear(0.0) if schedule is None else schedule
+        self.latent_schedule = gaussian.Sqrt() if latent_schedule is None else latent_schedule
+        self.clock = LatentClock.to_snr(self.latent_schedule, max_snr, *latent_levels)
+        self.num_timesteps, self.recipe, self.infill_latents = num_timesteps, recipe, infill_latents
+        self.loss_name = "train/bpd" if recipe.token_loss == recipe.latent_loss == "elbo" else "train/loss"
+        self.mask_id = num_classes
+        self.constant_nats = masking.reconstruction(self.schedule, self.num_sites, num_classes)
+        self.constant_nats += masking.prior(self.schedule, self.num_sites, num_classes)
+        self.latent_use = LatentUse(math.prod(self.latent_shape))
+        self.latent_calls = 0  # of the latent's own network
+        self.encoder_fixed: Tensor
+        self.register_buffer("encoder_fixed", torch.tensor(False))
+        self.is_fixed = False  # the same on the host, so that no step has to ask the device
+        self._batches_probed, self._warned = 0, False
+        self._given: Tensor | None = None
+        self._parts: dict[str, Tensor] = {}
+        if recipe.stage1_steps == 0:
+            stages.hold(encoder)
+
+    # ------------------------------------------------------------------ what a family adds
+
+    @abstractmethod
+    def decoder_time(self, t: Tensor) -> Tensor:
+        """The clock's time of the latent that tokens at t see."""
+
+    @abstractmethod
+    def training_times(self, step: int, row: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(t of the tokens, of the latent they see, of the latent to predict, factor of its error in the bound)."""
+
+    @abstractmethod
+    def predict_latent(
+        self, zt: Tensor, t: Tensor, latent: Tensor, latent_time: Tensor, label: Tensor | None
+    ) -> Tensor:
+        """z_0 Float[b, S, d] from the noisy latent (and tokens, where the family lets it see them)."""
+
+    # ------------------------------------------------------------------ corrupt
+
+    def encode(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """z_0 Float[b, S, d]; what the batch brought along (data/latents.py), or from the encoder."""
+        return self.encoder(x, hidden) if self._given is None else self._given
+
+    @contextmanager
+    def _latents_of(self, batch: dict[str, Tensor]) -> Iterator[None]:
+        self._given = batch.get("latent")
+        if self._given is not None and (self.recipe.stage1_steps or self.recipe.p_r_given):
+            raise ValueError(
+                "the data brings latents computed before, which cannot be trained or partly hidden; set "
+                "recipe.stage1_steps and recipe.p_r_given to 0, or leave data.latents out"
+            )
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def corrupt(self, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        """x_t Int64[b, *shape] from x, t Float64[b] and uniforms u Float64[b, n]."""
+        return masking.corrupt(x.flatten(1), self.schedule.masked_fraction(t), u, self.mask_id).reshape(x.shape)
+
+    def noised(self, z0: Tensor, t: Tensor, stream: str, seed: int, step: int, row: Tensor) -> Tensor:
+        """z_t Float64[b, S, d] at the clock's time t."""
+        e = noise.normal(stream, seed=seed, step=step, row=row, num_sites=math.prod(self.latent_shape))
+        return gaussian.diffuse(self.latent_schedule, z0, self.clock.time(t), e.reshape(z0.shape))
+
+    def on_grid(self, t: Tensor) -> Tensor:
+        return t if self.num_timesteps is None else masking.to_grid(t, self.num_timesteps)
+
+    # ------------------------------------------------------------------ the joint network
+
+    def predict(
+        self, zt: Tensor, t: Tensor, latent: Tensor, latent_time: Tensor, label: Tensor | None
+    ) -> tuple[LogitsAt, Tensor]:
+        """One call of the joint network: (logits at sites, z_0 Float[b, S, d]). latent_time is the clock's, in [0, 1];
+        the network is told the schedule's."""
+        t, label = self._network_inputs(zt, t, label)
+        inputs = {"latent": latent.to(t.dtype), "latent_time": self.clock.time(latent_time).to(t.dtype)}
+        if hasattr(self.network, "streams"):
+            features, z0 = self.network.streams(zt, t, label, **inputs)
+            return lambda sites: self.network.head(features[sites]), z0
+        logits, z0 = self.network(zt, t, label, **inputs)
+        logits = logits.reshape(zt.shape[0], -1, self.num_classes)
+        return lambda sites: logits[sites], z0
+
+    # ------------------------------------------------------------------ the terms of the bound
+
+    def _cross_entropy(self, x: Tensor, zt: Tensor, logits_at: LogitsAt) -> Tensor:
+        """Float[b], nats: -sum over the masked n of log mu_n(x_n)."""
+        masked = (zt == self.mask_id).flatten(1)
+        return losses.masked_cross_entropy(logits_at(masked), x.flatten(1), masked)
+
+    def _weighted(self, nats: Tensor, t: Tensor) -> Tensor:
+        """Times w'/w, or T (w_k - w_{k-1})/w_k; 0 where nothing is masked, also where the weight is infinite."""
+        if self.num_timesteps is None:
+            weight = masking.continuous_weight(self.schedule, t.double())
+        else:
+            weight = masking.discrete_weight(self.schedule, t.double(), self.num_timesteps)
+        return torch.where(nats != 0, weight.to(nats.dtype) * nats, 0.0)
+
+    def token_terms(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
+        """Float[b], nats: weight(t) x cross-entropy of the masked tokens given x_t and the latent they see at t."""
+        logits_at, _ = self.predict(zt, t, latent, self.decoder_time(t), label)
+        return self._weighted(self._cross_entropy(x, zt, logits_at), t)
+
+    def latent_error(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
+        """Float64[b]: |z_0 - prediction|^2 from the latent at the clock's time t (and the tokens x_t)."""
+        error = self.encode(x).double() - self.predict_latent(zt, t, latent, t, label).double()
+        return error.square().sum((1, 2))
+
+    def latent_terms(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
+        """Float64[b], nats: weight x |z_0 - prediction|^2, whose mean over t ~ U(0, 1) is the latent's bound."""
+        return self.clock.weight(t.double()) * self.latent_error(x, zt, t, latent, label)
+
+    def prior_nats(self, x: Tensor) -> Tensor:
+        """Float64[b]: KL(q(z_1 | x) || N(0, I)), and of the tokens what a schedule's floor leaves at both ends."""
+        return gaussian.prior(self.latent_schedule, self.encode(x)) + self.constant_nats
+
+    # ------------------------------------------------------------------ loss and bound
+
+    def learning(self, step: int) -> tuple[bool, bool]:
+        """(whether the encoder learns, whether the latent's loss is on) at this optimiser step."""
+        first_stage = step < self.recipe.stage1_steps
+        return first_stage, not first_stage
+
+    def loss(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        step: int | None = None,
+        row: Tensor | None = None,
+        total: int | None = None,
+    ) -> Tensor:
+        """token_loss + c_z latent_loss, mean over the rows; the latter is off in stage 1.
+
+        Without step and row each call draws new noise: rows 0..b-1 of a step that counts the calls.
+        """
+        b, recipe = x.shape[0], self.recipe
+        if step is None:
+            step = self._loss_calls
+            self._loss_calls += 1
+        row = torch.arange(b, device=x.device) if row is None else row
+        encoder_learns, with_latent = self.learning(step)
+        uniform = partial(noise.uniform, seed=self.seed, step=step, row=row)
+        t, seen, asked, factor = self.training_times(step, row, total or b)
+        zt = self.corrupt(x, t, uniform("mask", num_sites=self.num_sites))
+        label = self.network_label(label, b, drop=uniform("label", num_sites=1)[:, 0] < self.label_dropout)
+        u = uniform("encoder", num_sites=2)
+        hidden = u[:, 0] < u[:, 1] * (recipe.p_r if encoder_learns else recipe.p_r_given)
+        with torch.set_grad_enabled(encoder_learns and torch.is_grad_enabled()):
+            z0 = self.encode(x, hidden[:, None] & (zt == self.mask_id).flatten(1))
+        keep = (uniform("latent dropout", num_sites=1) >= recipe.p_cfg)[:, :, None]
+        latent = self.noised(z0, seen, "latent", self.seed, step, row) * keep
+        logits_at, z0_hat = self.predict(zt, t, latent, seen, label)
+        nats = self._cross_entropy(x, zt, logits_at)
+        bits = self.num_sites * math.log(2)
+        token = self._weighted(nats, t) / bits if recipe.token_loss == "elbo" else nats / self.num_sites
+        total_loss, self._parts = token.mean(), {"train/token_loss": token.detach().mean()}
+        if with_latent:
+            if asked is not seen:
+                noisy = self.noised(z0, asked, "asked latent", self.seed, step, row)
+                z0_hat = self.predict_latent(zt, asked, noisy, asked, label)
+            error = (keep * (z0_hat.float() - z0.float()) ** 2).flatten(1)
+            error = error.sum(1) * factor.float() / bits if recipe.latent_loss == "elbo" else error.mean(1)
+            self._parts["train/latent_loss"] = error.detach().mean()
+            total_loss = total_loss + recipe.c_z * error.mean()
+        return total_loss
+
+    def nelbo(
+        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
+    ) -> Tensor:
+        """Float64[b], nats: token and latent terms, each at num_samples times of its own, plus the prior.
+
+        Token times are uniform, the latent's are uniform in ln SNR (a far smaller spread); both are stratified over a
+        row's own samples, so the estimate of a row is a function of (seed, row) alone. It bounds the law of sampler
+        "ddpm"; of the deterministic "ddim" no bound is known.
+        """
+        b = x.shape[0]
+        row = torch.arange(b, device=x.device) if row is None else row
+        other = noise.integer_seed("latent time", seed=seed, step=0)
+        all_t = times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)
+        all_u = times.stratified_per_row(seed=other, row=row, num_samples=num_samples)
+        nats = torch.zeros(b, dtype=torch.float64, device=x.device)
+        with self.evaluating():
+            z0 = self.encode(x)
+            for j, (t, u) in enumerate(zip(all_t, all_u, strict=True)):
+                uniform = partial(noise.uniform, seed=seed, step=j, row=row, num_sites=self.num_sites)
+                t = self.on_grid(t)
+                latent = self.noised(z0, self.decoder_time(t), "eval latent", seed, j, row)
+                nats += self.token_terms(x, self.corrupt(x, t, uniform("eval mask")), t, latent, label).double()
+                asked, weight = self.clock.importance(u)
+                zt = self.corrupt(x, asked, uniform("eval mask beside the latent"))
+                noisy = self.noised(z0, asked, "eval asked latent", seed, j, row)
+                error = z0.double() - self.predict_latent(zt, asked, noisy, asked, label).double()
+                nats += weight * error.square().sum((1, 2))
+            return nats / num_samples + gaussian.prior(self.latent_schedule, z0) + self.constant_nats
+
+    # ------------------------------------------------------------------ reverse step
+
+    def prior_sample(self, num_samples: int) -> Tensor:
+        return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
+
+    def token_law(
+        self, zt: Tensor, t: Tensor, s: Tensor, logits_at: LogitsAt, temperature: float = 1.0, top_p: float = 1.0
+    ) -> MaskedLaw:
+        """The tokens' part of a reverse step: MD4's, with these logits."""
+        flat = zt.flatten(1)
+        r = self.schedule.reveal_probability(t.double(), s.double())
+        reveal = torch.where(flat == self.mask_id, r[:, None], 0.0)
+        return MaskedLaw(flat, reveal, logits_at, self.mask_id, temperature, top_p)
+
+    def finish(
+        self,
+        z: Tensor,
+        label: Tensor | None,
+        uniform: Callable[[str], Tensor],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        latent: Tensor | None = None,
+    ) -> Tensor:
+        """Fill what a schedule with a floor has left masked at t = 0, given the cleanest latent (zeros where none)."""
+        left = (z == self.mask_id).flatten(1)
+        if not bool(left.any()):
+            return z
+        zero = torch.zeros(z.shape[0], dtype=torch.float64, device=z.device)
+        latent = torch.zeros(z.shape[0], *self.latent_shape, device=z.device) if latent is None else latent
+        logits = self.predict(z, zero, latent, zero, label)[0](left)
+        values = categorical.draw(logits, uniform("value")[left], temperature, top_p)
+        return z.flatten(1).masked_scatter(left, values).reshape(z.shape)
+
+    # ------------------------------------------------------------------ the stages
+
+    def freeze_encoder(self, parts: Iterable[Tensor]) -> None:
+        """End of stage 1: measures the normalisation over all rows x Int64[b, *shape] of `parts` and fixes the encoder.
+        `fit` calls it by itself."""
+        stages.hold(self.encoder)
+        if stages.has_statistics(self.encoder):
+            self.encoder.set_statistics(*stages.measure(self.encoder, parts))
+        self.encoder_fixed.fill_(True)
+        self.is_fixed = True
+
+    def train(self, mode: bool = True) -> LatentFamily:
+        super().train(mode)
+        if self.is_fixed or self.recipe.stage1_steps == 0:
+            self.encoder.eval()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.is_fixed = bool(state_dict.get(f"{prefix}encoder_fixed", self.is_fixed))
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        for part in (self.encoder, self.latent_network):
+            getattr(part, "compile_network", lambda: None)()
+
+    def on_fit_start(self) -> None:
+        if self.is_fixed:  # resumed in stage 2; not before the optimiser is made, whose groups are those of step 0
+            stages.hold(self.encoder)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if "latent" not in batch and not self.is_fixed and self.global_step >= self.recipe.stage1_steps:
+            stages.take_average(self.trainer, self.encoder)
+            self.freeze_encoder(stages.training_rows(self.trainer, self.recipe.statistics_rows, self.device))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        with self._latents_of(batch):
+            loss = super().training_step(batch, batch_idx)
+        self.log_dict(self._parts)
+        return loss
+
+    def _evaluate(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        with self._latents_of(batch):
+            return super()._evaluate(batch)
+
+    # ------------------------------------------------------------------ the use of the latent
+
+    def latent_gain(self, x: Tensor, label: Tensor | None, seed: int, row: Tensor) -> Tensor:
+        """Float[b], nats per example: token terms at one time per row, with another row's latent less with its own."""
+        t = self.on_grid(times.stratified_per_row(seed=seed, row=row, num_samples=1)[0])
+        u = noise.uniform("eval mask", seed=seed, step=0, row=row, num_sites=self.num_sites)
+        zt, z0 = self.corrupt(x, t, u), self.encode(x)
+        own, other = (self.noised(z, self.decoder_time(t), "eval latent", seed, 0, row) for z in (z0, z0.roll(1, 0)))
+        return self.token_terms(x, zt, t, other, label) - self.token_terms(x, zt, t, own, label)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        first = self._rows_seen
+        super().validation_step(batch, batch_idx)
+        x = batch["x"]
+        row = (first + torch.arange(len(x), device=x.device)) * self.trainer.world_size + self.global_rank
+        with self.evaluating(), self._latents_of(batch):
+            raw = self.encode(x) if "latent" in batch or not hasattr(self.encoder, "raw") else self.encoder.raw(x, None)
+            gain = x.new_zeros(0)
+            if self._batches_probed < _PROBED and len(x) > 1:
+                gain = self.latent_gain(x, batch.get("label"), self.eval_seed, row)
+                self._batches_probed += 1
+            self.latent_use.update(raw, gain)
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        use, self._batches_probed = self.latent_use.compute(), 0
+        self.latent_use.reset()
+        self.log_dict({f"val/{name}": value for name, value in use.items()}, sync_dist=True)
+        late = self.global_step >= max(1, self.recipe.stage1_steps // 2)
+        if late and not self._warned and float(use["latent_mi"]) < _OF_USE:
+            self._warned = True
+            rank_zero_warn(
+                f"step {self.global_step}: the latent is of no use to the tokens (val/latent_mi "
+                f"{float(use['latent_mi']):.4f} nats per example, val/latent_std {float(use['latent_std']):.2g}); "
+                "train the encoder longer alone (recipe.stage1_steps) with normalise: coordinate, or lower recipe.p_r"
+            )

@@ -1,0 +1,137 @@
+"""The two stages of LDDM (arXiv 2510.18114) in one fit: what happens to the encoder, and when.
+
+Stage 1, optimiser steps 0 .. stage1_steps - 1: encoder and token denoiser learn, the latent loss is off. Before step
+stage1_steps the encoder takes its averaged weights, its normalisation is measured, and it never changes again.
+
+A latent loss that reaches the encoder makes it constant, which is cheapest to predict; the freeze is what prevents it.
+Frozen means requires_grad False and grad None: a gradient of zero would still let Adam's momentum and the weight decay
+move the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+LOSSES = ("elbo", "plain")
+_CHUNK = 256  # rows encoded at once when statistics are measured
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an LDDM is trained.
+
+    Attributes:
+        stage1_steps: optimiser steps in which the encoder learns; 0 where it is given.
+        token_loss: elbo (weight w'/w, bits per dimension) or plain (unweighted, nats per token; published for text).
+        latent_loss: elbo (weight -SNR'/2, bits per dimension) or plain (mean squared error; published).
+        c_z: weight of the latent loss.
+        p_r: in stage 1, the chance that the encoder does not see the sites that are masked in x_t, drawn per example
+            from U[0, p_r]: such a latent cannot copy what is asked. 0.9 is published.
+        p_r_given: the same once the encoder is fixed. The published code goes on with 0.9; the latents that a sampler
+            draws are then those of partly hidden examples, too.
+        p_cfg: share of training examples whose latent is replaced by zeros; 0.15 is published.
+        statistics_rows: training rows on which the normalisation of the encoder is measured.
+    """
+
+    stage1_steps: int = 0
+    token_loss: str = "elbo"
+    latent_loss: str = "plain"
+    c_z: float = 1.0
+    p_r: float = 0.9
+    p_r_given: float = 0.0
+    p_cfg: float = 0.15
+    statistics_rows: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("p_r", "p_r_given", "p_cfg"):
+            value = getattr(self, name)
+            if value is None or not 0 <= value <= 1:
+                raise ValueError(f"recipe.{name} is {value}; it is a probability: give a number in [0, 1]")
+        for name, least in (("stage1_steps", 0), ("statistics_rows", 2), ("c_z", 0)):
+            value = getattr(self, name)
+            if value is None or not least <= value < math.inf:
+                raise ValueError(f"recipe.{name} is {value}; it must be at least {least} and finite")
+        for name in ("token_loss", "latent_loss"):
+            if getattr(self, name) not in LOSSES:
+                raise ValueError(f"recipe.{name} is '{getattr(self, name)}'; choose {' or '.join(LOSSES)}")
+
+
+def latent_shape(encoder: nn.Module, **networks: nn.Module | None) -> tuple[int, int]:
+    """(S, d) of the encoder. Raises ValueError where it does not say, or a network says otherwise."""
+    if not hasattr(encoder, "num_latents") or not hasattr(encoder, "latent_dim"):
+        raise ValueError("the encoder does not say how large its latent is; give it num_latents and latent_dim")
+    s, d = int(encoder.num_latents), int(encoder.latent_dim)  # type: ignore[arg-type]
+    for name, network in networks.items():
+        theirs = (getattr(network, "num_latents", s), getattr(network, "latent_dim", d))
+        if theirs != (s, d):
+            raise ValueError(
+                f"latent mismatch: the encoder gives {s} latents of {d} numbers, {name} takes {theirs[0]} of "
+                f"{theirs[1]}; give both the same num_latents and latent_dim"
+            )
+    return s, d
+
+
+def hold(encoder: nn.Module) -> None:
+    """No gradients, no dropout from now on."""
+    encoder.requires_grad_(False)
+    for parameter in encoder.parameters():
+        parameter.grad = None
+    encoder.eval()
+
+
+def has_statistics(encoder: nn.Module) -> bool:
+    """Whether its normalisation is measured (coordinates), and not given by construction (sphere, none)."""
+    return hasattr(encoder, "set_statistics") and getattr(encoder, "normalise", "coordinate") == "coordinate"
+
+
+@torch.no_grad()
+def measure(encoder: nn.Module, parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """(mean, std) of `encoder.raw` over the rows of all parts, each Float64[S, d]; the encoder in eval mode."""
+    rows, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for x in parts:
+        raw = encoder.raw(x, None).double()  # type: ignore[operator]
+        if rows == 0:
+            total, squares = torch.zeros_like(raw[0]), torch.zeros_like(raw[0])
+            shift = raw[0]  # differences from any one row: no cancellation where the mean is large
+        rows += raw.shape[0]
+        total += (raw - shift).sum(0)
+        squares += (raw - shift).square().sum(0)
+    if rows < 2:
+        raise ValueError(f"the latent's statistics need at least 2 training rows, there are {rows}; give more data")
+    mean = total / rows
+    return shift + mean, (squares / rows - mean.square()).clamp(min=0).sqrt()
+
+
+def training_rows(trainer: Trainer, count: int, device: torch.device) -> Iterator[Tensor]:
+    """`count` rows of the training split, evenly spread over it: the same on every rank and at every resume."""
+    rows = getattr(getattr(trainer, "datamodule", None), "rows", None)
+    if rows is None:
+        raise ValueError(
+            "the encoder's statistics are measured on trainer.datamodule.rows('train'); fit with a data module of "
+            "ggm_lightning.data, or call model.freeze_encoder(batches of x) before"
+        )
+    source = rows("train")
+    count = min(count, len(source))
+    for start in range(0, count, _CHUNK):
+        index = [i * len(source) // count for i in range(start, min(start + _CHUNK, count))]
+        yield source[index]["x"].to(device)
+
+
+@torch.no_grad()
+def take_average(trainer: Trainer, encoder: nn.Module) -> None:
+    """The encoder's raw weights become the averaged ones, if they are averaged."""
+    from ggm_lightning.callbacks.ema import EMA  # callbacks know models, not the reverse; only the switch needs it
+
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EMA):
+            callback.put_average()
+            averaged = [parameter.detach().clone() for parameter in encoder.parameters()]
+            callback.put_raw()
+            for parameter, average in zip(encoder.parameters(), averaged, strict=True):
+                parameter.copy_(average)
