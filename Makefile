@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-images demo-blackout setup test test-slow check bench clean
+.PHONY: help demo demo-images demo-blackout demo-lddm setup test test-slow check bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -30,6 +30,11 @@ demo-blackout: $(VENV)/.images  ## digits born out of black, Blackout diffusion:
 	$(BIN)/lightning fit --config experiments/blackout_digits.yaml $(if $(wildcard runs/blackout_digits/last.ckpt),--ckpt_path last)
 	$(BIN)/lightning sample --ckpt_path runs/blackout_digits/last.ckpt --num_samples 40 --num_steps 100 --label each
 	@echo "look at runs/blackout_digits/report.html"
+
+demo-lddm: $(VENV)/.core  ## the text of `demo` by LDDM, its latent drawn first: open runs/lddm_demo/report.html (7 minutes)
+	$(BIN)/lightning fit --config experiments/lddm_demo.yaml $(if $(wildcard runs/lddm_demo/last.ckpt),--ckpt_path last)
+	$(BIN)/lightning sample --ckpt_path runs/lddm_demo/last.ckpt --num_samples 8 --num_steps 64
+	@echo "look at runs/lddm_demo/report.html"
 
 setup: $(VENV)/.dev  ## set up .venv with everything for development
 

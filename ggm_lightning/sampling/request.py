@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -79,9 +80,10 @@ class Request:
         device = self.row.device
         return [torch.full((self.num_samples,), t, dtype=torch.float64, device=device) for t in when]
 
-    def bar(self, steps: Iterable[_T], total: int, unit: str = "step") -> Iterator[_T]:
-        """The steps, with a bar that shows the time left where `progress` is set."""
-        return iter(tqdm(steps, "sampling", total, unit=unit, disable=not self.progress, leave=False))
+    def bar(self, steps: Iterable[_T] | None, total: int, unit: str = "step") -> tqdm:
+        """The steps, with a bar and its time left where `progress` is set; drawn rarely where it lands in a file."""
+        seconds = 0.1 if sys.stderr.isatty() else 30.0
+        return tqdm(steps, "sampling", total, leave=False, mininterval=seconds, unit=unit, disable=not self.progress)
 
 
 class Trace:

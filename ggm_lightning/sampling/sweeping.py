@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
 from ggm_lightning.core.sweeps import Sweeps
 from ggm_lightning.sampling.request import Request, Samples, Trace
@@ -64,7 +63,7 @@ def run(model: GGM, request: Request, size: int) -> Samples:
     uniform = request.uniform(n)
     z = request.clamped(model.prior_sample(request.num_samples, partial(uniform, step=0)))
     trace.add(0, z)
-    with tqdm(total=sum(costs), desc="sampling", unit="call", disable=not request.progress, leave=False) as bar:
+    with request.bar(None, sum(costs), unit="call") as bar:
         for i, (t, s) in enumerate(steps):
             when = torch.tensor([t, s], device=device)[:, None].expand(2, request.num_samples)
             if s > t:

@@ -32,7 +32,7 @@ _BLOCK = [f"{_MODEL}loss=ce_x0", f"{_MODEL}block_size=16", f"{_MODEL}hide=block"
 Draw = tuple[str | None, int]
 VARIANTS: dict[str, tuple[str, list[str], list[Draw]]] = {
     "MD4": ("md4_markov", [], [(None, 4), (None, 16), (None, 64), (None, 256)]),
-    "GGM bce": ("ggm_markov", [], [("heat_bath", 1), ("gated", 1)]),
+    "GGM bce": ("ggm_markov", [], [("heat_bath", 1)]),
     "GGM bce, 4 x steps": ("ggm_markov", ["--trainer.max_steps=3200"], [("heat_bath", 1)]),
     "GGM ce_x0": ("ggm_markov", [f"{_MODEL}loss=ce_x0"], [("heat_bath", 1)]),
     "GGM ce_x0, blocks": (
