@@ -83,6 +83,7 @@ def _quieten() -> None:
         "callbacks used to create the checkpoint",  # evaluation needs none of them
         "ended before the epoch ended",  # data/order.py continues at the optimiser step
         "Couldn't infer the batch indices",  # the rows know their own numbers
+        "in eval mode at the start of training",  # frozen encoders
     ):
         warnings.filterwarnings("ignore", message=f".*{expected}.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):

@@ -195,6 +195,11 @@ class LatentClock:
         """With the cleanest level at SNR `max_snr`; None takes all of the schedule."""
         ends = snr(schedule, torch.tensor([1.0, 0.0], dtype=torch.float64))
         if max_snr is None:
+            if (num_levels is None or first_level == 1) and not bool(ends[1] < math.inf):
+                raise ValueError(
+                    "max_snr is null, but the latent schedule has no noise at t = 0, where the bound is infinite; give "
+                    "latent_schedule an eps above 0 (1e-4 is published), or set max_snr"
+                )
             return cls(schedule, 0.0, num_levels, first_level)
         if not ends[0] < max_snr <= ends[1]:
             raise ValueError(
@@ -223,26 +228,27 @@ class LatentClock:
         return torch.where(moves, 0.5 * self.num_levels * snr_drop(self.schedule, below, here), 0.0)
 
     def importance(self, u: Float64[Tensor, " b"]) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
-        """(t, factor of |z_0 - h|^2) with t spread evenly over ln SNR instead of time, for uniform u.
+        """(t, factor of |z_0 - h|^2) with t spread evenly over ln(1 + SNR) instead of time, for uniform u.
 
-        The mean of factor x error is the same as with `weight`; at high SNR the error falls as 1/SNR, so that the
-        product hardly varies.
+        The mean of factor x error is the same as with `weight`. For a latent that is a unit Gaussian to the denoiser
+        the error is 1/(1 + SNR), so that the product does not vary at all.
         """
         lowest = 0.0 if self.num_levels is None else (self.first_level - 1) / self.num_levels
         if lowest == 1:
             return torch.ones_like(u), torch.zeros_like(u)  # a single step, which moves no latent
-        ends = torch.tensor([1.0, lowest], dtype=torch.float64, device=u.device)
-        low, high = self.schedule.log_snr(self.time(ends))
-        when = time_at(self.schedule, low + u * (high - low))
+        low, high = self._depth(torch.tensor([1.0, lowest], dtype=torch.float64, device=u.device))
+        when = self.schedule.inverse(torch.exp(-(low + u * (high - low))))
         t = ((when - self.first_time) / (1 - self.first_time)).clamp(lowest, 1.0)
         if self.num_levels is None:
-            return t, 0.5 * (high - low) * snr(self.schedule, self.time(t))
-        t = torch.ceil(t * self.num_levels).clamp(self.first_level, self.num_levels) / self.num_levels
-        below, here = self._level(t)
-        share = (self.schedule.log_snr(below) - self.schedule.log_snr(here)) / (
-            high - low
-        )  # how often this level is hit
-        return t, 0.5 * snr_drop(self.schedule, below, here) / share
+            return t, 0.5 * (high - low) * (1 + snr(self.schedule, self.time(t)))
+        k = torch.ceil(t * self.num_levels).clamp(self.first_level, self.num_levels)
+        below, t = (k - 1) / self.num_levels, k / self.num_levels
+        share = (self._depth(below) - self._depth(t)) / (high - low)  # how often this level is hit
+        return t, 0.5 * snr_drop(self.schedule, *self._level(t)) / share
+
+    def _depth(self, t: Tensor) -> Tensor:
+        """ln(1 + SNR) at t, finite also where the latent is pure noise."""
+        return -torch.log(self.schedule.masked_fraction(self.time(t)))
 
 
 def independent_times(*, seed: int, step: int, row: Int64[Tensor, " b"], total: int) -> Float64[Tensor, " b"]:

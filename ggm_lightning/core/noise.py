@@ -12,6 +12,7 @@ coordinate, in int64 tensor operations that wrap modulo 2^64 on every device.
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64, Int64
@@ -56,6 +57,20 @@ def integer_seed(stream: str, *, seed: int, step: int, row: int = 0) -> int:
     """A seed in [0, 2^63) for generators that are not ours (dropout, a library)."""
     bits = _bits(stream, seed, step, torch.tensor([row]), 1)
     return int(_shift_right(bits, 1).item())
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """The noise of one training step, for the rows `row` Int64[b] of its global batch of `total` rows."""
+
+    seed: int
+    step: int
+    row: Tensor
+    total: int
+
+    def uniform(self, stream: str, num_sites: int) -> Tensor:
+        """Float64[b, num_sites]."""
+        return uniform(stream, seed=self.seed, step=self.step, row=self.row, num_sites=num_sites)
 
 
 def normal(stream: str, *, seed: int, step: int, row: Int64[Tensor, " b"], num_sites: int) -> Float64[Tensor, "b n"]:

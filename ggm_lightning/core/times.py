@@ -24,6 +24,11 @@ def stratified(*, seed: int, step: int, row: Int64[Tensor, " b"], total: int) ->
     return torch.remainder(u + row.double() / total, 1.0)  # integers would divide to float32
 
 
+def of_step(draws: noise.StepNoise) -> Float64[Tensor, " b"]:
+    """The stratified times of a training step."""
+    return stratified(seed=draws.seed, step=draws.step, row=draws.row, total=draws.total)
+
+
 def stratified_per_row(*, seed: int, row: Int64[Tensor, " b"], num_samples: int) -> Float64[Tensor, "m b"]:
     """num_samples times for each row, stratified within the row: a row's bound does not depend on its batch."""
     u = noise.uniform("time", seed=seed, step=0, row=row, num_sites=1)[:, 0]

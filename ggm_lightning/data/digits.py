@@ -28,7 +28,7 @@ def digits() -> tuple[UInt8[np.ndarray, "rows 1 8 8"], Int64[np.ndarray, " rows"
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError(
+        raise ModuleNotFoundError(
             "data: the digits come with scikit-learn, which is not installed; pip install 'ggm-lightning[images]'"
         ) from None
     found = load_digits()

@@ -84,7 +84,11 @@ class CachedLatents(RowSource):
         if not (self.path.is_file() and _note(self.path).is_file()):
             raise FileNotFoundError(f"{path}: no latents; make them with ggm_lightning.data.latents.cache_latents")
         self._open()
-        if json.loads(_note(self.path).read_text())["rows"] != rows_hash(rows) or len(self.latent) != len(rows):
+        try:
+            made_of = json.loads(_note(self.path).read_text())["rows"]
+        except (ValueError, LookupError, TypeError):
+            raise ValueError(f"{_note(self.path)}: does not say which rows; make the latents again") from None
+        if made_of != rows_hash(rows) or len(self.latent) != len(rows):
             raise ValueError(f"{path}: latents of other rows; make them again with the tokens that are now configured")
 
     def _open(self) -> None:

@@ -1,6 +1,6 @@
 """What every family shares and nothing else: optimiser, global row numbers, metrics, and the Lightning steps.
 
-A family (models/md4.py, ...) adds `loss`, `terms`, `nelbo`, `prior_sample`, `reverse_law` and `finish`.
+A family (models/md4.py, ...) adds `training_loss`, `terms`, `nelbo`, `prior_sample`, `reverse_law` and `finish`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from ggm_lightning.core import noise
+from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.metrics.likelihood import Likelihood
 from ggm_lightning.sampling import loop
 from ggm_lightning.sampling.request import Clamp, Request, Samples, checked
@@ -131,16 +132,8 @@ class Family(LightningModule, ABC):
     # ------------------------------------------------------------------ what a family adds
 
     @abstractmethod
-    def loss(
-        self,
-        x: Tensor,
-        label: Tensor | None = None,
-        *,
-        step: int | None = None,
-        row: Tensor | None = None,
-        total: int | None = None,
-    ) -> Tensor:
-        """Scalar to minimise, bits per dimension. step, row, total place these rows in a global batch for the noise."""
+    def training_loss(self, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
+        """Scalar to minimise, mean over the rows; `label` as the network wants it, all randomness from `draws`."""
 
     @abstractmethod
     def nelbo(
@@ -164,7 +157,6 @@ class Family(LightningModule, ABC):
     ) -> Any:
         """The law of z_s given z_t, site by site: the one from which, and only from which, the samplers draw."""
 
-    @abstractmethod
     def finish(
         self,
         z: Tensor,
@@ -173,7 +165,33 @@ class Family(LightningModule, ABC):
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> Tensor:
-        """From the state at t = 0 to x."""
+        """From the state at t = 0 to x, the same in most processes."""
+        return z
+
+    # ------------------------------------------------------------------ loss
+
+    def loss(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        step: int | None = None,
+        row: Tensor | None = None,
+        total: int | None = None,
+    ) -> Tensor:
+        """The scalar to minimise, in the units of `loss_name`, with labels dropped at the rate `label_dropout`.
+
+        step, row, total place these rows in a global batch for the noise; without them each call draws new noise: rows
+        0..b-1 of a step that counts the calls.
+        """
+        b = x.shape[0]
+        if step is None:
+            step = self._loss_calls
+            self._loss_calls += 1
+        row = torch.arange(b, device=x.device) if row is None else row
+        draws = StepNoise(self.seed, step, row, total or b)
+        label = self.network_label(label, b, drop=draws.uniform("label", 1)[:, 0] < self.label_dropout)
+        return self.training_loss(x, label, draws)
 
     # ------------------------------------------------------------------ sampling
 
@@ -309,6 +327,9 @@ class Family(LightningModule, ABC):
             self.log("train/grad_norm", norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_start(self) -> None:
+        self._step_seen = -1  # a fit before, with the same object, may have ended in the step that now comes again
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         x = batch["x"]

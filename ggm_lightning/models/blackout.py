@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from ggm_lightning.core import births, categorical, death, losses, noise, times
 from ggm_lightning.core.births import BirthLaw
+from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.models.base import Family, Optimizer
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
@@ -216,27 +217,10 @@ class Blackout(Family):
         t = death.time_of(death.last_logit(self.t_end) * (1 - 2 * u))
         return t, torch.zeros_like(t)
 
-    def loss(
-        self,
-        x: Tensor,
-        label: Tensor | None = None,
-        *,
-        step: int | None = None,
-        row: Tensor | None = None,
-        total: int | None = None,
-    ) -> Tensor:
-        """Mean over rows and sites of the loss; likelihood: bits per dimension. Without step and row each call draws
-        new noise."""
-        b = x.shape[0]
-        if step is None:
-            step = self._loss_calls
-            self._loss_calls += 1
-        row = torch.arange(b, device=x.device) if row is None else row
-        u = times.stratified(seed=self.seed, step=step, row=row, total=total or b)
-        t, s = self._times(u, self.objective in ("instantaneous", "finite_time"))
-        u = noise.uniform("deaths", seed=self.seed, step=step, row=row, num_sites=self.num_sites)
-        u_label = noise.uniform("label", seed=self.seed, step=step, row=row, num_sites=1)[:, 0]
-        label = self.network_label(label, b, drop=u_label < self.label_dropout)
+    def training_loss(self, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
+        """Mean over rows and sites of the loss; likelihood: bits per dimension."""
+        t, s = self._times(times.of_step(draws), self.objective in ("instantaneous", "finite_time"))
+        u = draws.uniform("deaths", self.num_sites)
         return self.training_terms(x, self.corrupt(x, t, u), t, s, label).mean()
 
     def nelbo(
@@ -299,17 +283,6 @@ class Blackout(Family):
                 f"temperature {temperature} and top_p {top_p} are for sampler posterior; leave them at 1 for {kernel}"
             )
         return self._law(zt, t, s, label, temperature, top_p, kernel)[0]
-
-    def finish(
-        self,
-        z: Tensor,
-        label: Tensor | None,
-        uniform: Callable[[str], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ) -> Tensor:
-        """Nothing is left to do: the step to s = 0 has made all births."""
-        return z
 
     # ------------------------------------------------------------------ sampling
 

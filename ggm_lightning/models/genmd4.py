@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ggm_lightning.core import losses, noise, times, vector_masking
+from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.vector_masking import VectorMaskedLaw
 from ggm_lightning.models.base import Family, Optimizer
 
@@ -120,29 +121,11 @@ class GenMD4(Family):
 
     # ------------------------------------------------------------------ loss and bound
 
-    def loss(
-        self,
-        x: Tensor,
-        label: Tensor | None = None,
-        *,
-        step: int | None = None,
-        row: Tensor | None = None,
-        total: int | None = None,
-    ) -> Tensor:
+    def training_loss(self, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
         """Bits per dimension, mean over the rows: its value is the bound (without prior), its gradient in the exponents
-        is unbiased. Two network evaluations per row. Without step and row each call draws new noise."""
-        b = x.shape[0]
-        if step is None:
-            step = self._loss_calls
-            self._loss_calls += 1
-        row = torch.arange(b, device=x.device) if row is None else row
-        t = self.time(times.stratified(seed=self.seed, step=step, row=row, total=total or b))
-        z1, z2 = (
-            self.corrupt(x, t, noise.uniform(stream, seed=self.seed, step=step, row=row, num_sites=self.num_sites))
-            for stream in ("mask", "second mask")
-        )
-        u_label = noise.uniform("label", seed=self.seed, step=step, row=row, num_sites=1)[:, 0]
-        label = self.network_label(label, b, drop=u_label < self.label_dropout)
+        is unbiased. Two network evaluations per row."""
+        t = self.time(times.of_step(draws))
+        z1, z2 = (self.corrupt(x, t, draws.uniform(stream, self.num_sites)) for stream in ("mask", "second mask"))
         l1, l2, surrogate = self.leave_one_out(x, z1, z2, t, label)
         # the surrogate's value means nothing: only its gradient is taken
         nats = self.jacobian * ((l1 + l2) / 2 + surrogate - surrogate.detach()) + self.reconstruction(x)

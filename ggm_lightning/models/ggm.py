@@ -25,6 +25,7 @@ from torchmetrics import MeanMetric
 
 from ggm_lightning.core import categorical, glauber, losses, noise, sweeps, times
 from ggm_lightning.core.glauber import Pair, SiteLaw
+from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.sweeps import Sweeps
 from ggm_lightning.models.base import Family, Optimizer
 from ggm_lightning.sampling import sweeping
@@ -175,30 +176,14 @@ class GGM(Family):
 
     # ------------------------------------------------------------------ loss
 
-    def loss(
-        self,
-        x: Tensor,
-        label: Tensor | None = None,
-        *,
-        step: int | None = None,
-        row: Tensor | None = None,
-        total: int | None = None,
-    ) -> Tensor:
+    def training_loss(self, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
         """Nats per classified token, mean over the rows, unit weights. At the start, o = 0, bce is the entropy of the
-        classes given the token (uniform pi: of Bernoulli(Pi_r(phi))). Without step and row each call draws new noise.
+        classes given the token (uniform pi: of Bernoulli(Pi_r(phi))).
         """
-        b = x.shape[0]
-        if step is None:
-            step = self._loss_calls
-            self._loss_calls += 1
-        row = torch.arange(b, device=x.device) if row is None else row
-        uniform = partial(noise.uniform, seed=self.seed, step=step, row=row, num_sites=self.num_sites)
+        uniform = partial(draws.uniform, num_sites=self.num_sites)
         # from the step alone: known to the host, and the same on every rank
-        size = 1 + noise.integer_seed("block size", seed=self.seed, step=step) % self.block_size
-        u = times.stratified(seed=self.seed, step=step, row=row, total=total or b)
-        pair, r, visited, valid = self.pairs(x, u, size, uniform)
-        u_label = noise.uniform("label", seed=self.seed, step=step, row=row, num_sites=1)[:, 0]
-        label = self.network_label(label, b, drop=u_label < self.label_dropout)
+        size = 1 + noise.integer_seed("block size", seed=draws.seed, step=draws.step) % self.block_size
+        pair, r, visited, valid = self.pairs(x, times.of_step(draws), size, uniform)
         nats = self._classification(x, pair, r, self._inputs(pair.x_next, r, visited, pair.sites), label)
         nats = torch.where(valid, nats.reshape(valid.shape), 0.0)
         return (nats.sum(1) / valid.sum(1)).mean()
@@ -306,17 +291,6 @@ class GGM(Family):
         row = torch.arange(len(zt), device=zt.device).repeat_interleave(size)
         gated = sampler in ("gated", "parallel")
         return SiteLaw(zt.flatten(1), row, sites.flatten(), log_p, self.log_pi, chain.log_odds[r], gated)
-
-    def finish(
-        self,
-        z: Tensor,
-        label: Tensor | None,
-        uniform: Callable[[str], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ) -> Tensor:
-        """Nothing is left to do: X_0 is x."""
-        return z
 
     def draw(self, request: Request) -> Samples:
         """See Family.sample. With a clamp the chain is followed by `redenoise` rounds of one sweep up and down.

@@ -229,7 +229,7 @@ class SeqLDDM(LatentFamily):
     def training_times(self, step: int, row: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t = self.on_grid(times.stratified(seed=self.seed, step=step, row=row, total=total))
         u = gaussian.independent_times(seed=self.seed, step=step, row=row, total=total)
-        if step < self.recipe.stage1_steps:
+        if self.in_first_stage(step):
             return t, u, torch.zeros_like(u), torch.ones_like(u)
         if self.recipe.latent_loss == "elbo":
             return t, torch.zeros_like(t), *self.clock.importance(u)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ggm_lightning.core import categorical, gaussian, losses, masking, noise, times
 from ggm_lightning.core.gaussian import LatentClock
 from ggm_lightning.core.masking import MaskedLaw
+from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.metrics.latent import LatentUse
 from ggm_lightning.models import lddm_stages as stages
@@ -198,40 +199,27 @@ class LatentFamily(Family):
 
     # ------------------------------------------------------------------ loss and bound
 
+    def in_first_stage(self, step: int) -> bool:
+        """A model whose encoder is fixed already (fitted before, or frozen by hand) has its first stage behind it."""
+        return step < self.recipe.stage1_steps and not self.is_fixed
+
     def learning(self, step: int) -> tuple[bool, bool]:
         """(whether the encoder learns, whether the latent's loss is on) at this optimiser step."""
-        first_stage = step < self.recipe.stage1_steps
+        first_stage = self.in_first_stage(step)
         return first_stage, not first_stage
 
-    def loss(
-        self,
-        x: Tensor,
-        label: Tensor | None = None,
-        *,
-        step: int | None = None,
-        row: Tensor | None = None,
-        total: int | None = None,
-    ) -> Tensor:
-        """token_loss + c_z latent_loss, mean over the rows; the latter is off in stage 1.
-
-        Without step and row each call draws new noise: rows 0..b-1 of a step that counts the calls.
-        """
-        b, recipe = x.shape[0], self.recipe
-        if step is None:
-            step = self._loss_calls
-            self._loss_calls += 1
-        row = torch.arange(b, device=x.device) if row is None else row
-        encoder_learns, with_latent = self.learning(step)
-        uniform = partial(noise.uniform, seed=self.seed, step=step, row=row)
-        t, seen, asked, factor = self.training_times(step, row, total or b)
-        zt = self.corrupt(x, t, uniform("mask", num_sites=self.num_sites))
-        label = self.network_label(label, b, drop=uniform("label", num_sites=1)[:, 0] < self.label_dropout)
-        u = uniform("encoder", num_sites=2)
+    def training_loss(self, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
+        """token_loss + c_z latent_loss, mean over the rows; the latter is off in stage 1."""
+        recipe, uniform = self.recipe, draws.uniform
+        encoder_learns, with_latent = self.learning(draws.step)
+        t, seen, asked, factor = self.training_times(draws.step, draws.row, draws.total)
+        zt = self.corrupt(x, t, uniform("mask", self.num_sites))
+        u = uniform("encoder", 2)
         hidden = u[:, 0] < u[:, 1] * (recipe.p_r if encoder_learns else recipe.p_r_given)
         with torch.set_grad_enabled(encoder_learns and torch.is_grad_enabled()):
             z0 = self.encode(x, hidden[:, None] & (zt == self.mask_id).flatten(1))
-        keep = (uniform("latent dropout", num_sites=1) >= recipe.p_cfg)[:, :, None]
-        latent = self.noised(z0, seen, "latent", self.seed, step, row) * keep
+        keep = (uniform("latent dropout", 1) >= recipe.p_cfg)[:, :, None]
+        latent = self.noised(z0, seen, "latent", draws.seed, draws.step, draws.row) * keep
         logits_at, z0_hat = self.predict(zt, t, latent, seen, label)
         nats = self._cross_entropy(x, zt, logits_at)
         bits = self.num_sites * math.log(2)
@@ -239,7 +227,7 @@ class LatentFamily(Family):
         total_loss, self._parts = token.mean(), {"train/token_loss": token.detach().mean()}
         if with_latent:
             if asked is not seen:
-                noisy = self.noised(z0, asked, "asked latent", self.seed, step, row)
+                noisy = self.noised(z0, asked, "asked latent", draws.seed, draws.step, draws.row)
                 z0_hat = self.predict_latent(zt, asked, noisy, asked, label)
             error = (keep * (z0_hat.float() - z0.float()) ** 2).flatten(1)
             error = error.sum(1) * factor.float() / bits if recipe.latent_loss == "elbo" else error.mean(1)
@@ -252,7 +240,7 @@ class LatentFamily(Family):
     ) -> Tensor:
         """Float64[b], nats: token and latent terms, each at num_samples times of its own, plus the prior.
 
-        Token times are uniform, the latent's are uniform in ln SNR (a far smaller spread); both are stratified over a
+        Token times are uniform, the latent's uniform in ln(1 + SNR) (a far smaller spread); both are stratified over a
         row's own samples, so the estimate of a row is a function of (seed, row) alone. It bounds the law of sampler
         "ddpm"; of the deterministic "ddim" no bound is known.
         """
@@ -328,15 +316,22 @@ class LatentFamily(Family):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        self.is_fixed = bool(state_dict.get(f"{prefix}encoder_fixed", self.is_fixed))
+        before, self.is_fixed = self.is_fixed, bool(state_dict.get(f"{prefix}encoder_fixed", self.is_fixed))
+        if before and not self.is_fixed and self.recipe.stage1_steps:
+            self.encoder.requires_grad_(True).train(self.training)  # back in stage 1
 
     def configure_model(self) -> None:
         super().configure_model()
         for part in (self.encoder, self.latent_network):
             getattr(part, "compile_network", lambda: None)()
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Those of step 0, also in stage 2, so that its optimiser can be resumed; AdamW leaves what has no gradient."""
+        encoder = {id(p) for p in self.encoder.parameters()} if self.recipe.stage1_steps else set()
+        return [{"params": [p for p in self.parameters() if p.requires_grad or id(p) in encoder]}]
+
     def on_fit_start(self) -> None:
-        if self.is_fixed:  # resumed in stage 2; not before the optimiser is made, whose groups are those of step 0
+        if self.is_fixed:  # resumed or loaded in stage 2
             stages.hold(self.encoder)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -385,8 +380,4 @@ class LatentFamily(Family):
         late = self.global_step >= max(1, self.recipe.stage1_steps // 2)
         if late and not self._warned and float(use["latent_mi"]) < _OF_USE:
             self._warned = True
-            rank_zero_warn(
-                f"step {self.global_step}: the latent is of no use to the tokens (val/latent_mi "
-                f"{float(use['latent_mi']):.4f} nats per example, val/latent_std {float(use['latent_std']):.2g}); "
-                "train the encoder longer alone (recipe.stage1_steps) with normalise: coordinate, or lower recipe.p_r"
-            )
+            rank_zero_warn(f"step {self.global_step}: {stages.collapsed(self.recipe, **use)}")

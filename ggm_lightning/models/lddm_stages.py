@@ -123,6 +123,17 @@ def training_rows(trainer: Trainer, count: int, device: torch.device) -> Iterato
         yield source[index]["x"].to(device)
 
 
+def collapsed(recipe: Recipe, latent_mi: Tensor, latent_std: Tensor) -> str:
+    """One line that says so, and what helps."""
+    remedy = "train the encoder longer alone (recipe.stage1_steps) with normalise: coordinate, or lower recipe.p_r"
+    if recipe.stage1_steps == 0:
+        remedy = "if training has just begun, wait; else lower recipe.p_r_given and p_cfg, or take another encoder"
+    return (
+        f"the latent is of no use to the tokens (val/latent_mi {float(latent_mi):.4f} nats per example, val/latent_std "
+        f"{float(latent_std):.2g}); {remedy}"
+    )
+
+
 @torch.no_grad()
 def take_average(trainer: Trainer, encoder: nn.Module) -> None:
     """The encoder's raw weights become the averaged ones, if they are averaged."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import categorical, markov, masking, noise, times
 from ggm_lightning.core.markov import Process
+from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.models.base import Family, Optimizer
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
@@ -169,25 +170,10 @@ class MarkovDiffusion(Family):
         nats = torch.xlogy(q, q) - q * torch.log(torch.where(q > 0, self.prior_law, 1.0))
         return nats.sum(-1)[x.flatten(1)].sum(-1)
 
-    def loss(
-        self,
-        x: Tensor,
-        label: Tensor | None = None,
-        *,
-        step: int | None = None,
-        row: Tensor | None = None,
-        total: int | None = None,
-    ) -> Tensor:
-        """Bits per dimension, mean over the rows, without the prior. Without step and row each call draws new noise."""
-        b = x.shape[0]
-        if step is None:
-            step = self._loss_calls
-            self._loss_calls += 1
-        row = torch.arange(b, device=x.device) if row is None else row
-        t = masking.to_grid(times.stratified(seed=self.seed, step=step, row=row, total=total or b), self.num_timesteps)
-        u = noise.uniform("state", seed=self.seed, step=step, row=row, num_sites=self.num_sites)
-        u_label = noise.uniform("label", seed=self.seed, step=step, row=row, num_sites=1)[:, 0]
-        label = self.network_label(label, b, drop=u_label < self.label_dropout)
+    def training_loss(self, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
+        """Bits per dimension, mean over the rows, without the prior."""
+        t = masking.to_grid(times.of_step(draws), self.num_timesteps)
+        u = draws.uniform("state", self.num_sites)
         return self.terms(x, self.corrupt(x, t, u), t, label).mean() / (self.num_sites * math.log(2))
 
     def nelbo(
@@ -210,17 +196,6 @@ class MarkovDiffusion(Family):
         row = torch.arange(num_samples, device=self.device)
         uniform = uniform or partial(noise.uniform, seed=0, step=0, row=row, num_sites=self.num_sites)
         return categorical.draw_common(self.prior_law, uniform("prior")).reshape(num_samples, *self.shape)
-
-    def finish(
-        self,
-        z: Tensor,
-        label: Tensor | None,
-        uniform: Callable[[str], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ) -> Tensor:
-        """Nothing is left to do: the step to s = 0 ends in a class."""
-        return z
 
     def draw(self, request: Request) -> Samples:
         """See Family.sample; every step is one network call. Known sites follow the bridge of their own value."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import categorical, losses, masking, noise, times
 from ggm_lightning.core.masking import MaskedLaw
+from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.models.base import Family, Optimizer
 
@@ -88,30 +89,12 @@ class MD4(Family):
 
     # ------------------------------------------------------------------ loss and bound
 
-    def loss(
-        self,
-        x: Tensor,
-        label: Tensor | None = None,
-        *,
-        step: int | None = None,
-        row: Tensor | None = None,
-        total: int | None = None,
-    ) -> Tensor:
-        """Bits per dimension, mean over the rows: diffusion + reconstruction, the scalar the published code optimises.
-
-        Without step and row each call draws new noise: rows 0..b-1 of a step that counts the calls.
-        """
-        b = x.shape[0]
-        if step is None:
-            step = self._loss_calls
-            self._loss_calls += 1
-        row = torch.arange(b, device=x.device) if row is None else row
-        t = times.stratified(seed=self.seed, step=step, row=row, total=total or b)
+    def training_loss(self, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
+        """Bits per dimension, mean over the rows: diffusion + reconstruction, what the published code optimises."""
+        t = times.of_step(draws)
         if self.num_timesteps is not None:
             t = masking.to_grid(t, self.num_timesteps)
-        zt = self.corrupt(x, t, noise.uniform("mask", seed=self.seed, step=step, row=row, num_sites=self.num_sites))
-        u_label = noise.uniform("label", seed=self.seed, step=step, row=row, num_sites=1)[:, 0]
-        label = self.network_label(label, b, drop=u_label < self.label_dropout)
+        zt = self.corrupt(x, t, draws.uniform("mask", self.num_sites))
         nats = self.terms(x, zt, t, label).mean() + self.reconstruction_nats
         return nats / (self.num_sites * math.log(2))
 

@@ -38,7 +38,7 @@ def load_transformers(source: str) -> nn.Module:
     try:
         from transformers import AutoModel
     except ImportError:
-        raise ImportError(
+        raise ModuleNotFoundError(
             f"encoder.source: {source} needs transformers, which is not installed; pip install 'ggm-lightning[eval]'"
         ) from None
     try:

@@ -6,7 +6,8 @@ Filling in with the latent first. The exact law given known tokens is p(z | know
 z_1, .. z_K are drawn from p(z) and one is kept with probability proportional to p(known | z_k): self-normalised
 importance resampling. What is approximate: K is finite (the latent of a rare context may not be among them), and
 p(known | z) is computed in `_GROUPS` groups of known tokens in random order, those of one group as independent given
-the groups before. The tokens that are left then follow as in infilling with masked diffusion.
+the groups before: up to K x _GROUPS calls of the joint network, and the latents' calls on K times the batch. The tokens
+that are left then follow as in infilling with masked diffusion.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ggm_lightning.core import gaussian, losses, noise, times
@@ -65,8 +67,17 @@ def latent_step(
     return gaussian.step(kind, model.latent_schedule, latent.double(), z0, model.clock.time(t), model.clock.time(s))
 
 
+def _say_if_untrained(model: LatentFamily) -> None:
+    if model.recipe.stage1_steps and not model.is_fixed:
+        rank_zero_warn(
+            "the latent's denoiser is untrained: this is a model of stage 1, whose samples say little; "
+            f"sample it after step {model.recipe.stage1_steps} (recipe.stage1_steps)"
+        )
+
+
 def joint(model: FujiLDDM, request: Request, kind: str) -> Samples:
     """Both parts on one grid, one network call per step; known tokens are put back after every step."""
+    _say_if_untrained(model)
     before, steps = model.network_calls, request.num_steps
     uniform, trace = request.uniform(model.num_sites), Trace(request, steps)
     z = request.clamped(model.prior_sample(request.num_samples))
@@ -89,6 +100,7 @@ def joint(model: FujiLDDM, request: Request, kind: str) -> Samples:
 
 def sequential(model: LatentFamily, request: Request, kind: str) -> Samples:
     """The latent to its cleanest level, then the tokens given it; a token step that reveals nothing costs no call."""
+    _say_if_untrained(model)
     calls, latent_calls, steps = model.network_calls, model.latent_calls, request.num_steps
     uniform, trace = request.uniform(model.num_sites), Trace(request, steps)
     z = request.clamped(model.prior_sample(request.num_samples))
@@ -140,6 +152,7 @@ def _explaining(model: LatentFamily, request: Request, latents: Tensor, z: Tenso
     u = noise.uniform("candidate", seed=request.seed, step=0, row=request.row, num_sites=1)
     mass = p.cumsum(1)
     chosen = (mass <= u * mass[:, -1:]).sum(1).clamp(max=latents.shape[1] - 1)
+    chosen = torch.where(known.any(1), chosen, 0)  # where nothing is known: as without a clamp
     return latents[torch.arange(b, device=chosen.device), chosen]
 
 

@@ -134,6 +134,25 @@ def test_levels_of_the_discrete_bound(num_levels: int, first_level: int) -> None
     torch.testing.assert_close(summed, expected, rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "schedule", [gaussian.Sqrt(0.0), Linear(0.0), Polynomial(2.0, 0.0)], ids=["sqrt", "linear", "power"]
+)
+def test_a_latent_that_ends_in_pure_noise_has_a_finite_bound(schedule: Schedule) -> None:
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    clock = LatentClock.to_snr(schedule, 64.0, None, 1)
+    t, weight = clock.importance(u)
+    # the product with the error of a unit Gaussian does not vary
+    product = weight / (1 + gaussian.snr(schedule, clock.time(t)))
+    torch.testing.assert_close(product, torch.full_like(product, 0.5 * math.log(65)), rtol=1e-9, atol=0)
+    levels = LatentClock.to_snr(schedule, 64.0, 5, 1)
+    assert float(levels.importance(u)[1].mean()) == pytest.approx(32, rel=1e-2)  # half of all that the SNR drops
+    with pytest.raises(
+        ValueError, match=r"max_snr is null, but the latent schedule has no noise at t = 0.*eps above 0"
+    ):
+        LatentClock.to_snr(schedule, None, None, 1)
+    assert torch.isfinite(LatentClock.to_snr(schedule, None, 5, 2).importance(u)[1]).all()  # FUJI never comes to t = 0
+
+
 def test_impossible_clocks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"max_snr is 1000000.0; the latent schedule runs from 1.0e-04 to 9999"):
         LatentClock.to_snr(gaussian.Sqrt(), 1e6, None, 1)

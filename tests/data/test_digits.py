@@ -75,6 +75,6 @@ def test_decoded_ink_is_bright(data: Digits) -> None:
 def test_without_scikit_learn_the_extra_is_named(monkeypatch) -> None:
     digits.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'ggm-lightning\[images\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'ggm-lightning\[images\]'"):
         Digits().setup("fit")
     assert Digits().shape == (1, 8, 8)  # constructor arguments alone

@@ -63,6 +63,13 @@ def test_latents_of_other_rows_are_refused(tmp_path: Path) -> None:
         CachedLatents(rows(22), path)
     with pytest.raises(FileNotFoundError, match=r"no latents.*cache_latents"):
         CachedLatents(rows(23), tmp_path / "val.npy")
+    note = path.with_suffix(".json")
+    said = note.read_text()
+    for damaged in ("", "[]", '{"other": 1}'):
+        note.write_text(damaged)
+        with pytest.raises(ValueError, match=r"train\.json: does not say which rows; make the latents again"):
+            CachedLatents(rows(23), path)
+    note.write_text(said)
     os.truncate(path, path.stat().st_size - 8)
     with pytest.raises(ValueError, match=r"cannot be read as \.npy.*make the latents again"):
         CachedLatents(rows(23), path)

@@ -15,7 +15,7 @@ from ggm_lightning.core import gaussian, noise
 from ggm_lightning.core.schedules import Linear
 from ggm_lightning.data.synthetic import MarkovChain
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
-from ggm_lightning.models.lddm_stages import Recipe
+from ggm_lightning.models.lddm_stages import Recipe, collapsed
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.networks.latent import JointDenoiser
 from tests.models.exact_law import Uniform
@@ -194,6 +194,28 @@ def test_infilling_latent_first_resamples_latents() -> None:
     assert conditional_share(blind, "ddpm", KNOWN, 10_000, 2) < EXACT - 0.1
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "seq_ddim", "seq_ddpm"])
+def test_what_is_known_stands_in_every_state(sampler: str) -> None:
+    values, known = torch.arange(N) % V, torch.arange(N) % 2 == 0
+    models = [small(FujiLDDM, independent_clocks=True, schedule=Linear(0.1), infill_latents=3)]
+    models += [small(SeqLDDM, schedule=Linear(0.1), infill_latents=3)] if not sampler.startswith("seq_") else []
+    for model in models:
+        trace = model.sample(4, 5, clamp=(values, known), sampler=sampler, trace=True).trace
+        assert len(trace) == 6
+        for state in trace:
+            assert (state[:, known] == values[known]).all()
+        assert (trace[0][:, ~known] == V).all()
+        assert int(trace[-1].max()) < V
+
+
+def test_a_row_with_nothing_known_is_as_without_a_clamp() -> None:
+    model = seq(gaussian.Sqrt(), UNIT)
+    known = torch.tensor([[True, False], [False, False], [False, False]])
+    options = {"latent_steps": 4, "sampler": "ddpm", "seed": 3}
+    filled = model.sample(3, 3, clamp=(torch.tensor([1, 0]), known), **options).x
+    assert torch.equal(filled[1:], model.sample(3, 3, **options).x[1:])
+
+
 # ------------------------------------------------------------------ metrics
 
 
@@ -219,14 +241,15 @@ def test_a_useful_latent_shows_and_a_constant_one_is_said_once(monkeypatch: pyte
     assert useful["val/latent_mi"] > 0.3  # nats per example
     assert useful["val/latent_std"] > 0.5
     assert not said
-    model = seq(gaussian.Sqrt(), torch.zeros(4).double())
+    model = seq(gaussian.Sqrt(), torch.zeros(4).double(), recipe=Recipe(stage1_steps=4))
     constant, said = validated(model)
     assert constant["val/latent_mi"] == pytest.approx(0, abs=1e-9)
     assert constant["val/latent_std"] == 0
     assert len(said) == 1
-    assert "recipe.stage1_steps" in said[0]
+    assert "train the encoder longer alone (recipe.stage1_steps)" in said[0]
     assert "\n" not in said[0]
     assert not validated(model)[1]
+    assert "take another encoder" in collapsed(Recipe(), torch.tensor(0.0), torch.tensor(1.0))
 
 
 # ------------------------------------------------------------------ users' errors
@@ -250,6 +273,17 @@ def test_wrong_arguments_are_refused_in_one_line() -> None:
         FujiLDDM(JointDenoiser(V, **SIZE), Code(torch.zeros(4, N), UNIT), V, (N,))
     with pytest.raises(ValueError, match="the encoder does not say how large its latent is"):
         FujiLDDM(JointDenoiser(V, **SIZE), Uniform(V), V, (N,))
+
+
+def test_a_model_of_stage_one_is_sampled_with_a_warning(x: Tensor) -> None:
+    for family in (FujiLDDM, SeqLDDM):
+        model = small(family, recipe=Recipe(stage1_steps=7))
+        with pytest.warns(UserWarning, match=r"model of stage 1.*sample it after step 7 \(recipe.stage1_steps\)"):
+            model.sample(1, 2)
+        model.freeze_encoder([x])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.sample(1, 2)
 
 
 def test_samplers_say_what_they_need() -> None:

@@ -38,17 +38,22 @@ class Saves(Callback):
         self.folder, self.steps, self.losses = folder, steps, {}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         self.losses[trainer.global_step] = float(outputs["loss"])
         if trainer.global_step in self.steps:
             trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
-def fitted(model, folder: Path, *saved: int, resume: int | None = None) -> dict[int, float]:
-    """Losses by step; checkpoints lie in folder/<step>.ckpt."""
+def fitted(
+    model, folder: Path, *saved: int, resume: int | None = None, averaged: bool = True, accumulate: int = 1
+) -> dict[int, float]:
+    """Losses by step, of several micro-batches the last one's; checkpoints lie in folder/<step>.ckpt."""
     saves = Saves(folder, *saved)
     trainer = Trainer(
         max_steps=LAST,
-        callbacks=[EMA(0.5), saves],
+        callbacks=[*([EMA(0.5)] if averaged else []), saves],
+        accumulate_grad_batches=accumulate,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -56,11 +61,12 @@ def fitted(model, folder: Path, *saved: int, resume: int | None = None) -> dict[
         accelerator="cpu",
         use_distributed_sampler=False,
         limit_val_batches=1,
-        val_check_interval=2,
+        val_check_interval=2 * accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
     )
-    data = MarkovChain(num_symbols=V, length=N, num_train=40, num_val=4, global_batch_size=8)
+    rows = {"num_train": 40, "num_val": 4, "global_batch_size": 8, "max_batch_per_device": 8 // accumulate}
+    data = MarkovChain(num_symbols=V, length=N, **rows)
     path = None if resume is None else folder.parent / "whole" / f"{resume}.ckpt"
     trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
     return saves.losses
@@ -96,6 +102,53 @@ def test_a_fit_in_two_stages_resumes_bit_for_bit_in_either_and_at_the_switch(fam
         for part in ("state_dict", "current_model_state", "optimizer_states", "averaging_state"):
             assert equal(resumed[part], last[part]), (step, part)
     assert not equal(read(whole, 5)["state_dict"], last["state_dict"])
+
+
+@pytest.mark.parametrize(("averaged", "accumulate"), [(False, 1), (True, 2)], ids=["no EMA", "accumulation"])
+def test_the_same_without_averages_and_with_accumulation(averaged: bool, accumulate: int, tmp_path: Path) -> None:
+    options = {"averaged": averaged, "accumulate": accumulate}
+    whole, seen = tmp_path / "whole", []
+
+    class Watched(SeqLDDM):
+        def learning(self, step: int) -> tuple[bool, bool]:
+            seen.append((step, self.is_fixed))
+            return super().learning(step)
+
+    losses = fitted(trained(Watched), whole, FIRST_STAGE, 5, LAST, **options)
+    assert seen == [(step, step >= FIRST_STAGE) for step in range(LAST) for _ in range(accumulate)]
+    last = read(whole, LAST)
+    for step in (FIRST_STAGE, 5):
+        again = tmp_path / f"from{step}"
+        tail = fitted(trained(SeqLDDM), again, LAST, resume=step, **options)
+        assert tail == {k: v for k, v in losses.items() if k > step}
+        resumed = read(again, LAST)
+        for part in ("state_dict", "optimizer_states"):
+            assert equal(resumed[part], last[part]), (step, part)
+    if averaged:
+        with pytest.raises(ValueError, match=r"holds averaged weights, but trainer\.callbacks has no EMA"):
+            fitted(trained(SeqLDDM), tmp_path / "none", resume=5, averaged=False)
+
+
+def test_one_model_can_be_fitted_again_from_either_stage(tmp_path: Path) -> None:
+    """The object that the first fit has left, in stage 2, is as good as a new one."""
+    model, whole = trained(FujiLDDM), tmp_path / "whole"
+    fitted(model, whole, 2, 5, LAST)
+    for step in (5, 2):
+        again = tmp_path / f"from{step}"
+        fitted(model, again, LAST, resume=step)
+        for part in ("state_dict", "current_model_state", "optimizer_states"):
+            assert equal(read(again, LAST)[part], read(whole, LAST)[part]), (step, part)
+
+
+@pytest.mark.parametrize("family", [FujiLDDM, SeqLDDM])
+def test_a_fixed_encoder_has_its_first_stage_behind_it(family: type, x: Tensor) -> None:
+    model = small(family, recipe=Recipe(stage1_steps=4)).train()
+    model.freeze_encoder([x])
+    model.loss(x, step=0).backward()
+    assert "train/latent_loss" in model._parts
+    assert all(p.grad is None for p in model.encoder.parameters())
+    if family is SeqLDDM:
+        assert not model.training_times(0, torch.arange(B), B)[1].any()  # tokens see the cleanest latent
 
 
 @pytest.mark.parametrize("family", [FujiLDDM, SeqLDDM])
@@ -201,6 +254,25 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path: Path, capsys: pyt
     options = ["--num_samples", "2", "--num_steps", "1", "--latent_steps", "3"]
     main(["sample", "--ckpt_path", str(tmp_path / "one" / "last.ckpt"), *options])
     assert "2 samples in 3 calls of the latent's network, 1 network calls" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_at_the_switch_bit_for_bit(tmp_path: Path) -> None:
+    """Of steps 0..3 the first two are stage 1; the run is cut after two, where it has validated and saved."""
+    command = [sys.executable, "-m", "ggm_lightning", "fit", "--config", str(configuration(tmp_path))]
+    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    parts = (["--name", "whole"], ["--name", "cut", "--trainer.max_steps=2"], ["--name", "cut", "--ckpt_path", "last"])
+    for part in parts:
+        constant = ["--model.optimizer.decay=constant"]  # a cosine would end at max_steps
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(
+            [*command, *part, *constant], capture_output=True, text=True, env=environment, timeout=300
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+    whole, cut = (read(tmp_path / name, "last") for name in ("whole", "cut"))
+    assert bool(cut["state_dict"]["encoder_fixed"])
+    for key in ("state_dict", "current_model_state", "optimizer_states"):
+        assert equal(cut[key], whole[key]), key
 
 
 def test_without_a_data_module_the_statistics_have_a_remedy() -> None:

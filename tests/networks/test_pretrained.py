@@ -191,7 +191,7 @@ def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     frozen = encoder(source="models/some")  # building needs nothing, as sampling never encodes
-    with pytest.raises(ImportError, match=r"models/some.*pip install 'ggm-lightning\[eval\]'") as caught:
+    with pytest.raises(ModuleNotFoundError, match=r"models/some.*pip install 'ggm-lightning\[eval\]'") as caught:
         frozen(ids())
     assert "\n" not in str(caught.value)
 
