@@ -89,7 +89,7 @@ def train(family: type[SeqLDDM], normalise: str, steps: int, seed: int = 0) -> S
     recipe = Recipe(stage1_steps=steps // 2 if staged else 1, token_loss="plain", p_r=0.0, p_cfg=0.0)
     parts = (Joint(), Encoder(normalise), OfLatent(), V, (N,))
     model = family(*parts, recipe=recipe, max_snr=64.0 if staged else None, seed=seed)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         if staged and step == steps // 2:
