@@ -1,5 +1,5 @@
-"""Training reaches the entropy of a source that is known exactly, whose bigrams its samples have; and it beats every
-law of independent pixels on real pictures."""
+"""Training reaches the entropy of a source that is known exactly, whose bigrams its samples have; it beats every
+law of independent pixels on real pictures; and a latent makes a single token step enough."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 import ggm_lightning
 from ggm_lightning.cli import main
 from ggm_lightning.data.digits import Digits
-from ggm_lightning.data.synthetic import MarkovChain
+from ggm_lightning.data.synthetic import MarkovChain, Sawtooth
 
 ROOT = Path(__file__).parents[1]
 SAMPLES, STEPS = 1000, 64
@@ -103,3 +103,22 @@ def test_digits_are_learnt(name: str, least: float, tmp_path: Path, capsys: pyte
     mixed = val["x"].flatten(1).gather(0, order).reshape(val["x"].shape)
     bits = model.nelbo(mixed, num_samples=8, row=torch.arange(297)).mean().item() / 64 / math.log(2)
     assert bits > independent.mean().item()
+
+
+@pytest.mark.slow
+def test_a_latent_does_in_one_step_what_masks_need_dozens_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SEQ-LDDM on the sawtooth with half of the experiment's steps. Masked diffusion with exact conditionals has
+    -log p = 112.0 nats in one step and 77.6 in four; the source's entropy is 67.9."""
+    short = ["--trainer.max_steps=900", "--trainer.val_check_interval=900"]
+    config = str(ROOT / "experiments" / "lddm_seq_sawtooth.yaml")
+    main(["fit", "--config", config, *short, "--runs", str(tmp_path), "--name", "x"])
+    source = Sawtooth(num_train=16, num_val=16)
+    model = ggm_lightning.load(tmp_path / "x" / "last.ckpt")
+    drawn = model.sample(1024, 1, grid="uniform")
+    nats = -source.log_likelihood(drawn.x).mean().item()
+    with capsys.disabled():
+        print(f"\nsawtooth, one token step after {drawn.latent_calls} of the latent: {nats:.1f} nats")
+    assert (drawn.network_calls, drawn.latent_calls) == (1, 32)
+    assert 66.5 < nats < 77.6  # below: only the likely rows
