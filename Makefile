@@ -42,13 +42,13 @@ test: $(VENV)/.dev  ## set up if needed, run every fast test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 test-slow: $(VENV)/.dev  ## the tests that train, kill or search for minutes; what they counted is printed
-	@$(MAKE) --no-print-directory -j2 --output-sync=target slow-fuzz slow-others
+	@$(MAKE) --no-print-directory -j2 --output-sync=target slow-one slow-two
 
-slow-fuzz:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/fuzz
+slow-one:  # two halves of about equal length
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/fuzz tests/models
 
-slow-others:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --ignore tests/fuzz
+slow-two:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --ignore tests/fuzz --ignore tests/models
 
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .
