@@ -11,10 +11,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "GGM": "ggm_lightning.models.ggm",
     "MD4": "ggm_lightning.models.md4",
+    "Blackout": "ggm_lightning.models.blackout",
+    "FujiLDDM": "ggm_lightning.models.lddm",
+    "GenMD4": "ggm_lightning.models.genmd4",
+    "MarkovDiffusion": "ggm_lightning.models.markov",
+    "SeqLDDM": "ggm_lightning.models.lddm",
     "load": "ggm_lightning.rundir.checkpoint",
 }
-__all__ = ["MD4", "__version__", "load"]
+__all__ = ["GGM", "MD4", "Blackout", "FujiLDDM", "GenMD4", "MarkovDiffusion", "SeqLDDM", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
