@@ -12,37 +12,22 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import RotaryAttention, attend, rotary_tables, rotate
+from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
 from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
 from ggm_lightning.networks.transformer import Block, GatedFeedForward
 from ggm_lightning.networks.uvit import FeedForward
 
 _NORM_EPS = 1e-5
-_MLPS = ("gelu", "glu", "swiglu", "geglu")
+MLPS = ("gelu", "glu", "swiglu", "geglu")
 _POSITIONS = ("rotary", "slots")
 
 
 def feed_forward(width: int, mlp: str, init_scale: float = 1.0) -> nn.Module:
     """gelu: two layers with biases and 4 width hidden units, as published; else a gated one with as many weights."""
     return FeedForward(width) if mlp == "gelu" else GatedFeedForward(width, mlp, init_scale)
-
-
-def check_latent_network(mlp: str, dropout: float, feature_dim: int, **least: tuple[int, int]) -> None:
-    """Raises ValueError for sizes that no network here can have; `least` maps names to (value, least value)."""
-    for name, (value, smallest) in least.items():
-        if value is None or value < smallest:
-            raise ValueError(f"{name} is {value}; it must be at least {smallest}")
-    if feature_dim < 2 or feature_dim % 2:
-        raise ValueError(
-            f"feature_dim is {feature_dim}; rotary positions turn pairs of features: give a positive even number"
-        )
-    if mlp not in _MLPS:
-        raise ValueError(f"mlp is {mlp!r}; choose one of {', '.join(_MLPS)}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; it is a probability: give a number in [0, 1)")
 
 
 def non_embedding_parameters(network: nn.Module) -> int:
@@ -124,7 +109,7 @@ class JointBlock(nn.Module):
         return stream.residual(x, stream.feed_forward(modulate(x, shift2, scale2, _NORM_EPS)), gate2)
 
 
-class JointDenoiser(nn.Module):
+class JointDenoiser(BlockNetwork):
     """Logits of the clean tokens and the clean latent z_0, given both noisy:
     `network(z, t, label=None, latent=z_t, latent_time=t_z)` -> (Float[b, n, V], Float[b, S, d]).
 
@@ -152,6 +137,8 @@ class JointDenoiser(nn.Module):
         compile_blocks: let `compile_network` compile the blocks.
     """
 
+    compiled = (JointBlock,)
+
     def __init__(
         self,
         num_classes: int,
@@ -171,21 +158,12 @@ class JointDenoiser(nn.Module):
         compile_blocks: bool = False,
     ):
         super().__init__()
-        check_latent_network(
-            mlp,
-            dropout,
-            feature_dim,
-            num_classes=(num_classes, 1),
-            num_heads=(num_heads, 1),
-            num_layers=(num_layers, 1),
-            num_latents=(num_latents, 1),
-            latent_dim=(latent_dim, 1),
-            num_labels=(num_labels, 0),
-        )
+        sizes = {"num_heads": num_heads, "num_layers": num_layers, "num_latents": num_latents, "latent_dim": latent_dim}
+        check_sizes(feature_dim, dropout, mlp, MLPS, num_labels, num_classes=num_classes, **sizes)
         self.num_classes, self.num_labels = num_classes, num_labels
         self.num_latents, self.latent_dim = num_latents, latent_dim
         self.feature_dim, self.width = feature_dim, feature_dim * num_heads
-        self.dropout, self.checkpoint_activations, self.compile_blocks = dropout, checkpoint_activations, compile_blocks
+        self.dropout, self.compile_blocks = dropout, compile_blocks
         condition_dim, width = condition_dim or feature_dim, self.width
         self.condition = Conditioning(condition_dim, time_features, num_labels)
         self.latent_condition = Conditioning(condition_dim)
@@ -197,7 +175,7 @@ class JointDenoiser(nn.Module):
             modulation = Modulation(condition_dim, width, 6, F.silu, zero=True)
             return Block(RotaryAttention(width, num_heads, dropout), inner, modulation, dropout)
 
-        self.blocks = nn.ModuleList(JointBlock(stream(), stream()) for _ in range(num_layers))
+        self.blocks = Stack([JointBlock(stream(), stream()) for _ in range(num_layers)], checkpoint_activations)
         self.final_modulation = Modulation(condition_dim, width, 2, F.silu, zero=True)
         self.final_latent_modulation = Modulation(condition_dim, width, 2, F.silu, zero=True)
         self.head = nn.Linear(width, num_classes, bias=False)
@@ -209,11 +187,6 @@ class JointDenoiser(nn.Module):
         initialise.embedding_(self.embedding)
         initialise.zeros_(self.head)
         initialise.zeros_(self.latent_head)
-
-    def compile_network(self) -> None:
-        """Compile each block in place, so the checkpoint's keys stay as they are; nothing without compile_blocks."""
-        for block in self.blocks if self.compile_blocks else ():
-            block.compile()
 
     def forward(
         self,
@@ -246,11 +219,7 @@ class JointDenoiser(nn.Module):
         tokens = F.dropout(self.embedding(rearrange(z, "b ... -> b (...)")), self.dropout, self.training)
         latents = self.latent_in(latent)
         cos, sin = self._tables(tokens)
-        for block in self.blocks:
-            if self.checkpoint_activations and self.training:
-                tokens, latents = checkpoint(block, tokens, latents, condition, cos, sin, use_reentrant=False)
-            else:
-                tokens, latents = block(tokens, latents, condition, cos, sin)
+        tokens, latents = self.blocks((tokens, latents), condition, cos, sin)
         tokens = modulate(tokens, *self.final_modulation(condition), _NORM_EPS)  # type: ignore[call-arg]
         latents = modulate(latents, *self.final_latent_modulation(condition), _NORM_EPS)  # type: ignore[call-arg]
         return tokens, self.latent_head(latents).to(latents.dtype)
@@ -265,13 +234,15 @@ class JointDenoiser(nn.Module):
         return cos, sin
 
 
-class LatentDenoiser(nn.Module):
+class LatentDenoiser(BlockNetwork):
     """The clean latent z_0 given a noisy one, without tokens: `network(latent, latent_time, label=None)`.
 
     A DiT (arXiv 2212.09748) on S latents of d numbers; the time is in [0, 1]. Predicts zero at first.
 
     Args: as those of JointDenoiser.
     """
+
+    compiled = (Block,)
 
     def __init__(
         self,
@@ -290,19 +261,11 @@ class LatentDenoiser(nn.Module):
         compile_blocks: bool = False,
     ):
         super().__init__()
-        check_latent_network(
-            mlp,
-            dropout,
-            feature_dim,
-            num_heads=(num_heads, 1),
-            num_layers=(num_layers, 1),
-            num_latents=(num_latents, 1),
-            latent_dim=(latent_dim, 1),
-            num_labels=(num_labels, 0),
-        )
+        sizes = {"num_heads": num_heads, "num_layers": num_layers, "num_latents": num_latents, "latent_dim": latent_dim}
+        check_sizes(feature_dim, dropout, mlp, MLPS, num_labels, **sizes)
         self.num_latents, self.latent_dim, self.num_labels = num_latents, latent_dim, num_labels
         self.feature_dim, self.width = feature_dim, feature_dim * num_heads
-        self.checkpoint_activations, self.compile_blocks = checkpoint_activations, compile_blocks
+        self.compile_blocks = compile_blocks
         condition_dim, width = condition_dim or feature_dim, self.width
         self.condition = Conditioning(condition_dim, "t", num_labels)
         self.latent_in = LatentInput(num_latents, latent_dim, width, latent_positions)
@@ -312,7 +275,7 @@ class LatentDenoiser(nn.Module):
             modulation = Modulation(condition_dim, width, 6, F.silu, zero=True)
             return Block(RotaryAttention(width, num_heads, dropout), inner, modulation, dropout)
 
-        self.blocks = nn.ModuleList(block() for _ in range(num_layers))
+        self.blocks = Stack([block() for _ in range(num_layers)], checkpoint_activations)
         self.final_modulation = Modulation(condition_dim, width, 2, F.silu, zero=True)
         self.latent_head = nn.Linear(width, latent_dim)
         self.reset_parameters()
@@ -320,11 +283,6 @@ class LatentDenoiser(nn.Module):
     def reset_parameters(self) -> None:
         """The part that is this module's own; every submodule has drawn its kernels itself."""
         initialise.zeros_(self.latent_head)
-
-    def compile_network(self) -> None:
-        """Compile each block in place, so the checkpoint's keys stay as they are; nothing without compile_blocks."""
-        for block in self.blocks if self.compile_blocks else ():
-            block.compile()
 
     def forward(
         self,
@@ -343,10 +301,6 @@ class LatentDenoiser(nn.Module):
         cos, sin = (
             table.expand(self.num_latents, -1) for table in rotary_tables(length, self.feature_dim, dtype, x.device)
         )
-        for block in self.blocks:
-            if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, condition, cos, sin, use_reentrant=False)
-            else:
-                x = block(x, condition, cos, sin)
+        (x,) = self.blocks((x,), condition, cos, sin)
         x = modulate(x, *self.final_modulation(condition), _NORM_EPS)  # type: ignore[call-arg]
         return self.latent_head(x).to(x.dtype)

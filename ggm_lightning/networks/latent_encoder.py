@@ -11,11 +11,11 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import RotaryAttention, rotary_tables
-from ggm_lightning.networks.latent import check_latent_network, feed_forward
+from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
+from ggm_lightning.networks.latent import MLPS, feed_forward
 from ggm_lightning.networks.transformer import Block
 
 _NORM_EPS = 1e-5
@@ -122,7 +122,7 @@ class CoordinateNorm(nn.Module):
         return mean, variance
 
 
-class LatentEncoder(nn.Module):
+class LatentEncoder(BlockNetwork):
     """The latent z_0 of clean tokens: `encoder(x, hidden=None)` -> Float[b, S, d].
 
     [embeddings of x; S learned queries] -> blocks without a time -> the queries' outputs, in d numbers each,
@@ -143,6 +143,8 @@ class LatentEncoder(nn.Module):
         compile_blocks: let `compile_network` compile the blocks.
     """
 
+    compiled = (Block,)
+
     def __init__(
         self,
         num_classes: int,
@@ -158,21 +160,13 @@ class LatentEncoder(nn.Module):
         compile_blocks: bool = False,
     ):
         super().__init__()
-        check_latent_network(
-            mlp,
-            dropout,
-            feature_dim,
-            num_classes=(num_classes, 1),
-            num_heads=(num_heads, 1),
-            num_layers=(num_layers, 1),
-            num_latents=(num_latents, 1),
-            latent_dim=(latent_dim, 1),
-        )
+        sizes = {"num_heads": num_heads, "num_layers": num_layers, "num_latents": num_latents, "latent_dim": latent_dim}
+        check_sizes(feature_dim, dropout, mlp, MLPS, num_classes=num_classes, **sizes)
         if normalise not in _NORMALISATIONS:
             raise ValueError(f"normalise is {normalise!r}; choose one of {', '.join(_NORMALISATIONS)}")
         self.num_classes, self.num_latents, self.latent_dim = num_classes, num_latents, latent_dim
         self.feature_dim, self.width, self.normalise = feature_dim, feature_dim * num_heads, normalise
-        self.dropout, self.checkpoint_activations, self.compile_blocks = dropout, checkpoint_activations, compile_blocks
+        self.dropout, self.compile_blocks = dropout, compile_blocks
         self.embedding = nn.Embedding(num_classes, self.width)
         self.queries = nn.Parameter(torch.empty(num_latents, self.width))
 
@@ -180,7 +174,7 @@ class LatentEncoder(nn.Module):
             inner = feed_forward(self.width, mlp, 2 / num_layers)
             return Block(RotaryAttention(self.width, num_heads, dropout), inner, None, dropout)
 
-        self.blocks = nn.ModuleList(block() for _ in range(num_layers))
+        self.blocks = Stack([block() for _ in range(num_layers)], checkpoint_activations)
         self.final_norm = nn.RMSNorm(self.width, eps=_NORM_EPS)
         self.project = nn.Linear(self.width, latent_dim, bias=False)
         self.norm = CoordinateNorm(num_latents, latent_dim) if normalise == "coordinate" else None
@@ -191,11 +185,6 @@ class LatentEncoder(nn.Module):
         initialise.embedding_(self.embedding)
         nn.init.normal_(self.queries, std=self.width**-0.5)
         nn.init.xavier_uniform_(self.project.weight)
-
-    def compile_network(self) -> None:
-        """Compile each block in place, so the checkpoint's keys stay as they are; nothing without compile_blocks."""
-        for block in self.blocks if self.compile_blocks else ():
-            block.compile()
 
     def set_statistics(self, mean: Float[Tensor, "s c"], std: Float[Tensor, "s c"]) -> None:
         """Mean and deviation of `raw` over the data, to be used from now on instead of a batch's own: the latent of a
@@ -219,9 +208,5 @@ class LatentEncoder(nn.Module):
         tokens = F.dropout(tokens, self.dropout, self.training)
         h = torch.cat([tokens, self.queries.expand(x.shape[0], -1, -1)], dim=1)
         cos, sin = rotary_tables(h.shape[1], self.feature_dim, torch.promote_types(h.dtype, torch.float32), h.device)
-        for block in self.blocks:
-            if self.checkpoint_activations and self.training:
-                h = checkpoint(block, h, None, cos, sin, use_reentrant=False)
-            else:
-                h = block(h, None, cos, sin)
+        (h,) = self.blocks((h,), None, cos, sin)
         return self.project(self.final_norm(h[:, -self.num_latents :])).to(h.dtype)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ggm_lightning.networks.attention import SelfAttention
+from ggm_lightning.networks.blocks import BlockNetwork
 from ggm_lightning.networks.conditioning import time_embedding, without_autocast
 from ggm_lightning.networks.unet import image_shape
 
@@ -151,7 +152,7 @@ class Stage(nn.Module):
         self.blocks, self.attentions, self.leave = nn.ModuleList(blocks), nn.ModuleList(attentions), leave
 
 
-class NCSNpp(nn.Module):
+class NCSNpp(BlockNetwork):
     """Expected deaths before their softplus, one number for each site: `network(z, t, label=None)` -> Float[b, *shape].
 
     `z` is the centred image Float[b, *shape], images as (c, h, w), in levels (not scaled to [-1, 1]); `t` Float[b] is
@@ -172,6 +173,8 @@ class NCSNpp(nn.Module):
         dropout: rate of ordinary dropout inside every residual block.
         compile_blocks: let `compile_network` compile the blocks.
     """
+
+    compiled = (ResBlock,)
 
     def __init__(
         self,
@@ -229,20 +232,6 @@ class NCSNpp(nn.Module):
         _published_(self.conv_out, _SILENT)
         if self.label_table is not None:
             nn.init.normal_(self.label_table.weight, std=self.label_table.embedding_dim**-0.5)
-
-    def compile_network(self) -> None:
-        """Compile each block in place, so the checkpoint's keys stay as they are; nothing without compile_blocks."""
-        if not self.compile_blocks:
-            return
-        import torch._dynamo  # here: it takes a second
-
-        blocks = [module for module in self.modules() if isinstance(module, ResBlock)]
-        # Nearly every block differs from the others in its sizes or its resampling and needs a graph of its own, twice,
-        # with and without gradients; beyond the limit (8) torch would run the rest uncompiled.
-        settings = torch._dynamo.config
-        settings.recompile_limit = max(settings.recompile_limit, 2 * len(blocks))
-        for block in blocks:
-            block.compile()
 
     def forward(
         self, z: Float[Tensor, " b *s"], t: Float[Tensor, " b"] | None, label: Int[Tensor, " b"] | None = None

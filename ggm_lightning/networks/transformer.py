@@ -11,10 +11,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import RotaryAttention, rotary_tables
+from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
 from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
 
 _NORM_EPS = 1e-5
@@ -95,7 +95,7 @@ class Block(nn.Module):
         return torch.addcmul(x, F.dropout(gate, self.dropout, self.training), branch)
 
 
-class Transformer(nn.Module):
+class Transformer(BlockNetwork):
     """Logits of the clean tokens given noisy ones: `network(z, t, label=None)` -> Float[b, n, V].
 
     `z` holds ids 0..V, V being the mask, in any shape [b, *s]; positions are flattened to n = prod(s). There is no
@@ -121,6 +121,8 @@ class Transformer(nn.Module):
         visited_bits: learn two vectors, of which each position gets one by its `visited` bit (GGM, arXiv 2405.17035).
     """
 
+    compiled = (Block,)
+
     def __init__(
         self,
         num_classes: int,
@@ -139,18 +141,13 @@ class Transformer(nn.Module):
         visited_bits: bool = False,
     ):
         super().__init__()
-        for name, value, least in (
-            ("num_classes", num_classes, 1),
-            ("num_heads", num_heads, 1),
-            ("num_layers", num_layers, 1),
-            ("num_labels", num_labels, 0),
-        ):
-            if value is None or value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
-        _check(feature_dim, mlp, conditioning, dropout)
+        sizes = {"num_classes": num_classes, "num_heads": num_heads, "num_layers": num_layers}
+        check_sizes(feature_dim, dropout, mlp, _ACTIVATIONS, num_labels, **sizes)
+        if conditioning not in _CONDITIONINGS:
+            raise ValueError(f"conditioning is {conditioning!r}; choose one of {', '.join(_CONDITIONINGS)}")
         self.num_classes, self.num_labels = num_classes, num_labels
         self.feature_dim, self.width = feature_dim, feature_dim * num_heads
-        self.dropout, self.checkpoint_activations, self.compile_blocks = dropout, checkpoint_activations, compile_blocks
+        self.dropout, self.compile_blocks = dropout, compile_blocks
         self.condition = Conditioning(feature_dim, time_features, num_labels)
         self.embedding = nn.Embedding(num_classes + 1, feature_dim if outside_embed else self.width)
         self.widen = nn.Linear(feature_dim, self.width) if outside_embed else None
@@ -168,7 +165,7 @@ class Transformer(nn.Module):
             feed_forward = GatedFeedForward(self.width, mlp, 2 / num_layers if depth_scaled_init else 1.0)
             return Block(attention, feed_forward, modulation(6), dropout)
 
-        self.blocks = nn.ModuleList(block() for _ in range(num_layers))
+        self.blocks = Stack([block() for _ in range(num_layers)], checkpoint_activations)
         self.final_modulation = modulation(2)
         self.final_norm = nn.RMSNorm(self.width, eps=_NORM_EPS) if self.condition.empty else None
         self.head = nn.Linear(self.width, num_classes, bias=False)
@@ -182,11 +179,6 @@ class Transformer(nn.Module):
             initialise.dense_(self.widen)
         if self.visited_table is not None:
             initialise.embedding_(self.visited_table)
-
-    def compile_network(self) -> None:
-        """Compile each block in place, so the checkpoint's keys stay as they are; nothing without compile_blocks."""
-        for block in self.blocks if self.compile_blocks else ():
-            block.compile()
 
     def forward(
         self,
@@ -209,11 +201,7 @@ class Transformer(nn.Module):
         condition = self.condition(z.shape[0], t, label)
         x = self._embed(rearrange(z, "b ... -> b (...)"), visited)
         cos, sin = rotary_tables(x.shape[1], self.feature_dim, torch.promote_types(x.dtype, torch.float32), x.device)
-        for block in self.blocks:
-            if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, condition, cos, sin, use_reentrant=False)
-            else:
-                x = block(x, condition, cos, sin)
+        (x,) = self.blocks((x,), condition, cos, sin)
         if self.final_modulation is None:
             return self.final_norm(x)  # type: ignore[misc]
         return modulate(x, *self.final_modulation(condition), _NORM_EPS)  # type: ignore[call-arg]
@@ -231,16 +219,3 @@ class Transformer(nn.Module):
         if self.visited_table is not None:
             x = x + self.visited_table(visited.long())
         return x if self.widen is not None else F.dropout(x, self.dropout, self.training)
-
-
-def _check(feature_dim: int, mlp: str, conditioning: str, dropout: float) -> None:
-    if feature_dim < 2 or feature_dim % 2:
-        raise ValueError(
-            f"feature_dim is {feature_dim}; rotary positions turn pairs of features: give a positive even number"
-        )
-    if mlp not in _ACTIVATIONS:
-        raise ValueError(f"mlp is {mlp!r}; choose one of {', '.join(_ACTIVATIONS)}")
-    if conditioning not in _CONDITIONINGS:
-        raise ValueError(f"conditioning is {conditioning!r}; choose one of {', '.join(_CONDITIONINGS)}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; it is a probability: give a number in [0, 1)")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import SelfAttention
+from ggm_lightning.networks.blocks import BlockNetwork
 from ggm_lightning.networks.conditioning import Conditioning, Modulation
 
 _NUM_GROUPS = 32
@@ -164,7 +165,7 @@ class AttentionMiddle(nn.Module):
         return self.block2(x + rearrange(seen, "b (h w) d -> b d h w", w=x.shape[-1]), condition)
 
 
-class UNet(nn.Module):
+class UNet(BlockNetwork):
     """Logits of the clean pixel values given noisy ones: `network(z, t, label=None)` -> Float[b, n, V].
 
     `z` holds ids 0..V, V being the mask, in shape [b, *shape], images as (c, h, w); n = c h w runs in that order. There
@@ -183,6 +184,8 @@ class UNet(nn.Module):
         dropout: rate of ordinary dropout inside every residual block.
         compile_blocks: let `compile_network` compile the blocks.
     """
+
+    compiled = (ResBlock,)
 
     def __init__(
         self,
@@ -214,12 +217,6 @@ class UNet(nn.Module):
         d = feature_dim
         middle = AttentionMiddle(block(d, d), block(d, d), d)
         self.trunk = Trunk(num_classes, shape, d, num_layers, block, GroupNorm(d), middle)
-
-    def compile_network(self) -> None:
-        """Compile each block in place, so the checkpoint's keys stay as they are; nothing without compile_blocks."""
-        for module in self.modules() if self.compile_blocks else ():
-            if isinstance(module, ResBlock):
-                module.compile()
 
     def forward(
         self, z: Int[Tensor, " b *s"], t: Float[Tensor, " b"] | None, label: Int[Tensor, " b"] | None = None

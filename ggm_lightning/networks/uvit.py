@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import SelfAttention
+from ggm_lightning.networks.blocks import BlockNetwork
 from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
 from ggm_lightning.networks.unet import GroupNorm, ResBlock, Trunk, check_sizes, image_shape
 
@@ -135,7 +136,7 @@ class DiT(nn.Module):
         return out[..., :height, :width].to(x.dtype)
 
 
-class UViT(nn.Module):
+class UViT(BlockNetwork):
     """Logits of the clean pixel values given noisy ones: `network(z, t, label=None)` -> Float[b, n, V].
 
     `z` holds ids 0..V, V being the mask, in shape [b, *shape], images as (c, h, w); n = c h w runs in that order. There
@@ -155,6 +156,8 @@ class UViT(nn.Module):
         dropout: one rate, for the residual blocks and the transformer.
         compile_blocks: let `compile_network` compile the blocks.
     """
+
+    compiled = (ResBlock, DiTBlock)
 
     def __init__(
         self,
@@ -187,12 +190,6 @@ class UViT(nn.Module):
         d, size = feature_dim, image_shape(shape)[1:]
         middle = DiT(d, size, patch_size, dit_width, num_dit_layers, dit_heads, condition_dim, dropout)
         self.trunk = Trunk(num_classes, shape, d, num_layers, block, GroupNorm(d, condition_dim), middle)
-
-    def compile_network(self) -> None:
-        """Compile each block in place, so the checkpoint's keys stay as they are; nothing without compile_blocks."""
-        for module in self.modules() if self.compile_blocks else ():
-            if isinstance(module, ResBlock | DiTBlock):
-                module.compile()
 
     def forward(
         self, z: Int[Tensor, " b *s"], t: Float[Tensor, " b"] | None, label: Int[Tensor, " b"] | None = None

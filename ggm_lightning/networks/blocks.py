@@ -1,0 +1,69 @@
+"""What the networks do with their blocks: run them in a row, recompute them in the backward pass, compile each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Stack(nn.ModuleList):
+    """Blocks in a row: state = block(*state, *given), the state being one tensor or, for a network with several
+    streams, as many as a block returns.
+
+    Args:
+        blocks: in their order; their names in a checkpoint are those of a ModuleList.
+        checkpoint_activations: recompute each block in the backward pass: less memory, about a third more time.
+    """
+
+    def __init__(self, blocks: list[nn.Module], checkpoint_activations: bool = False):
+        super().__init__(blocks)
+        self.checkpoint_activations = checkpoint_activations
+
+    def forward(self, state: tuple[Tensor, ...], *given: Tensor | None) -> tuple[Tensor, ...]:
+        for block in self:
+            if self.checkpoint_activations and self.training:
+                out = checkpoint(block, *state, *given, use_reentrant=False)
+            else:
+                out = block(*state, *given)
+            state = out if isinstance(out, tuple) else (out,)
+        return state
+
+
+class BlockNetwork(nn.Module):
+    """A network that can compile its blocks, the modules of the classes `compiled`, one by one."""
+
+    compiled: tuple[type[nn.Module], ...] = ()
+    compile_blocks: bool = False
+
+    def compile_network(self) -> None:
+        """Compile each block in place, so the checkpoint's keys stay as they are; nothing without compile_blocks."""
+        if not self.compile_blocks:
+            return
+        import torch._dynamo  # here: it takes a second
+
+        blocks = [module for module in self.modules() if isinstance(module, self.compiled)]
+        # A block that differs from the others in its sizes or its resampling needs a graph of its own, twice, with and
+        # without gradients; beyond the limit (8) torch would run the rest uncompiled.
+        settings = torch._dynamo.config
+        settings.recompile_limit = max(settings.recompile_limit, 2 * len(blocks))
+        for block in blocks:
+            block.compile()
+
+
+def check_sizes(
+    feature_dim: int, dropout: float, mlp: str, mlps: Collection[str], num_labels: int = 0, **positive: int
+) -> None:
+    """Raises ValueError, in one line, for sizes that no transformer here can have; `positive` are numbers by name."""
+    for name, value, least in [*((name, value, 1) for name, value in positive.items()), ("num_labels", num_labels, 0)]:
+        if value is None or value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    if feature_dim < 2 or feature_dim % 2:
+        raise ValueError(
+            f"feature_dim is {feature_dim}; rotary positions turn pairs of features: give a positive even number"
+        )
+    if mlp not in mlps:
+        raise ValueError(f"mlp is {mlp!r}; choose one of {', '.join(mlps)}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; it is a probability: give a number in [0, 1)")
