@@ -1,4 +1,4 @@
-"""The command line: fit, validate, test, predict through LightningCLI; sample and infill from a checkpoint alone.
+"""The command line: fit, validate, test, predict by LightningCLI; sample, infill, evaluate from a checkpoint alone.
 
     lightning fit --config experiments/md4_demo.yaml [--trainer.max_steps 100 ...]
 
@@ -24,9 +24,11 @@ _TRAINER_COMMANDS = {
     "test": "bound on the test split",
     "predict": "bound of every validation example, written to runs/<name>/bounds.csv",
 }
+_PREPARE = {"prepare": "write what an experiment's data needs on the disk, ahead of time; --verify true checks it"}
 _CHECKPOINT_COMMANDS = {
     "sample": "draw from a checkpoint: text or pictures, integers, and the denoising step by step",
     "infill": "fill the blanks of a text, a picture or an array, leaving the rest untouched",
+    "evaluate": "bound of a checkpoint on one or several data sets, such as configs/data/zeroshot_*.yaml",
 }
 
 
@@ -64,6 +66,8 @@ def _fail(message: str) -> NoReturn:
 def _parsing_message(command: str, message: str) -> str:
     if command in _TRAINER_COMMANDS:
         return config_files.one_line(message)
+    if command in _PREPARE:
+        return config_files.one_line(message, ("data", "verify"))
     from ggm_lightning import commands as checkpoint_commands
 
     return config_files.one_line(message, config_files.parameters(getattr(checkpoint_commands, command)))
@@ -82,7 +86,7 @@ def _is_users_mistake(error: BaseException) -> bool:
 
 
 def _dispatch(args: list[str]) -> None:
-    commands = {**_TRAINER_COMMANDS, **_CHECKPOINT_COMMANDS}
+    commands = {**_PREPARE, **_TRAINER_COMMANDS, **_CHECKPOINT_COMMANDS}
     if not args or args[0] in ("-h", "--help"):
         print("usage: lightning COMMAND [--config FILE] [--key value ...]\n")
         for name, text in commands.items():
@@ -100,6 +104,11 @@ def _dispatch(args: list[str]) -> None:
         merged = config_files.merge(merged, config_files.load_file(path))
     merged = config_files.settled(merged)
     config_files.check_sections(merged)
+    if command in _PREPARE:
+        from ggm_lightning import preparation
+
+        preparation.run(merged, rest)
+        return
     if command in _CHECKPOINT_COMMANDS:
         from ggm_lightning import commands as checkpoint_commands
 

@@ -1,4 +1,7 @@
-"""`lightning sample` and `lightning infill`: from a checkpoint alone, on any device, without the trainer's settings."""
+"""`lightning sample` and `lightning infill`: from a checkpoint alone, on any device, without the trainer's settings.
+
+`evaluate`, the third command of that kind, has a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from ggm_lightning import config as config_files
-from ggm_lightning import infill_input
+from ggm_lightning import evaluation, infill_input
 from ggm_lightning.callbacks.samples import classes_in_turn, columns_of, page
+from ggm_lightning.loading import load_family
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir.pictures import beside, save_png
@@ -26,11 +30,17 @@ from ggm_lightning.sampling.request import Samples
 
 def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
     """Parses the command's own arguments. An experiment file may be named too: its model must be the checkpoint's."""
-    function = {"sample": sample, "infill": infill}[command]
     given = [a for i, a in enumerate(args) if (i and args[i - 1] == "--ckpt_path") or a.startswith("--ckpt_path=")]
     if experiment.get("model") and given:
         _refuse_another_model(experiment["model"], given[0].removeprefix("--ckpt_path="))
+    if command == "evaluate":
+        evaluation.run(experiment, args)
+        return
+    function = {"sample": sample, "infill": infill}[command]
     auto_cli(function, args=args, as_positional=False, exit_on_error=False, allow_abbrev=False)  # type: ignore[arg-type]
+
+
+evaluate = evaluation.evaluate  # here, too, as the command line looks up what a command takes
 
 
 def _refuse_another_model(section: dict[str, Any], path: str) -> None:
@@ -73,7 +83,7 @@ def sample(
         out: folder for the results; default samples-seed<seed>/ beside the checkpoint.
         device: auto, cpu, cuda, ...
     """
-    model = _load(ckpt_path, device)
+    model = load_family(ckpt_path, device)
     labels = _labels(model, label, num_samples)
     options = {"temperature": temperature, "top_p": top_p, "grid": grid, "sampler": sampler, "seed": seed}
     options["latent_steps"] = latent_steps
@@ -127,7 +137,7 @@ def infill(
         out: folder for the results; default infilled-seed<seed>/ beside the checkpoint.
         device: auto, cpu, cuda, ...
     """
-    model = _load(ckpt_path, device)
+    model = load_family(ckpt_path, device)
     given = infill_input.read(model, text, input, mask, blank)
     values, known = (part.repeat_interleave(num_samples, 0).to(model.device) for part in (given.values, given.known))
     labels = _labels(model, label, len(values))
@@ -143,19 +153,6 @@ def infill(
     texts = _write(folder, model, drawn, facts, given=given, columns=num_samples)
     print("\n\n".join(texts), end="\n" if texts else "")
     print(_summary(folder, len(values), drawn, time.monotonic() - begin), file=sys.stderr)
-
-
-def _load(ckpt_path: str, device: str) -> Family:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's words for no such device, and for a build without it
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}; give auto, cpu or cuda") from None
-    model = checkpoint_files.load(ckpt_path, device)
-    if not isinstance(model, Family):
-        raise ValueError(f"--ckpt_path {ckpt_path}: holds a {type(model).__name__}, which cannot be sampled")
-    return model
 
 
 def _in_batches(

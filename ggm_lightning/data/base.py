@@ -108,6 +108,14 @@ class DiscreteData(LightningDataModule, ABC):
     def load(self, split: str) -> RowSource:
         """The rows of "train" or "val", or "test" where `splits` names it. Called after `prepare_data`."""
 
+    def verify(self) -> str:
+        """Read all that `prepare_data` wrote and compare it with its checksums; says what was compared.
+
+        Raises:
+            ValueError: naming the first file that is not as it was written.
+        """
+        return f"{type(self).__name__} keeps no files of its own: there is nothing to verify"
+
     @property
     def characters_per_token(self) -> float | None:
         """Of the validation split, where the data is text: bits/character = bits/token divided by this."""

@@ -32,7 +32,7 @@ from ggm_lightning.data.documents import fingerprint
 from ggm_lightning.data.picture_files import decoded
 from ggm_lightning.data.pixels import PixelFile, PixelWriter, read_header, staleness
 from ggm_lightning.data.rows import BadData, RowSource
-from ggm_lightning.data.tokens import folder_lock
+from ggm_lightning.data.shard_writer import folder_lock
 
 HEIGHT, WIDTH = 218, 178
 OFFICIAL = {"train": 162_770, "val": 19_867, "test": 19_962}

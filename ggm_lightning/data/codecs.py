@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,17 +25,18 @@ MIDDLE_GREY = 128
 MASKED_GREY = (91, 63, 214)  # violet: a grey picture has no colour of its own
 
 
-class Codec:
+class Codec(ABC):
     """Base of all codecs: a subclass has `num_classes`, `_text`, `to_dict` and, where that makes sense, an encoder."""
 
     num_classes: int
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """Plain JSON from which `codec_from_dict` makes the codec again."""
 
     def _text(self, ids: list[int]) -> str:
         """Ids without masks -> text."""
-        raise NotImplementedError
+        raise ValueError(f"{type(self).__name__} has no text; decode whole states")
 
     def encode(self, text: str) -> list[int]:
         return self.encode_array(text).tolist()
@@ -49,6 +51,10 @@ class Codec:
     def separator(self) -> tuple[list[int], int]:
         """(ids, characters) between two documents of a stream: end-of-text where there is one, else a newline."""
         return self.encode("\n"), 1
+
+    def token_id(self, name: str) -> int | None:
+        """The id of a token by its text, None if there is no such token."""
+        return None
 
     def decode(self, x: Integer[Tensor, " b *s"] | Integer[np.ndarray, " b *s"], blank: str = BLANK) -> list[str]:
         """One text per row; masked places show `blank`."""
@@ -176,9 +182,12 @@ class Subwords(Codec):
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, dtype=np.int64) for one in found]
 
+    def token_id(self, name: str) -> int | None:
+        return self._tokenizer.token_to_id(name)
+
     @property
     def separator(self) -> tuple[list[int], int]:
-        end = self._tokenizer.token_to_id(END_OF_TEXT)
+        end = self.token_id(END_OF_TEXT)
         return (self.encode("\n"), 1) if end is None else ([end], 0)
 
     def _text(self, ids: list[int]) -> str:
@@ -280,7 +289,13 @@ def codec_from_dict(d: dict[str, Any]) -> Codec:
         return Integers(d["num_classes"])
     if kind == "images":
         return Images(d["num_classes"], d["shape"])
-    raise ValueError(f"codec of kind {kind!r} is unknown; known are characters, bytes, subwords, integers, images")
+    if kind == "vqgan":
+        from ggm_lightning.data.vqgan import Codes  # this one alone needs a network, and only where it decodes
+
+        return Codes(**{name: value for name, value in d.items() if name != "kind"})
+    raise ValueError(
+        f"codec of kind {kind!r} is unknown; known are characters, bytes, subwords, integers, images, vqgan"
+    )
 
 
 def dict_hash(d: Any) -> str:

@@ -19,8 +19,10 @@ from ggm_lightning.data.codecs import Characters, Codec, Subwords, dict_hash
 from ggm_lightning.data.documents import Piece
 from ggm_lightning.data.header import staleness
 from ggm_lightning.data.rows import RowSource
-from ggm_lightning.data.text import describe, tokenise
-from ggm_lightning.data.tokens import ShardWriter, TokenShards, Windows, folder_lock
+from ggm_lightning.data.shard_writer import ShardWriter, folder_lock
+from ggm_lightning.data.text import describe
+from ggm_lightning.data.tokenising import tokenise
+from ggm_lightning.data.tokens import TokenShards, Windows
 from ggm_lightning.metrics.text import order_k_cross_entropy, word_share
 
 HELD_OUT = 0.1

@@ -50,9 +50,14 @@ def read_header(folder: str | Path) -> dict[str, Any]:
 
 
 def staleness(
-    folder: str | Path, *, options: dict[str, Any], source: list[dict[str, Any]], tokenizer_hash: str | None = None
+    folder: str | Path,
+    *,
+    options: dict[str, Any],
+    source: list[dict[str, Any]] | None,
+    tokenizer_hash: str | None = None,
 ) -> str | None:
-    """Why a folder's shards cannot be kept, or None. `tokenizer_hash` None: the tokenizer follows from the rest."""
+    """Why a folder's shards cannot be kept, or None. `tokenizer_hash` None: the tokenizer follows from the rest;
+    `source` None: the files are gone and cannot be compared."""
     path = Path(folder) / HEADER
     if not path.is_file():
         return "no finished shards there"
@@ -64,4 +69,4 @@ def staleness(
     keys = [key for key in sorted({*options, *header["options"]}) if options.get(key) != header["options"].get(key)]
     if keys:
         return f"made with other options ({', '.join(keys)})"
-    return "the source files differ" if source != header["source"] else None
+    return "the source files differ" if source not in (None, header["source"]) else None

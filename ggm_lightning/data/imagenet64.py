@@ -23,7 +23,7 @@ from ggm_lightning.data.codecs import Images, dict_hash
 from ggm_lightning.data.picture_files import Stream, folder_stream, npz_stream, tar_stream
 from ggm_lightning.data.pixels import PixelFile, PixelWriter, read_header, staleness
 from ggm_lightning.data.rows import RowSource
-from ggm_lightning.data.tokens import folder_lock
+from ggm_lightning.data.shard_writer import folder_lock
 
 SHAPE = (3, 64, 64)
 NUM_LABELS = 1000

@@ -6,6 +6,7 @@ not one Python call per row.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -29,15 +30,16 @@ class BadData(ValueError):
         super().__init__(message.rstrip().rsplit("\n", 1)[-1].removeprefix(own))
 
 
-class RowSource(Dataset):
+class RowSource(Dataset, ABC):
     """Rows by number. A subclass gives `__len__`, `fetch(indices)` and, for what is stored, `storage()`, `labels()`."""
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """How many there are."""
 
+    @abstractmethod
     def fetch(self, index: np.ndarray) -> dict[str, Tensor]:
         """{"x": Int64[b, *s], optional "label": Int64[b]} for the rows in `index`."""
-        raise NotImplementedError
 
     def storage(self) -> Iterator[tuple[str, np.ndarray]]:
         """(name, ids as stored) of everything worth checking before training starts; by default nothing."""

@@ -1,4 +1,4 @@
-"""A user's own text: .txt or .jsonl files, tokenised once into shards (data/tokens.py), read as windows.
+"""Text from .txt, .jsonl and .parquet files, tokenised once into shards (data/tokens.py), read as windows.
 
 data:
   class_path: ggm_lightning.data.text.TextData
@@ -7,58 +7,35 @@ data:
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.codecs import Bytes, Characters, Codec, Subwords, dict_hash
+from ggm_lightning.data.detokenise import DETOKENISERS
 from ggm_lightning.data.documents import (
     Piece,
+    Reader,
     Survey,
     find_files,
     fingerprint,
+    held_out_from,
     held_out_last,
-    read_documents,
-    survey,
 )
 from ggm_lightning.data.header import staleness
+from ggm_lightning.data.hub import HUB, hub_parquet, hub_tokenizer
 from ggm_lightning.data.rows import RowSource
-from ggm_lightning.data.tokens import ShardWriter, TokenShards, Windows, folder_lock
+from ggm_lightning.data.shard_writer import ShardWriter, folder_lock
+from ggm_lightning.data.tokenising import tokenise
+from ggm_lightning.data.tokens import TokenShards, Windows
 
-_BATCH = 2**22  # characters encoded together: enough to keep all cores busy, small beside the memory
-
-
-def tokenise(writer: ShardWriter, pieces: Iterable[tuple[str, Piece]]) -> None:
-    """Encode (split, piece) in order into the writer's shards, with the codec's separator between two documents."""
-    separator, separator_characters = writer.codec.separator
-    between = np.array(separator, dtype=np.int64)
-    begun: dict[str, int] = {}
-    inside: dict[str, bool] = {}
-
-    def flush(batch: list[tuple[str, Piece]]) -> None:
-        for (split, piece), ids in zip(batch, writer.codec.encode_batch([p.text for _, p in batch]), strict=True):
-            opens = not inside.get(split, False)
-            if opens and begun.get(split):
-                writer.add(split, between, characters=separator_characters)
-            writer.add(split, ids, characters=len(piece.text), documents=int(opens))
-            begun[split] = begun.get(split, 0) + opens
-            inside[split] = not piece.last
-
-    batch: list[tuple[str, Piece]] = []
-    waiting = 0
-    for split, piece in pieces:
-        batch.append((split, piece))
-        waiting += len(piece.text)
-        if waiting >= _BATCH:
-            flush(batch)
-            batch, waiting = [], 0
-    flush(batch)
+_WORTH_PROCESSES = 2**26  # bytes of text below which starting processes takes longer than they save
 
 
 def describe(shards: TokenShards) -> str:
@@ -70,23 +47,50 @@ def describe(shards: TokenShards) -> str:
     )
 
 
+def read_codec(tokenizer: str, alphabet: str | None = None) -> Codec:
+    """The codec that data.tokenizer names: bytes, characters, hub:NAME, a tokenizer.json or a folder with one."""
+    if tokenizer == "bytes":
+        return Bytes()
+    if tokenizer == "characters":
+        return Characters() if alphabet is None else Characters(alphabet)
+    path = hub_tokenizer(tokenizer) if tokenizer.startswith(HUB) else Path(tokenizer).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path  # a model's folder, as an encoder's source
+    if not path.is_file():
+        raise FileNotFoundError(f"data.tokenizer: no file '{path}'; give bytes, characters, or a tokenizer.json")
+    try:
+        return Subwords(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"data.tokenizer: {path}: {error}") from None
+
+
 class TextData(DiscreteData):
-    """Windows of a user's text.
+    """Windows of a text.
 
     Documents follow each other, separated by the tokenizer's `<|endoftext|>` where it has one and by a newline where
     not (by a space in an alphabet without newline). Large .txt files are encoded in pieces of about a million
     characters that end at a line's end.
 
     Args:
-        train: path or glob of .txt or .jsonl files, or a list of them.
+        train: path or glob of .txt, .jsonl or .parquet files, or a list of them; hub:NAME is a data set of the hub.
+            .txt and .jsonl may be packed (.gz, .zst).
         val: the same for validation; None: the last part of `train` is held out.
-        val_fraction: how much: of the documents where there are several, else of the characters.
-        tokenizer: "bytes", "characters", or the path of a `tokenizers` JSON or of a folder with a tokenizer.json.
+        held_out: what the last part is counted in. "documents": no document is in both parts (of a single document,
+            the last characters). "blocks": windows of `length` tokens, after tokenising, so that the text is read only
+            once; one document may lie on both sides of the cut.
+        val_fraction: how much is held out.
+        val_documents: or how many documents.
+        tokenizer: "bytes", "characters", hub:NAME, or the path of a `tokenizers` JSON or of a folder with one.
         alphabet: of "characters"; None: printable ASCII and newline. Others become U+FFFD and are counted.
-        text_key: the field of a .jsonl line.
+        text_key: the field of a .jsonl line, the column of a .parquet file.
+        document: what a .txt file holds, one document ("file") or one in each line ("line").
+        on_error: at a line or row without readable text "stop", or "skip" it; the skipped ones are counted.
+        detokeniser: for corpora of separated words, the name of a rule in data/detokenise.py.
+        separator: the token between two documents; None: as said above.
         length: tokens per example.
-        stride: distance between two training windows; None: `length`. Validation windows never overlap.
+        stride: distance between two training windows; None: no overlap. Validation windows never overlap.
+        wrap: [first, last], two tokens put around each window, such as ["[CLS]", "[SEP]"]; they count to its length.
         folder: of the shards; None: runs/data/<name>-<hash of the options>.
+        processes: that tokenise; None: one per core for a large text, this one for a small one.
         batches: global_batch_size, max_batch_per_device, eval_batch_size, num_workers, seed (see DiscreteData).
     """
 
@@ -94,44 +98,61 @@ class TextData(DiscreteData):
         self,
         train: str | list[str],
         val: str | list[str] | None = None,
+        held_out: str = "documents",
         val_fraction: float = 0.05,
+        val_documents: int | None = None,
         tokenizer: str = "bytes",
         alphabet: str | None = None,
         text_key: str = "text",
+        document: str = "file",
+        on_error: str = "stop",
+        detokeniser: str | None = None,
+        separator: str | None = None,
         length: int = 256,
         stride: int | None = None,
+        wrap: list[str] | None = None,
         folder: str | None = None,
+        processes: int | None = None,
         **batches: Any,
     ) -> None:
         super().__init__(**batches)
-        if val is None and not 0 < val_fraction < 1:
+        if held_out not in ("documents", "blocks"):
+            raise ValueError(f"data.held_out is {held_out!r}; it must be documents or blocks")
+        if val is None and val_documents is None and not 0 < val_fraction < 1:
             raise ValueError(f"data.val_fraction is {val_fraction}; it must lie between 0 and 1, or give data.val")
+        if val_documents is not None and (val is not None or held_out == "blocks" or val_documents < 1):
+            raise ValueError(
+                f"data.val_documents is {val_documents}; it must be at least 1, and goes with neither data.val nor "
+                f"data.held_out: blocks"
+            )
+        if val is not None and held_out == "blocks":
+            raise ValueError("data.held_out: blocks cuts the training text, but data.val is given; leave one out")
         if alphabet is not None and tokenizer != "characters":
             raise ValueError(f"data.alphabet is for data.tokenizer: characters, not {tokenizer!r}; leave one out")
-        self.train, self.val, self.val_fraction, self.tokenizer = train, val, val_fraction, tokenizer
-        self.alphabet, self.text_key, self.length, self.stride = alphabet, text_key, length, stride
+        if detokeniser is not None and detokeniser not in DETOKENISERS:
+            raise ValueError(f"data.detokeniser is {detokeniser!r}; choose one of {', '.join(DETOKENISERS)}")
+        if wrap is not None and len(wrap) != 2:
+            raise ValueError(f"data.wrap has {len(wrap)} tokens; give two, one before and one behind each window")
+        if processes is not None and processes < 1:
+            raise ValueError(f"data.processes is {processes}; it must be at least 1")
+        self.train, self.val, self.held_out = train, val, held_out
+        self.val_fraction, self.val_documents = val_fraction, val_documents
+        self.tokenizer, self.alphabet, self.length, self.stride = tokenizer, alphabet, length, stride
+        self.text_key, self.document, self.on_error, self.detokeniser = text_key, document, on_error, detokeniser
+        self.separator, self.wrap, self.processes = separator, wrap, processes
         self._given_folder = folder
         self._codec: Codec | None = None
+        self._reader()  # refuses what it cannot read
+
+    def _reader(self) -> Reader:
+        rule = None if self.detokeniser is None else DETOKENISERS[self.detokeniser]
+        return Reader(self.text_key, self.document, self.on_error, rule)
 
     @property
     def codec(self) -> Codec:
         if self._codec is None:
-            self._codec = self._make_codec()
+            self._codec = read_codec(self.tokenizer, self.alphabet)
         return self._codec
-
-    def _make_codec(self) -> Codec:
-        if self.tokenizer == "bytes":
-            return Bytes()
-        if self.tokenizer == "characters":
-            return Characters() if self.alphabet is None else Characters(self.alphabet)
-        path = Path(self.tokenizer).expanduser()
-        path = path / "tokenizer.json" if path.is_dir() else path  # a model's folder, as an encoder's source
-        if not path.is_file():
-            raise FileNotFoundError(f"data.tokenizer: no file '{path}'; give bytes, characters, or a tokenizer.json")
-        try:
-            return Subwords(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"data.tokenizer: {path}: {error}") from None
 
     @property
     def num_classes(self) -> int:
@@ -144,8 +165,16 @@ class TextData(DiscreteData):
     @property
     def options(self) -> dict[str, Any]:
         """What the shards depend on besides the tokenizer and the files' contents."""
-        held_out = self.val_fraction if self.val is None else None
-        return {"text_key": self.text_key, "val_fraction": held_out}
+        cut = self.val is None and self.held_out == "documents"
+        return {
+            "text_key": self.text_key,
+            "document": self.document,
+            "on_error": self.on_error,
+            "detokeniser": self.detokeniser,
+            "separator": self.separator,
+            "val_fraction": self.val_fraction if cut and self.val_documents is None else None,
+            "val_documents": self.val_documents,
+        }
 
     @property
     def folder(self) -> Path:
@@ -158,58 +187,140 @@ class TextData(DiscreteData):
 
     def prepare_data(self) -> None:
         """Tokenise into `folder`, unless what lies there was made from the same files, options and tokenizer."""
-        paths = {"train": find_files(self.train, "train")}
-        if self.val is not None:
-            paths["val"] = find_files(self.val, "val")
-        source = [{"split": split, **fingerprint(path)} for split, files in paths.items() for path in files]
+        kept: dict[str, Any] = {"options": self.options, "tokenizer_hash": self.codec.tokenizer_hash}
         with folder_lock(self.folder):
-            reason = staleness(
-                self.folder, options=self.options, source=source, tokenizer_hash=self.codec.tokenizer_hash
-            )
+            try:
+                source = self._source()
+            except FileNotFoundError:
+                if staleness(self.folder, **kept, source=None) is not None:
+                    raise
+                rank_zero_info(f"{self.folder}: kept, though the files it was made from are gone")
+                return
+            reason = staleness(self.folder, **kept, source=source)
             if reason is None:
                 rank_zero_info(f"{self.folder}: kept ({describe(TokenShards(self.folder))})")
                 return
-            before = getattr(self.codec, "replaced", 0)
-            self._build(paths, source)
-        replaced = getattr(self.codec, "replaced", 0) - before
-        note = f"; {replaced:,} characters outside the alphabet became U+FFFD" if replaced else ""
+            rank_zero_info(f"{self.folder}: prepared by this process ({reason}); any others of this node wait for it")
+            note = self._build(source)
         rank_zero_info(f"{self.folder}: built ({reason}): {describe(TokenShards(self.folder))}{note}")
 
-    def _build(self, paths: dict[str, list[Path]], source: list[dict[str, Any]]) -> None:
-        # Explicitly on: else a later fork of loader workers, which never tokenise, prints a warning about deadlocks.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        counts = {split: self._survey(split, files) for split, files in paths.items()}
-        total = sum(count.bytes for count in counts.values())
-        with (
-            ShardWriter(self.folder, self.codec, options=self.options, source=source) as writer,
-            tqdm(total=total, unit="B", unit_scale=True, desc="tokenise", disable=None) as bar,
-        ):
-            tokenise(writer, self._routed(paths, counts["train"], bar))
+    def verify(self) -> str:
+        shards = TokenShards(self.folder)
+        shards.verify()
+        return f"{self.folder}: as written ({describe(shards)})"
 
-    def _survey(self, split: str, files: list[Path]) -> Survey:
-        size = sum(path.stat().st_size for path in files)
-        with tqdm(total=size, unit="B", unit_scale=True, desc=f"count {split}", disable=None) as bar:
-            counts = survey(files, self.text_key, bar.update)
-        needed = 2 if split == "train" and self.val is None else 1
-        if counts.characters < needed:
-            raise ValueError(f"data.{split}: {files[0]}: {counts.characters} characters of text in all; give more text")
-        return counts
+    def _given(self) -> dict[str, str | list[str]]:
+        return {"train": self.train} if self.val is None else {"train": self.train, "val": self.val}
 
-    def _routed(self, paths: dict[str, list[Path]], counts: Survey, bar: tqdm) -> Iterator[tuple[str, Piece]]:
-        pieces = (piece for path in paths["train"] for piece in read_documents(path, self.text_key, bar.update))
-        if self.val is None:
-            yield from held_out_last(pieces, counts, self.val_fraction)
+    def _source(self) -> list[dict[str, Any]]:
+        """What identifies the files; of the hub's data sets the name is enough, so that no start asks the network."""
+        found: list[dict[str, Any]] = []
+        for split, given in self._given().items():
+            if isinstance(given, str) and given.startswith(HUB):
+                found.append({"split": split, "hub": given.removeprefix(HUB)})
+            else:
+                found += [{"split": split, **fingerprint(path)} for path in find_files(given, split)]
+        return found
+
+    def _files(self) -> dict[str, list[Path]]:
+        return {
+            split: hub_parquet(given, split)
+            if isinstance(given, str) and given.startswith(HUB)
+            else find_files(given, split)
+            for split, given in self._given().items()
+        }
+
+    def _build(self, source: list[dict[str, Any]]) -> str:
+        """Writes the shards, or what was missing of them; returns what there is to say about the text."""
+        files, reader = self._files(), self._reader()
+        total = sum(path.stat().st_size for paths in files.values() for path in paths)
+        workers = self.processes or (len(os.sched_getaffinity(0)) if total > _WORTH_PROCESSES else 1)
+        try:
+            with ShardWriter(self.folder, self.codec, options=self.options, source=source) as writer:
+                if writer.resumed:
+                    rank_zero_info(f"{self.folder}: goes on at {writer.counted('documents'):,} documents")
+                pieces = self._routed(files, reader, bar := _bar(total, "tokenise"))
+                with bar:
+                    replaced = tokenise(writer, pieces, workers, bar, self._between())
+                self._check_splits(writer, files)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise OSError(
+                f"{self.folder}: no space left on the device; make room and start again, it goes on where it stopped"
+            ) from None
+        unknown = f"; {replaced:,} characters outside the alphabet became U+FFFD" if replaced else ""
+        return unknown + reader.note()
+
+    def _routed(self, files: dict[str, list[Path]], reader: Reader, bar: tqdm) -> Iterator[tuple[str, Piece]]:
+        pieces = (piece for path in files["train"] for piece in reader.read(path, bar.update))
+        if self.val is None and self.held_out == "documents":
+            yield from self._split(pieces, self._survey(files["train"]))
             return
         yield from (("train", piece) for piece in pieces)
-        for path in paths["val"]:
-            yield from (("val", piece) for piece in read_documents(path, self.text_key, bar.update))
+        for path in files.get("val", []):
+            yield from (("val", piece) for piece in reader.read(path, bar.update))
+
+    def _survey(self, files: list[Path]) -> Survey:
+        """A first pass over the text: where its last part begins is known only when all of it was counted."""
+        with _bar(sum(path.stat().st_size for path in files), "count") as bar:
+            counts = self._reader().survey(files, bar.update)
+        if counts.characters < 2:
+            raise ValueError(f"data.train: {files[0]}: {counts.characters} characters of text in all; give more text")
+        return counts
+
+    def _split(self, pieces: Iterator[Piece], counts: Survey) -> Iterator[tuple[str, Piece]]:
+        if self.val_documents is None:
+            return held_out_last(pieces, counts, self.val_fraction)
+        if self.val_documents >= counts.documents:
+            raise ValueError(
+                f"data.val_documents is {self.val_documents}, but there are {counts.documents} documents in all and "
+                f"none would be left to train on; hold out fewer, or leave it out for data.val_fraction"
+            )
+        return held_out_from(pieces, counts.documents - self.val_documents)
+
+    def _check_splits(self, writer: ShardWriter, files: dict[str, list[Path]]) -> None:
+        for split, paths in files.items():
+            if not writer.counted("characters", split):
+                raise ValueError(f"data.{split}: {paths[0]}: 0 characters of text in all; give more text")
 
     def load(self, split: str) -> RowSource:
         codec = self.codec
         shards = TokenShards(self.folder).require(num_classes=codec.num_classes, tokenizer_hash=codec.tokenizer_hash)
-        return Windows(shards, split, self.length, self.stride if split == "train" else None)
+        stride = self.stride if split == "train" else None
+        wrap = None if self.wrap is None else (self._token("wrap", self.wrap[0]), self._token("wrap", self.wrap[1]))
+        if self.held_out == "documents":
+            return Windows(shards, split, self.length, stride, wrap)
+        return Windows(shards, "train", self.length, stride, wrap, self._part(shards, split))
+
+    def _part(self, shards: TokenShards, split: str) -> tuple[int, int]:
+        """The tokens of a split that is cut by blocks."""
+        block = self.length if self.wrap is None else self.length - 2
+        blocks = shards.tokens("train") // max(1, block)
+        if blocks < 2:
+            raise ValueError(
+                f"sequence longer than the data: data.length is {self.length}, but the text has {blocks} block(s) of "
+                f"it for two splits; choose a smaller length or give more data"
+            )
+        cut = min(max(1, round(blocks * (1 - self.val_fraction))), blocks - 1) * block
+        return (0, cut) if split == "train" else (cut, blocks * block)
+
+    def _between(self) -> tuple[list[int], int]:
+        """Ids and characters between two documents."""
+        return self.codec.separator if self.separator is None else ([self._token("separator", self.separator)], 0)
+
+    def _token(self, key: str, name: str) -> int:
+        found = self.codec.token_id(name)
+        if found is None:
+            raise ValueError(f"data.{key}: the tokenizer has no token {name!r}; give one that it has")
+        return found
 
     @property
     def characters_per_token(self) -> float | None:
         shards = TokenShards(self.folder)
-        return shards.characters("val") / shards.tokens("val")
+        split = "val" if self.held_out == "documents" else "train"
+        return shards.characters(split) / shards.tokens(split)
+
+
+def _bar(total: int, what: str) -> tqdm:
+    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None)

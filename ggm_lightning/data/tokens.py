@@ -3,176 +3,30 @@
 A folder holds `train-00000.bin`, `val-00000.bin`, ... (little-endian uint16 where V <= 65536, else uint32; nothing but
 ids) and `header.json` (data/header.py), which says everything else: vocabulary, codec, how and from what the shards
 were made, counts and checksums. The header is written last, by an atomic rename, and removed first when a folder is
-rebuilt: what loads is complete. Sizes and header are checked on start, contents when they are first read
-(data/blocks.py).
+rebuilt (data/shard_writer.py): what loads is complete. Sizes and header are checked on start, contents when they are
+first read (data/blocks.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64, Integer
 from torch import Tensor
 
-from ggm_lightning.data.blocks import BLOCK_BYTES, FileDigest, SplitBlocks, check_size
+from ggm_lightning.data.blocks import SplitBlocks, check_size
 from ggm_lightning.data.codecs import Codec, codec_from_dict
-from ggm_lightning.data.header import HEADER, read_header, sealed
+from ggm_lightning.data.header import HEADER, read_header
 from ggm_lightning.data.rows import BadData, RowSource
+from ggm_lightning.data.shard_writer import ShardWriter
 
-_SHARD = re.compile(r"(train|val|test)-\d{5}\.bin(\.tmp)?")  # narrow: a user's folder may hold other .bin files
 SCAN_LIMIT = 2**28  # tokens of a split that are looked at before training; larger ones are checked as they are read
-
-
-@contextmanager
-def folder_lock(folder: str | Path) -> Iterator[None]:
-    """One process at a time prepares a folder: two runs started together must not write over each other."""
-    import fcntl
-
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _publish(handle: BinaryIO, temporary: Path, final: Path) -> None:
-    """Onto the disk first, under the final name second."""
-    handle.flush()
-    os.fsync(handle.fileno())
-    handle.close()
-    os.replace(temporary, final)
-
-
-class _SplitWriter:
-    """The open shard of one split and what has been counted so far."""
-
-    def __init__(self, folder: Path, split: str, dtype: np.dtype, shard_tokens: int) -> None:
-        self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
-        self.counts = {"documents": 0, "tokens": 0, "characters": 0, "largest_id": -1}
-        self.files: list[dict[str, Any]] = []
-        self.handle: BinaryIO | None = None
-        self.room = 0
-
-    def _open(self) -> BinaryIO:
-        self.name = f"{self.split}-{len(self.files):05d}.bin"
-        self.handle = open(self.folder / f"{self.name}.tmp", "wb")  # noqa: SIM115 - it outlives this call
-        self.digest, self.room = FileDigest(BLOCK_BYTES), self.shard_tokens
-        return self.handle
-
-    def write(self, ids: np.ndarray) -> None:
-        while len(ids):
-            handle = self.handle or self._open()
-            part, ids = ids[: self.room], ids[self.room :]
-            raw = part.astype(self.dtype).tobytes()
-            handle.write(raw)
-            self.digest.update(raw)
-            self.room -= len(part)
-            if self.room == 0:
-                self.close()
-
-    def close(self) -> None:
-        if self.handle is None:
-            return
-        _publish(self.handle, self.folder / f"{self.name}.tmp", self.folder / self.name)
-        self.handle = None
-        tokens = self.shard_tokens - self.room
-        self.files.append({"name": self.name, "tokens": tokens, **self.digest.to_dict()})
-
-
-class ShardWriter:
-    """Streams ids into a folder in bounded memory; `close()` (or leaving the `with` block) makes it loadable.
-
-    Args:
-        folder: created if absent; shards already there stop being loadable at once.
-        codec: how ids and text correspond; its num_classes decides the width of an id on disk.
-        options, source: plain JSON, kept in the header: how and from what the shards were made.
-        shard_tokens: the most tokens per file.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        codec: Codec,
-        *,
-        options: dict[str, Any] | None = None,
-        source: list[dict[str, Any]] | None = None,
-        shard_tokens: int = 2**28,
-    ) -> None:
-        if shard_tokens < 1:
-            raise ValueError(f"shard_tokens is {shard_tokens}; it must be at least 1")
-        self.folder, self.codec, self.shard_tokens = Path(folder), codec, shard_tokens
-        self.options, self.source = options or {}, source or []
-        self.dtype = np.dtype("<u2" if codec.num_classes <= 2**16 else "<u4")
-        self._splits: dict[str, _SplitWriter] = {}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / HEADER).unlink(missing_ok=True)
-
-    def add(self, split: str, ids: Integer[np.ndarray, " n"], *, characters: int = 0, documents: int = 0) -> None:
-        """Append ids to a split, and what they count as."""
-        ids = np.asarray(ids)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise ValueError(f"{split}: ids of dtype {ids.dtype}, shape {ids.shape}; give integers in one dimension")
-        largest = int(ids.max()) if ids.size else -1
-        if ids.size and (ids.min() < 0 or largest >= self.codec.num_classes):
-            at = int(np.flatnonzero((ids < 0) | (ids >= self.codec.num_classes))[0])
-            wrong = ids[at]
-            at += self._splits[split].counts["tokens"] if split in self._splits else 0
-            raise ValueError(
-                f"{self.folder} ({split} split): id {wrong} at position {at} is outside "
-                f"0..{self.codec.num_classes - 1}; use the codec's own ids"
-            )
-        if split not in self._splits:
-            self._splits[split] = _SplitWriter(self.folder, split, self.dtype, self.shard_tokens)
-        writer = self._splits[split]
-        writer.write(ids)
-        counts = writer.counts
-        counts["largest_id"] = max(counts["largest_id"], largest)
-        for key, value in (("documents", documents), ("tokens", len(ids)), ("characters", characters)):
-            counts[key] += value
-
-    def close(self) -> None:
-        """Finish the shards, then write the header, then remove what an earlier build left behind."""
-        for writer in self._splits.values():
-            writer.close()
-        header = {
-            "num_classes": self.codec.num_classes,
-            "dtype": self.dtype.name,
-            "block_bytes": BLOCK_BYTES,
-            "tokenizer_hash": self.codec.tokenizer_hash,
-            "options": self.options,
-            "source": self.source,
-            "splits": {split: {**w.counts, "files": w.files} for split, w in self._splits.items()},
-            "codec": self.codec.to_dict(),
-        }
-        temporary = self.folder / f"{HEADER}.tmp"
-        handle = open(temporary, "wb")  # noqa: SIM115 - _publish closes it
-        handle.write(sealed(header))
-        _publish(handle, temporary, self.folder / HEADER)
-        known = {file["name"] for writer in self._splits.values() for file in writer.files}
-        for path in self.folder.iterdir():
-            if _SHARD.fullmatch(path.name) and path.name not in known:
-                path.unlink()
-        directory = os.open(self.folder, os.O_RDONLY)
-        os.fsync(directory)  # the renames themselves
-        os.close(directory)
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-            return
-        for writer in self._splits.values():  # no header: what was written stays unloadable and is overwritten later
-            if writer.handle is not None:
-                writer.handle.close()
 
 
 def write_shards(
@@ -329,27 +183,43 @@ class TokenShards:
 class Windows(RowSource):
     """Window i is tokens [i*stride, i*stride + length) of a split; what is left at the end is dropped.
 
-    stride=length (the default) cuts the tokens into disjoint windows, stride=1 gives every window there is.
+    Args:
+        stride: length (the default) cuts the tokens into disjoint windows, 1 gives every window there is.
+        wrap: (first, last), two ids put around each window, which then holds length - 2 tokens of the split.
+        part: (begin, end), tokens of the split to which the windows are confined.
     """
 
-    def __init__(self, source: TokenSource, split: str, length: int, stride: int | None = None) -> None:
-        self.source, self.split, self.length = source, split, length
-        self.stride = length if stride is None else stride
-        if length < 1 or self.stride < 1:
-            raise ValueError(f"data.length is {length} and data.stride {self.stride}; both must be at least 1")
-        tokens = source.tokens(split)
-        if tokens < length:
+    def __init__(
+        self,
+        source: TokenSource,
+        split: str,
+        length: int,
+        stride: int | None = None,
+        wrap: tuple[int, int] | None = None,
+        part: tuple[int, int] | None = None,
+    ) -> None:
+        self.source, self.split, self.wrap = source, split, wrap
+        self.length = length if wrap is None else length - 2
+        self.stride = self.length if stride is None else stride
+        if self.length < 1 or self.stride < 1:
+            least = 1 if wrap is None else 3
+            raise ValueError(f"data.length is {length} and data.stride {stride}; they must be at least {least} and 1")
+        self.begin, end = part or (0, source.tokens(split))
+        if end - self.begin < self.length:
             raise ValueError(
-                f"sequence longer than the data: data.length is {length}, but the {split} split has {tokens} tokens; "
-                f"choose a smaller length or give more data"
+                f"sequence longer than the data: data.length is {length}, but the {split} split has "
+                f"{end - self.begin} tokens; choose a smaller length or give more data"
             )
-        self.count = (tokens - length) // self.stride + 1
+        self.count = (end - self.begin - self.length) // self.stride + 1
 
     def __len__(self) -> int:
         return self.count
 
     def fetch(self, index: np.ndarray) -> dict[str, Tensor]:
-        return {"x": torch.from_numpy(self.source.read(self.split, index * self.stride, self.length))}
+        x = self.source.read(self.split, self.begin + index * self.stride, self.length)
+        if self.wrap is not None:
+            x = np.pad(x, ((0, 0), (1, 1)), constant_values=(self.wrap,))
+        return {"x": torch.from_numpy(x)}
 
     def storage(self) -> Iterator[tuple[str, np.ndarray]]:
         return self.source.storage(self.split)

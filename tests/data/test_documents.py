@@ -10,7 +10,7 @@ import pytest
 from ggm_lightning.data import documents
 from ggm_lightning.data.codecs import Subwords
 from ggm_lightning.data.demo import reference_text, train_bpe
-from ggm_lightning.data.documents import Piece, Survey, find_files, fingerprint, held_out_last, read_documents, survey
+from ggm_lightning.data.documents import Piece, Reader, Survey, find_files, fingerprint, held_out_last
 
 
 def _write(path: Path, content: str | bytes) -> Path:
@@ -20,7 +20,7 @@ def _write(path: Path, content: str | bytes) -> Path:
 
 def _texts(path: Path) -> list[str]:
     texts, open_text = [], ""
-    for piece in read_documents(path, "text"):
+    for piece in Reader().read(path):
         open_text += piece.text
         if piece.last:
             texts.append(open_text)
@@ -50,10 +50,10 @@ def test_pieces_join_to_the_file_and_tokenise_as_the_whole(tmp_path: Path, monke
     text = reference_text()[0][:20_000] + "naïve ☃ snow\n\n   end"
     path = _write(tmp_path / "a.txt", text)
     monkeypatch.setattr(documents, "_BLOCK", block)
-    pieces = list(read_documents(path, "text"))
+    pieces = list(Reader().read(path))
     assert "".join(p.text for p in pieces) == text
     assert [p.last for p in pieces] == [False] * (len(pieces) - 1) + [True]
-    assert survey([path], "text") == Survey(1, len(text), len(text.encode()))
+    assert Reader().survey([path]) == Survey(1, len(text), len(text.encode()))
     if block == 1009:
         codec = Subwords(train_bpe(text, 300))
         assert len(pieces) > 10
@@ -68,17 +68,17 @@ def test_broken_utf8_names_the_byte(tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(documents, "_BLOCK", block)
         path = _write(tmp_path / "a.txt", good.encode() + b"\xff" + good.encode())
         with pytest.raises(ValueError, match=rf"a.txt: not UTF-8 at byte {len(good.encode())} .*; convert"):
-            list(read_documents(path, "text"))
+            list(Reader().read(path))
         path = _write(tmp_path / "b.txt", good.encode()[:-1])  # cut in the middle of a character
         with pytest.raises(ValueError, match=rf"b.txt: not UTF-8 at byte {len(good.encode()) - 3} "):
-            list(read_documents(path, "text"))
+            list(Reader().read(path))
 
 
 def test_jsonl_lines(tmp_path: Path) -> None:
     lines = [json.dumps({"text": t, "id": 3}) for t in ("one", "", "zwei\nlines ☃", "drei")]
     path = _write(tmp_path / "a.jsonl", "\n".join([lines[0], "", *lines[1:]]))
     assert _texts(path) == ["one", "zwei\nlines ☃", "drei"]
-    assert survey([path], "text").documents == 3
+    assert Reader().survey([path]).documents == 3
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_jsonl_lines(tmp_path: Path) -> None:
 def test_bad_lines_are_named_by_number(tmp_path: Path, line: bytes, message: str) -> None:
     path = _write(tmp_path / "a.jsonl", b'{"text": "fine"}\n' + line + b"\n")
     with pytest.raises(ValueError, match=message):
-        list(read_documents(path, "text"))
+        list(Reader().read(path))
 
 
 def test_holding_out_the_last_documents_or_characters() -> None:

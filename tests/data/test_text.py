@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ggm_lightning.data import documents as documents_module
-from ggm_lightning.data import text as text_module
+from ggm_lightning.data import tokenising
 from ggm_lightning.data.codecs import Bytes
 from ggm_lightning.data.demo import train_bpe
 from ggm_lightning.data.text import TextData
@@ -80,7 +80,7 @@ def test_documents_are_separated(tmp_path: Path) -> None:
 
 def test_many_batches_of_pieces_give_the_same_tokens(source: Path, monkeypatch) -> None:
     whole = _tokens(_data(source), "train")
-    monkeypatch.setattr(text_module, "_BATCH", 1)
+    monkeypatch.setattr(tokenising, "_BATCH", 1)
     monkeypatch.setattr(documents_module, "_BLOCK", 100)
     again = _data(source, folder=str(source.parent / "other"))
     assert _tokens(again, "train") == whole

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggm_lightning.data import tokens
+from ggm_lightning.data import shard_writer
 from ggm_lightning.data.codecs import Bytes, Integers
 from ggm_lightning.data.header import staleness
-from ggm_lightning.data.tokens import ShardWriter, TokenShards, Windows, folder_lock, write_shards
+from ggm_lightning.data.shard_writer import ShardWriter, folder_lock
+from ggm_lightning.data.tokens import TokenShards, Windows, write_shards
 
 V = 11
 
@@ -103,7 +104,7 @@ def test_damage_that_keeps_the_size_is_found(tmp_path: Path) -> None:
 
 def _write_and_die(folder: Path, when: int) -> None:
     """Three shards of at most ten tokens; the process is gone before the file number `when` gets its name."""
-    publish, calls = tokens._publish, [0]
+    publish, calls = shard_writer._publish, [0]
 
     def dying(*args: Any) -> None:
         if calls[0] == when:
@@ -111,7 +112,7 @@ def _write_and_die(folder: Path, when: int) -> None:
         calls[0] += 1
         publish(*args)
 
-    tokens._publish = dying
+    shard_writer._publish = dying
     writer = ShardWriter(folder, Integers(V), shard_tokens=10)
     writer.add("train", np.zeros(25, dtype=int))
     writer.close()

@@ -1,0 +1,182 @@
+"""From documents to ids in shards: in parallel processes, in the order of the documents, gone on with after a kill.
+
+One process reads and writes; the others encode batches of about a million characters and never see a file. What is in
+a batch depends on the documents alone, so the shards do not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Integer
+from tqdm import tqdm
+
+from ggm_lightning.data.codecs import Codec, codec_from_dict
+from ggm_lightning.data.documents import Piece
+from ggm_lightning.data.shard_writer import ShardWriter
+
+_BATCH = 2**20  # characters encoded together
+_MARK = 2**26  # characters between two marks: what a kill can cost
+_AHEAD = 3  # batches that wait for each process, so that none waits for the reader
+
+Batch = list[tuple[str, Piece]]
+
+
+class Encoded(NamedTuple):
+    """A batch's ids in one array, how many belong to each piece, and how many characters the codec did not know."""
+
+    ids: Integer[np.ndarray, " n"]
+    lengths: list[int]
+    replaced: int
+
+
+def _encode(codec: Codec, texts: list[str]) -> Encoded:
+    before = getattr(codec, "replaced", 0)
+    found = codec.encode_batch(texts)
+    ids = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+    ids = ids.astype(np.uint32, copy=False)  # half of what goes through the pipe
+    return Encoded(ids, [len(one) for one in found], getattr(codec, "replaced", 0) - before)
+
+
+_codec: Codec | None = None  # of a worker process
+
+
+def _begin_worker(described: dict[str, Any]) -> None:
+    global _codec
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core already
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
+    parent = multiprocessing.parent_process()
+
+    def end_with_the_parent() -> None:
+        parent.join()  # type: ignore[union-attr]
+        os._exit(1)  # a killed parent says nothing, and its workers would wait for ever
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
+    _codec = codec_from_dict(described)
+
+
+def _encode_in_worker(texts: list[str]) -> Encoded:
+    assert _codec is not None
+    return _encode(_codec, texts)
+
+
+def _in_order(codec: Codec, batches: Iterator[Batch], workers: int) -> Iterator[tuple[Batch, Encoded]]:
+    if workers <= 1:
+        for batch in batches:
+            yield batch, _encode(codec, [piece.text for _, piece in batch])
+        return
+    # A server that is a fresh process itself: forking this one, with torch's threads in it, could hang.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, (codec.to_dict(),))
+    waiting: deque[tuple[Batch, Any]] = deque()
+    try:
+        for batch in batches:
+            waiting.append((batch, pool.submit(_encode_in_worker, [piece.text for _, piece in batch])))
+            if len(waiting) >= _AHEAD * workers:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(pieces: Iterable[tuple[str, Piece]]) -> Iterator[Batch]:
+    batch: Batch = []
+    size = 0
+    for split, piece in pieces:
+        batch.append((split, piece))
+        size += len(piece.text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def tokenise(
+    writer: ShardWriter,
+    pieces: Iterable[tuple[str, Piece]],
+    workers: int = 1,
+    bar: tqdm | None = None,
+    separator: tuple[list[int], int] | None = None,
+) -> int:
+    """Encode (split, piece) in order into the writer's shards, with the separator (ids, characters; the codec's own
+    by default) between two documents.
+
+    Returns the number of characters that the codec replaced. A writer that resumes passes over what it has already:
+    `pieces` must be the same as before. With one worker the codec encodes in this process, on all cores if it can.
+    """
+    ids, characters = writer.codec.separator if separator is None else separator
+    between = (np.array(ids, dtype=np.uint32), characters)
+    state = writer.resumed or {"batches": 0, "replaced": 0, "begun": {}, "inside": {}}
+    batches = islice(_batches(pieces), state["batches"], None)
+    speed = _Speed(writer, bar)
+    since_mark = 0
+    if workers <= 1:  # explicitly on: else a later fork of loader workers, which never encode, prints a warning
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for batch, encoded in _in_order(writer.codec, batches, workers):
+        _write(writer, batch, encoded, between, state)
+        state["batches"] += 1
+        state["replaced"] += encoded.replaced
+        since_mark += sum(len(piece.text) for _, piece in batch)
+        if since_mark >= _MARK:
+            writer.mark(state)
+            since_mark = 0
+        speed.show()
+    return state["replaced"]
+
+
+def _write(
+    writer: ShardWriter, batch: Batch, encoded: Encoded, separator: tuple[np.ndarray, int], state: dict[str, Any]
+) -> None:
+    """`state` knows of each split how many documents have begun, and whether its last one goes on."""
+    between, between_characters = separator
+    start = 0
+    parts: list[np.ndarray] = []
+    split, documents, characters = batch[0][0], 0, 0
+
+    def add() -> None:
+        writer.add(split, np.concatenate(parts), characters=characters, documents=documents)
+
+    for (name, piece), length in zip(batch, encoded.lengths, strict=True):
+        if name != split:
+            add()
+            parts, split, documents, characters = [], name, 0, 0
+        opens = not state["inside"].get(split, False)
+        begun = state["begun"].get(split, 0)
+        if opens and begun:
+            parts.append(between)
+            characters += between_characters
+        parts.append(encoded.ids[start : start + length])
+        start += length
+        documents += opens
+        characters += len(piece.text)
+        state["begun"][split], state["inside"][split] = begun + opens, not piece.last
+    add()
+
+
+class _Speed:
+    """Documents and tokens per second behind the bar, which itself counts bytes and the time left."""
+
+    def __init__(self, writer: ShardWriter, bar: tqdm | None) -> None:
+        self.writer, self.bar = writer, bar
+        self.begin, self.first = time.monotonic(), writer.counted("tokens")
+
+    def show(self) -> None:
+        if self.bar is None:
+            return
+        rate = (self.writer.counted("tokens") - self.first) / max(time.monotonic() - self.begin, 1e-9)
+        self.bar.set_postfix_str(f"{self.writer.counted('documents'):,} documents, {rate / 1e6:.2f}M tokens/s")

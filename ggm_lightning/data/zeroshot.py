@@ -1,0 +1,221 @@
+"""Text that a model was not trained on, cut into blocks as published zero-shot perplexities are measured on them.
+
+data:
+  class_path: ggm_lightning.data.zeroshot.ZeroShotText
+  init_args: {dataset: lambada, path: data/lambada}
+
+Every example is detokenised (data/detokenise.py), encoded on its own and followed by the end-of-text; the examples of a
+group are strung together and cut into blocks of `length` tokens, and what is left at the end of the group is dropped.
+That is the protocol of SEDD (arXiv 2310.16834, data.py). A block's bound is not conditioned on the block before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+from tqdm import tqdm
+
+from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.data.codecs import Codec, dict_hash
+from ggm_lightning.data.detokenise import RULES
+from ggm_lightning.data.documents import fingerprint
+from ggm_lightning.data.header import staleness
+from ggm_lightning.data.hub import HUB
+from ggm_lightning.data.rows import RowSource
+from ggm_lightning.data.shard_writer import ShardWriter, folder_lock
+from ggm_lightning.data.text import describe, read_codec
+from ggm_lightning.data.tokens import TokenShards, Windows
+from ggm_lightning.data.zeroshot_sets import SETS, Lines, find, from_hub
+
+_TOGETHER = 1000  # examples that are encoded at once where there are no groups
+
+Example = tuple[np.ndarray, int]  # ids with the end-of-text, characters
+
+
+class ZeroShotText(DiscreteData):
+    """Blocks of one set; there is nothing to train on. "val" and "test" are the same rows.
+
+    Args:
+        dataset: lambada, wikitext2, wikitext103, ptb or lm1b (data/zeroshot_sets.py has their rules and sources).
+        path: a folder with the usual raw file or the hub's parquet; or the file, a glob or a list; or hub: (hub:NAME
+            for another copy there), which `datasets` downloads. None: data/<dataset>.
+        part: train, valid or test. None: the one that figures are published of, which is test except for WikiText-2,
+            whose test part is WikiText-103's.
+        tokenizer: as for TextData. None: that of the checkpoint, which `lightning evaluate` fills in.
+        length: tokens per block. None: the model's.
+        group: examples that are strung together before the rest is dropped. 1000 is what published figures were made
+            with (the batches of `datasets`' map) and the default for their sake. None: the whole split, which loses
+            less than one block.
+        text_key: the column or field of the text; None: the set's own.
+        folder: of the shards; None: runs/data/zeroshot_<dataset>-<hash of the options>.
+        batches: eval_batch_size, num_workers (see DiscreteData).
+    """
+
+    splits = ("val", "test")
+
+    def __init__(
+        self,
+        dataset: str,
+        path: str | list[str] | None = None,
+        part: str | None = None,
+        tokenizer: str | None = None,
+        length: int | None = None,
+        group: int | None = 1000,
+        text_key: str | None = None,
+        folder: str | None = None,
+        **batches: Any,
+    ) -> None:
+        super().__init__(**batches)
+        if dataset not in SETS:
+            raise ValueError(f"data.dataset is {dataset!r}; choose one of {', '.join(SETS)}")
+        self.entry = SETS[dataset]
+        self.part = part or self.entry.part
+        if self.part not in self.entry.examples:
+            raise ValueError(f"data.part is {part!r}; {dataset} has {', '.join(self.entry.examples)}")
+        for key, value in (("length", length), ("group", group)):
+            if value is not None and value < 1:
+                raise ValueError(f"data.{key} is {value}; it must be at least 1")
+        self.dataset, self.path, self.tokenizer = dataset, path or f"data/{dataset}", tokenizer
+        self.length, self.group, self.text_key, self._given_folder = length, group, text_key, folder
+        self._codec: Codec | None = None
+
+    def complete(self, codec: Codec | None, shape: tuple[int, ...]) -> None:
+        """Take from a model what the configuration leaves open: its codec, and its length if it reads sequences."""
+        if self.tokenizer is None:
+            self._codec = codec
+        if self.length is None and len(shape) == 1:
+            self.length = shape[0]
+
+    @property
+    def codec(self) -> Codec:
+        if self._codec is None and self.tokenizer is None:
+            raise ValueError(
+                "data.tokenizer is open: `lightning evaluate` takes the checkpoint's; elsewhere name a tokenizer.json"
+            )
+        if self._codec is None:
+            self._codec = read_codec(str(self.tokenizer))
+        return self._codec
+
+    @property
+    def num_classes(self) -> int:
+        return self.codec.num_classes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        if self.length is None:
+            raise ValueError("data.length is open: `lightning evaluate` takes the model's; elsewhere give it")
+        return (self.length,)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the shards depend on besides the tokenizer and the files' contents."""
+        (length,) = self.shape
+        given = {"dataset": self.dataset, "part": self.part, "length": length, "group": self.group}
+        return {**given, "text_key": self.text_key, "rules": RULES}
+
+    @property
+    def folder(self) -> Path:
+        if self._given_folder is not None:
+            return Path(self._given_folder)
+        key = dict_hash([self.path, self.codec.tokenizer_hash, self.options])
+        return Path("runs/data") / f"zeroshot_{self.dataset}-{key[:8]}"
+
+    @property
+    def characters_per_token(self) -> float | None:
+        """Of the detokenised text, in the blocks that are left, per token, ends of text among them."""
+        shards = TokenShards(self.folder)
+        return shards.characters("test") / shards.tokens("test")
+
+    def prepare_data(self) -> None:
+        """Cut into `folder`, unless what lies there was made from the same files, options, tokenizer and rules.
+
+        A name on the hub stands for its content: what was made from it is kept without asking the network.
+        """
+        on_hub = isinstance(self.path, str) and self.path.startswith(HUB)
+        paths = [] if on_hub else find(self.entry, self.path, self.part)
+        source = [{"hub": self.path}] if on_hub else [fingerprint(path) for path in paths]
+        with folder_lock(self.folder):
+            reason = staleness(
+                self.folder, options=self.options, source=source, tokenizer_hash=self.codec.tokenizer_hash
+            )
+            if reason is None:
+                rank_zero_info(f"{self.folder}: kept ({describe(TokenShards(self.folder))})")
+                return
+            note = self._build(paths, source)
+        rank_zero_info(f"{self.folder}: built ({reason}): {describe(TokenShards(self.folder))}{note}")
+
+    def _build(self, paths: list[Path], source: list[dict[str, Any]]) -> str:
+        size = sum(path.stat().st_size for path in paths)
+        with (
+            ShardWriter(self.folder, self.codec, options=self.options, source=source) as writer,
+            tqdm(total=size or None, unit="B", unit_scale=True, desc=self.dataset, disable=None) as bar,
+        ):
+            dropped = self._cut(writer, self._examples(paths, bar))
+            examples, tokens = writer.counted("documents"), writer.counted("tokens")
+            if tokens == 0:
+                raise ValueError(
+                    f"data.path: {self.path}: no {'group' if self.group else 'text'} of its {examples:,} examples "
+                    f"fills a block of {self.length} tokens; give the whole file, a smaller data.length, or "
+                    f"data.group: null"
+                )
+        note = f"; {dropped:,} tokens ({dropped / (tokens + dropped):.2%}) left over at the ends of groups"
+        official = self.entry.examples[self.part]
+        if examples != official:
+            note += f"; {examples:,} examples, but the {self.part} part of {self.entry.title} has {official:,}"
+        if self.dataset.startswith("wikitext") and any(path.suffix == ".tokens" for path in paths):
+            note += "; .tokens has <unk> for rare words: published figures are of .raw"
+        return note
+
+    def _examples(self, paths: list[Path], bar: tqdm) -> Iterator[str]:
+        if not paths:
+            yield from from_hub(self.entry, str(self.path), self.part, self.text_key)
+        reader = Lines(self.entry, self.text_key)
+        for path in paths:
+            yield from reader.examples(path, bar.update)
+
+    def _cut(self, writer: ShardWriter, texts: Iterator[str]) -> int:
+        """Whole blocks into the shards; the number of tokens that were left over."""
+        (length,) = self.shape
+        end, end_characters = self.codec.separator
+        rest: list[Example] = []
+        dropped = 0
+        while together := list(islice(texts, self.group or _TOGETHER)):
+            found = self.codec.encode_batch(together)
+            rest += [
+                (np.concatenate([ids, end]).astype(np.int64), len(text) + end_characters)
+                for ids, text in zip(found, together, strict=True)
+            ]
+            stream = np.concatenate([ids for ids, _ in rest])
+            kept = len(stream) // length * length
+            characters, rest = divided(rest, kept, lambda ids: self.codec.decode(ids[None])[0])
+            writer.add("test", stream[:kept], characters=characters, documents=len(together))
+            if self.group is not None:
+                dropped += len(stream) - kept
+                rest = []
+        return dropped + sum(len(ids) for ids, _ in rest)
+
+    def load(self, split: str) -> RowSource:
+        if split == "train":
+            raise ValueError(
+                f"{self.dataset} is there to be evaluated on and has no training split; use `lightning evaluate`"
+            )
+        codec = self.codec
+        shards = TokenShards(self.folder).require(num_classes=codec.num_classes, tokenizer_hash=codec.tokenizer_hash)
+        return Windows(shards, "test", self.shape[0])
+
+
+def divided(examples: list[Example], kept: int, text_of: Callable[[np.ndarray], str]) -> tuple[int, list[Example]]:
+    """(characters in the first `kept` tokens, the examples behind them); one that is cut lies on both sides."""
+    characters = 0
+    for number, (ids, length) in enumerate(examples):
+        if len(ids) > kept:
+            inside = len(text_of(ids[:kept])) if kept else 0
+            return characters + inside, [(ids[kept:], length - inside), *examples[number + 1 :]]
+        characters += length
+        kept -= len(ids)
+    return characters, []
