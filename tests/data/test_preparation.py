@@ -212,51 +212,50 @@ def test_the_second_preparation_says_whom_it_waits_for(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- killed, and gone on with
 
-_KILLED = """
-import sys
-from pathlib import Path
-from ggm_lightning.data import tokenising
-from ggm_lightning.data.text import TextData
-if __name__ == "__main__":
-    tokenising._BATCH, tokenising._MARK = 40_000, 200_000
-    path, folder, tokenizer, processes = sys.argv[1:]
-    data = TextData(path, folder=folder, tokenizer=tokenizer, length=8, processes=int(processes))
-    print("begins", flush=True)
-    data.prepare_data()
-"""
+
+def _prepare(folder: Path, source: Path, tokenizer: Path, processes: int, begins: Any) -> None:
+    os.setsid()  # so that it can be killed with its own processes
+    tokenising._BATCH, tokenising._MARK = 40_000, 160_000
+    begins.set()
+    prepared(source, folder, tokenizer=str(tokenizer), processes=processes)
 
 
-def _start(tmp_path: Path, folder: str, tokenizer: Path, processes: int) -> subprocess.Popen:
-    script = tmp_path / "prepare.py"
-    script.write_text(_KILLED)
-    arguments = [str(tmp_path / "a.jsonl"), str(tmp_path / folder), str(tokenizer), str(processes)]
-    child = subprocess.Popen([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, start_new_session=True)
-    assert child.stdout.readline() == b"begins\n"
+def _start(*arguments: Any) -> Any:
+    context = multiprocessing.get_context("fork")
+    begins = context.Event()
+    child = context.Process(target=_prepare, args=(*arguments, begins))
+    child.start()
+    assert begins.wait(60)
     return child
+
+
+def _finish(*arguments: Any) -> float:
+    """Seconds that an undisturbed preparation takes."""
+    child, begin = _start(*arguments), time.monotonic()
+    child.join()
+    assert child.exitcode == 0
+    return time.monotonic() - begin
 
 
 @pytest.mark.slow
 def test_killed_at_ten_random_moments_it_goes_on_to_the_same_bytes(tmp_path: Path, tokenizer: Path) -> None:
-    write(tmp_path, "a.jsonl", [f"{i} {text * 20}" for i in range(12) for text in TEXTS])
-    child = _start(tmp_path, "whole", tokenizer, 1)
-    begin = time.monotonic()
-    assert child.wait() == 0
-    duration = time.monotonic() - begin
-    whole = files(tmp_path / "whole")
+    source = write(tmp_path, "a.jsonl", [f"{i} {text * 20}" for i in range(12) for text in TEXTS])
     rng = random.Random(0)
     killed = gone_on = 0
     for trial in range(10):
-        child = _start(tmp_path, f"{trial}", tokenizer, processes := 1 + trial % 2)
-        time.sleep(rng.uniform(0.05, 0.9) * duration)
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL) if trial % 4 else child.kill()  # also the parent alone
-            killed += 1
-        child.wait()
-        gone_on += (tmp_path / f"{trial}" / "progress.json").is_file()
-        if (tmp_path / f"{trial}" / "header.json").is_file():  # it loads only if it is complete
-            assert files(tmp_path / f"{trial}") == whole
-        assert _start(tmp_path, f"{trial}", tokenizer, processes).wait() == 0
-        assert files(tmp_path / f"{trial}") == whole
-    print(f"{killed} of 10 killed within {duration:.1f} s, {gone_on} of them went on from a mark")
+        how = (tmp_path / f"{trial}", source, tokenizer, 2 if trial in (3, 7) else 1)
+        duration = _finish(tmp_path / f"whole{trial}", *how[1:])
+        child = _start(*how)
+        time.sleep(rng.uniform(0.1, 0.9) * duration)
+        if child.is_alive():
+            child.kill() if trial == 7 else os.killpg(child.pid, signal.SIGKILL)  # its processes end by themselves
+        child.join()
+        killed += child.exitcode == -signal.SIGKILL
+        gone_on += (how[0] / "progress.json").is_file()
+        if (how[0] / "header.json").is_file():  # it loads only if it is complete
+            assert files(how[0]) == files(tmp_path / f"whole{trial}")
+        _finish(*how)
+        assert files(how[0]) == files(tmp_path / f"whole{trial}")
+    print(f"{killed} of 10 killed, {gone_on} went on from a mark")
     assert killed >= 7
     assert gone_on >= 3
