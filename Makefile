@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-images demo-blackout demo-lddm setup test test-slow check bench clean
+.PHONY: help demo demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow check bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -35,6 +35,13 @@ demo-lddm: $(VENV)/.core  ## the text of `demo` by LDDM, its latent drawn first:
 	$(BIN)/lightning fit --config experiments/lddm_demo.yaml $(if $(wildcard runs/lddm_demo/last.ckpt),--ckpt_path last)
 	$(BIN)/lightning sample --ckpt_path runs/lddm_demo/last.ckpt --num_samples 8 --num_steps 64
 	@echo "look at runs/lddm_demo/report.html"
+
+demo-vqgan: export OMP_NUM_THREADS := 1
+demo-vqgan: $(VENV)/.vqgan  ## digits to codes to digits, VQGAN and MD4: open runs/md4_digits_vqgan/report.html (5 minutes)
+	$(BIN)/lightning fit --config experiments/vqgan_digits.yaml $(if $(wildcard runs/vqgan_digits/last.ckpt),--ckpt_path last)
+	$(BIN)/lightning fit --config experiments/md4_digits_vqgan.yaml $(if $(wildcard runs/md4_digits_vqgan/last.ckpt),--ckpt_path last)
+	$(BIN)/lightning sample --ckpt_path runs/md4_digits_vqgan/last.ckpt --num_samples 40 --num_steps 16 --label each
+	@echo "look at runs/md4_digits_vqgan/report.html: real, reconstructed, generated"
 
 setup: $(VENV)/.dev  ## set up .venv with everything for development
 
@@ -75,6 +82,15 @@ $(VENV)/.images: $(VENV)/.core
 	$(PIP) install -c constraints.txt -e ".[images]"
 	@touch $@
 
+# alone and without what it declares: its training code wants torchvision and an old Lightning, which break ours; the
+# three modules taken of it (networks/vqgan.py) need neither
+TAMING := $(PIP) install --no-deps taming-transformers-rom1504==0.0.6
+
+$(VENV)/.vqgan: $(VENV)/.images
+	$(TAMING)
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.core
 	$(PIP) install -c constraints.txt -e ".[dev]"
+	$(TAMING)
 	@touch $@

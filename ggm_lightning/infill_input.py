@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from ggm_lightning.data.codecs import Codec, Images, Integers
+from ggm_lightning.data.vqgan import Codes
 from ggm_lightning.models.base import Family
 
 HALVES = ("left", "right", "top", "bottom")
@@ -55,7 +56,7 @@ def read(model: Family, text: str | None, input: str | None, mask: str | None, b
 
 
 def _what(model: Family) -> str:
-    if isinstance(model.codec, Images):
+    if isinstance(model.codec, Images | Codes):
         return "--input PICTURE.png with --mask MASK.png or left, right, top, bottom (or an .npz with x and mask)"
     return "either --text 'words with _ blanks' or --input FILE (.txt or .npz)"
 
@@ -110,16 +111,22 @@ def _from_npz(model: Family, path: str) -> Given:
 
 
 def _from_picture(model: Family, path: str, mask: str | None) -> Given:
-    if not isinstance(model.codec, Images):
+    codec = model.codec
+    if not isinstance(codec, Images | Codes):
         raise ValueError(f"--input {path}: this model is not of pictures; give {_what(model)}")
-    size = model.codec.shape[1:]
-    picture = _levels(_pixels(path, "--input", size), model.codec)
+    size = codec.shape[1:] if isinstance(codec, Images) else codec.picture[1:]
+    pixels = _pixels(path, "--input", size)
     if mask is None:
         raise ValueError(f"--input {path}: which part is to be filled? give --mask MASK.png, or {', '.join(HALVES)}")
     fill = _half(mask, size) if mask in HALVES else _pixels(mask, "--mask", size).any(-1)
     if not fill.any():
         raise ValueError(f"--mask {mask}: nothing to fill, all of it is black; make white what is to be filled")
-    known = np.broadcast_to(~fill, model.codec.shape).copy()  # every channel of a pixel
+    if isinstance(codec, Images):
+        picture, known = _levels(pixels, codec), np.broadcast_to(~fill, codec.shape).copy()  # every channel of a pixel
+    else:  # a code is known where all of its patch is
+        picture = codec.encode_pictures(_channels(pixels, codec.picture[0])[None])[0]
+        patches = fill.reshape(codec.shape[0], size[0] // codec.shape[0], codec.shape[1], size[1] // codec.shape[1])
+        known = np.logical_not(patches.any(axis=(1, 3)))
     values, known_sites = (torch.from_numpy(part).reshape(1, *model.shape) for part in (picture, known))
     return Given(values, known_sites, model.num_sites)
 
@@ -150,11 +157,15 @@ def _levels(pixels: UInt8[np.ndarray, "h w 3"], codec: Images) -> Int64[np.ndarr
 
     Undoes `Images.decode`. For a grey model, colours are first weighted to grey as in Pillow (ITU-R 601-2).
     """
+    return np.rint(_channels(pixels, codec.shape[0]) * ((codec.num_classes - 1) / 255)).astype(np.int64)
+
+
+def _channels(pixels: UInt8[np.ndarray, "h w 3"], channels: int) -> UInt8[np.ndarray, "c h w"]:
     from PIL import Image
 
-    if codec.shape[0] == 1:
-        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    return np.rint(pixels.transpose(2, 0, 1) * ((codec.num_classes - 1) / 255)).astype(np.int64)
+    if channels == 1:
+        return np.array(Image.fromarray(pixels).convert("L"))[None]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _half(word: str, size: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:

@@ -1,6 +1,6 @@
 """fit, validate, test and predict: LightningCLI with runs in folders, averaged checkpoints and links from the data.
 
-A run lives in runs/<name>/: last.ckpt (periodic), best.ckpt (lowest val/nelbo), config.yaml, metrics.csv, curve.png,
+A run lives in runs/<name>/: last.ckpt (periodic), best.ckpt (lowest bound), config.yaml, metrics.csv, curve.png,
 report.html, samples/. Folders have no version numbers: with them `--ckpt_path last` finds nothing and starts anew.
 """
 
@@ -33,10 +33,11 @@ from ggm_lightning.callbacks.report import Report
 from ggm_lightning.callbacks.save_config import SaveConfig
 from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.callbacks.throughput import Throughput
+from ggm_lightning.data.base import DiscreteData
 
 # so that `--model MD4` finds them by their names
-from ggm_lightning.models import blackout, genmd4, ggm, lddm, markov, md4  # noqa: F401
-from ggm_lightning.models.base import Family
+from ggm_lightning.models import blackout, genmd4, ggm, lddm, markov, md4, vqgan  # noqa: F401
+from ggm_lightning.models.base import Trained
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
 from ggm_lightning.rundir.loggers import LOGGERS, make_logger
@@ -60,7 +61,7 @@ def build(command: str, argv: list[str]) -> None:
 
     strict = {"exit_on_error": False, "allow_abbrev": False}  # --trainer.max_step must not pass for max_steps
     OneCommand(
-        model_class=Family,
+        model_class=Trained,
         datamodule_class=LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
@@ -200,7 +201,7 @@ class _CLI(LightningCLI):
             keep_last = KeepLast(str(self.folder), self._get(self.config, "checkpoint_every_n_steps"))
             ours = [Guard(), Report(), SaveConfig(self.folder, self._config_text())]
             extra += [callback for callback in ours if not any(type(callback) is type(other) for other in given)]
-            extra += [keep_last, KeepBest(str(self.folder)), StopSignals(keep_last)]
+            extra += [keep_last, KeepBest(str(self.folder), self.model.best_by), StopSignals(keep_last)]
         config["callbacks"] = [*given, *extra]
         config["plugins"] = [*(config.get("plugins") or []), checkpoint_files.AtomicCheckpointIO()]
         if SLURMEnvironment.detect():  # Lightning's own requeueing saves in the middle of a step
@@ -224,6 +225,8 @@ class _CLI(LightningCLI):
         self.model.resolved_config = yaml.safe_load(self._config_text())
         config = self.config[self.subcommand]
         path = config.get("ckpt_path")
+        if isinstance(self.datamodule, DiscreteData):
+            self.datamodule.check_model(self.model)  # before hours of preparation
         if self.subcommand == "fit" and not config.trainer.fast_dev_run:
             refuse_without_space(self.folder, self.model)
         if path is not None:

@@ -303,5 +303,5 @@ def test_building_the_trainer_loads_no_optional_library() -> None:
 def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     printed = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "sample", "infill"):
+    for command in ("fit", "validate", "test", "predict", "sample", "infill", "evaluate"):
         assert f"\n  {command}" in printed

@@ -21,6 +21,7 @@ from PIL import Image
 from ggm_lightning import config
 from ggm_lightning.cli import main
 from ggm_lightning.networks import pretrained
+from ggm_lightning.networks.vqgan import Autoencoder
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -28,6 +29,7 @@ DEBUG = ROOT / "configs" / "trainer" / "debug.yaml"
 
 # sizes of each network class for the two steps; an experiment may add its own
 TINY: dict[str, dict[str, object]] = {
+    "Autoencoder": {"num_codes": 8},
     "Transformer": {"feature_dim": 8, "num_heads": 2, "num_layers": 1},
     "JointDenoiser": {"feature_dim": 8, "num_heads": 2, "num_layers": 1, "num_latents": 2, "latent_dim": 4},
     "NCSNpp": {"feature_dim": 8, "multipliers": [1, 1], "num_blocks": 1},
@@ -105,8 +107,30 @@ def celeba(folder: Path) -> None:
     (folder / "list_eval_partition.txt").write_text("".join(f"{i}.jpg {i // 2}\n" for i in range(6)))
 
 
-def tokens(folder: Path) -> None:
-    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(1024, size=(20, 256)))
+def faces(folder: Path) -> None:
+    """Pictures, and a VQGAN in the form of the released ones, with their codebook and grid but few pixels."""
+    (folder / "pictures").mkdir()
+    for i in range(6):
+        Image.fromarray(np.full((40, 32, 3), 40 * i, np.uint8)).save(folder / "pictures" / f"{i}.png")
+    sizes = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 0, "attn_resolutions": [], "z_channels": 4}
+    sizes |= {"resolution": 32, "in_channels": 3, "out_ch": 3, "double_z": False, "dropout": 0.0}
+    params = {"embed_dim": 4, "n_embed": 1024, "ddconfig": sizes}
+    (folder / "configs").mkdir()
+    (folder / "ckpts").mkdir()
+    described = {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
+    (folder / "configs" / "model.yaml").write_text(yaml.safe_dump(described))
+    network = Autoencoder((3, 32, 32), 1024, 4, 32, (1, 1), 0, (), 4)
+    torch.save({"state_dict": network.state_dict()}, folder / "ckpts" / "last.ckpt")
+
+
+def digits_vqgan(folder: Path) -> None:
+    """An untrained one, as `lightning fit` would have saved it."""
+    class_path, init_args = network_of(ROOT / "experiments" / "vqgan_digits.yaml")
+    network = Autoencoder(shape=(1, 8, 8), **init_args)
+    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    described = {"network": {"class_path": class_path, "init_args": {**init_args, "shape": [1, 8, 8]}}}
+    model = {"class_path": "ggm_lightning.models.vqgan.VQGAN", "init_args": described}
+    torch.save({"state_dict": state, "ggm_lightning": {"model": model}}, folder / "vqgan.ckpt")
 
 
 DEMO = {"length": 16, "global_batch_size": 4, "stride": 64, "folder": "{tmp}/shards"}
@@ -115,7 +139,9 @@ TEXT8 |= {"train_chars": 900, "val_chars": 50, "test_chars": 50}
 OWT = {"train": "{tmp}/text.jsonl", "tokenizer": "{tmp}/tokenizer.json", "folder": "{tmp}/shards"}
 OWT |= {"length": 16, "global_batch_size": 4}
 IMAGENET = {"path": "{tmp}", "folder": "{tmp}/flat", "global_batch_size": 2}
-TOKENS = {"train": "{tmp}/tokens.npy", "global_batch_size": 4}
+FACES = {"source": "{tmp}/pictures", "vqgan": "{tmp}", "folder": "{tmp}/codes"}
+FACES |= {"val_every": 3, "global_batch_size": 4}
+CODES = {"vqgan": "{tmp}/vqgan.ckpt", "folder": "{tmp}/codes", "global_batch_size": 4}
 WORDS = {"num_train": 16, "num_val": 8, "global_batch_size": 4}
 
 SMALL_LATENT = {"num_heads": 2, "num_layers": 1, "num_latents": 2, "latent_dim": 4}
@@ -139,10 +165,11 @@ CASES = {
     "genmd4_dictionary": Case(125_072, 9, (32,), WORDS),
     "genmd4_owt": Case(165_857_344, 50257, (1024,), OWT, files=words),
     "genmd4_text8": Case(88_734_272, 27, (256,), TEXT8, files=text8),
-    "ggm_celebahq_vqgan": Case(90_236_992, 1024, (256,), TOKENS, files=tokens),
+    "ggm_celebahq_vqgan": Case(90_236_992, 1024, (1, 16, 16), FACES, files=faces, model={"num_sweeps": 1}),
     "ggm_demo": Case(494_112, 97, (64,), DEMO),
     "ggm_digits": Case(187_200, 17, (1, 8, 8), {"global_batch_size": 4}),
-    "ggm_ffhq_vqgan": Case(90_236_992, 1024, (256,), TOKENS, files=tokens),
+    "ggm_digits_vqgan": Case(193_216, 64, (1, 4, 4), CODES, files=digits_vqgan),
+    "ggm_ffhq_vqgan": Case(90_236_992, 1024, (1, 16, 16), FACES, files=faces, model={"num_sweeps": 1}),
     "ggm_markov": Case(185_232, 11, (64,), WORDS),
     "ggm_owt": Case(165_858_880, 50257, (128,), OWT, files=words),
     "lddm_demo": Case(1_026_216, 97, (64,), DEMO, model=SEQ),
@@ -158,11 +185,14 @@ CASES = {
     "md4_demo": Case(493_856, 97, (64,), DEMO),
     "md4_dictionary": Case(125_072, 9, (32,), WORDS),
     "md4_digits": Case(271_121, 17, (1, 8, 8), {"global_batch_size": 4}),
+    "md4_digits_vqgan": Case(273_824, 64, (1, 4, 4), CODES, files=digits_vqgan),
     "md4_imagenet64": Case(198_279_680, 256, (3, 64, 64), IMAGENET, files=imagenet64),
     "md4_imagenet64_classes": Case(205_114_112, 256, (3, 64, 64), IMAGENET, files=imagenet64_classes),
     "md4_markov": Case(185_104, 11, (64,), {"num_train": 16, "num_val": 8}),
+    "md4_owt": Case(165_857_344, 50257, (1024,), OWT, files=words),
     "md4_sawtooth": Case(134_176, 2, (128,), WORDS),
     "md4_text8": Case(88_734_272, 27, (256,), TEXT8, files=text8),
+    "vqgan_digits": Case(159_113, 17, (1, 8, 8), {"global_batch_size": 4}),
 }
 
 

@@ -28,6 +28,9 @@ def image_figures(
     """Writes samples.png, trace.gif and, where the data module hands out rows, held_out.png, infilled.png and
     example.png into the run folder.
 
+    Where the data module has `originals` (the pictures behind held-out rows that are codes), chain.png shows them
+    beside their reconstructions and the samples.
+
     Args:
         drawn: the samples, with their trace.
         label: Int64[b], their classes.
@@ -35,19 +38,27 @@ def image_figures(
     """
     folder, columns = Path(trainer.default_root_dir), columns_of(label)
     rows = getattr(trainer.datamodule, "rows", None)  # type: ignore[attr-defined]
-    held_out = None if rows is None else _held_out(rows("val"), len(drawn.x), label)
+    originals = getattr(trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
+    chosen = None
+    if rows is not None:
+        known = len(rows("val")) if originals is None else len(originals)
+        chosen = _held_out(rows("val"), len(drawn.x), label, known)
     images = {"drawn from the model": folder / "samples.png"}
     save_png(grid(decode(trainer, drawn.x), columns), folder / "samples.png")  # type: ignore[arg-type]
-    if held_out is not None:
+    if chosen is not None:
         images["held-out examples"] = folder / "held_out.png"
-        save_png(grid(decode(trainer, held_out["x"]), columns), folder / "held_out.png")  # type: ignore[arg-type]
+        held_out = grid(decode(trainer, rows("val")[chosen]["x"]), columns)  # type: ignore[arg-type, misc]
+        save_png(held_out, folder / "held_out.png")
     by_class = " Each column is one class." if columns else ""
     note = f"Drawn from the final weights, not selected.{by_class}"
     figures = [Figure("Samples", note, images)]
+    if originals is not None:
+        figures.insert(0, _chain(folder, originals[chosen], held_out, grid(decode(trainer, drawn.x), columns), columns))  # type: ignore[arg-type]
     if rows is not None:
         fillings = min(FILLINGS, len(drawn.x))
-        few = _held_out(rows("val"), min(INFILLED, len(drawn.x) // fillings), None)
-        figures.append(_infilling(trainer, pl_module, few, fillings, draw))
+        few = _held_out(rows("val"), min(INFILLED, len(drawn.x) // fillings), None, known)
+        pictures = None if originals is None else originals[few]
+        figures.append(_infilling(trainer, pl_module, rows("val")[few], fillings, draw, pictures))
     count = trace_gif(
         drawn.trace,
         lambda state: decode(trainer, state),  # type: ignore[arg-type, return-value]
@@ -59,25 +70,58 @@ def image_figures(
     return [*figures, Figure("Step by step", note, {"trace.gif": folder / "trace.gif"})]
 
 
-def _held_out(rows: Any, count: int, label: Tensor | None) -> dict[str, Tensor]:
-    """`count` rows far apart, as many as there are; of the classes in `label`, where the rows have classes."""
+def reconstruction_figure(trainer: Trainer, pl_module: Any, count: int) -> Figure:
+    """Writes reconstructed.png: held-out pictures, and what the autoencoder makes of them."""
+    rows = trainer.datamodule.rows("val")  # type: ignore[attr-defined]
+    batch = rows[_held_out(rows, count, None, len(rows))]
+    label = batch.get("label")
+    x = batch["x"] if label is None else batch["x"][label.argsort(stable=True)]
+    home, device = pl_module.device, trainer.strategy.root_device
+    pl_module.to(device)
+    restored = pl_module.reconstruct(x.to(device)).cpu()
+    pl_module.to(home)
+    path = Path(trainer.default_root_dir) / "reconstructed.png"
+    save_png(beside(grid(decode(trainer, x)), grid(decode(trainer, restored))), path)  # type: ignore[arg-type]
+    note = "Left: held-out pictures, not selected. Right: the same from their codes alone."
+    return Figure("Reconstructions", note, {"held-out pictures, reconstructions": path})
+
+
+def _chain(folder: Path, real: np.ndarray, restored: np.ndarray, drawn: np.ndarray, columns: int | None) -> Figure:
+    """Writes chain.png."""
+    save_png(beside(grid(real, columns), restored, drawn), folder / "chain.png")
+    note = (
+        "Left: held-out pictures. Middle: the same from their codes alone, which is as good as pictures of codes can "
+        "be. Right: pictures of codes drawn from this model. Nothing is selected."
+    )
+    return Figure("Real, reconstructed, generated", note, {"real | reconstructed | generated": folder / "chain.png"})
+
+
+def _held_out(rows: Any, count: int, label: Tensor | None, known: int) -> np.ndarray:
+    """`count` of the first `known` rows, far apart, as many as there are; of the classes in `label`, where the rows
+    have classes."""
     looked_at = count if label is None else _LOOKED_AT * count
-    batch = rows[np.unique(np.linspace(0, len(rows) - 1, looked_at).astype(int))]
+    index = np.unique(np.linspace(0, known - 1, looked_at).astype(int))
+    batch = rows[index]
     if label is None or "label" not in batch:
-        return {name: value[:count] for name, value in batch.items()}
-    left = list(range(len(batch["x"])))
+        return index[:count]
+    left = list(range(len(index)))
     found = []
     for wanted in label.tolist()[: len(left)]:
         fitting = [i for i in left if batch["label"][i] == wanted]
         found.append((fitting or left)[0])
         left.remove(found[-1])
-    return {name: value[found] for name, value in batch.items()}
+    return index[found]
 
 
 def _infilling(
-    trainer: Trainer, pl_module: LightningModule, real: dict[str, Tensor], fillings: int, draw: Draw
+    trainer: Trainer,
+    pl_module: LightningModule,
+    real: dict[str, Tensor],
+    fillings: int,
+    draw: Draw,
+    pictures: np.ndarray | None,
 ) -> Figure:
-    """Of each picture the left half is given."""
+    """Of each picture the left half is given. `pictures`: those behind `real`, where it holds codes."""
     x = real["x"]
     known = torch.zeros_like(x, dtype=torch.bool)
     known[..., : x.shape[-1] // 2] = True
@@ -86,7 +130,7 @@ def _infilling(
     clamp = tuple(part.repeat_interleave(fillings, 0) for part in (x, known))
     filled = decode(trainer, draw(len(x) * fillings, label, clamp).x.cpu())
     given = decode(trainer, torch.where(known, x, pl_module.num_classes))  # type: ignore[arg-type]
-    original = decode(trainer, x)
+    original = decode(trainer, x) if pictures is None else pictures
     folder = Path(trainer.default_root_dir)
     columns = (grid(given, 1), grid(filled, fillings), grid(original, 1))  # type: ignore[arg-type]
     save_png(beside(*columns), folder / "infilled.png")

@@ -88,6 +88,18 @@ class KeepLast(_Keep):
             progress = {"total": begun, "current": dict(begun), "is_last_batch": False}
             checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lightning tells from the number of micro-batches when a step is full. Where a step has more or fewer of them
+        than before (other devices), the first step would be cut short, and all rows after it belong to other steps."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        before, rest = divmod(progress["total"]["ready"], checkpoint["global_step"] or 1)
+        now = trainer.accumulate_grad_batches
+        if rest or before in (0, now):
+            return
+        for counts in (progress["total"], progress["current"]):
+            done = counts["ready"] // before * now
+            counts.update({name: done - (counts["ready"] - count) for name, count in counts.items()})
+
 
 def _is_last(trainer: Trainer) -> bool:
     """Whether no training batch follows; after this hook the loop looks at the same conditions."""
@@ -101,13 +113,13 @@ def _is_last(trainer: Trainer) -> bool:
 
 
 class KeepBest(_Keep):
-    """<folder>/best.ckpt: the averaged weights with the lowest val/nelbo."""
+    """<folder>/best.ckpt: the averaged weights with the lowest bound, or the lowest value of another metric."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, monitor: str = "val/nelbo") -> None:
         super().__init__(
             dirpath=folder,
             filename="best",
-            monitor="val/nelbo",
+            monitor=monitor,
             mode="min",
             enable_version_counter=False,
             auto_insert_metric_name=False,

@@ -167,14 +167,16 @@ class Progress(ProgressBar):
         metrics = trainer.callback_metrics
         parts = []
         dimension = "dimension" if _has_several_axes(trainer) else "token"
-        for name, unit, form in _RESULTS:
+        results = getattr(trainer.lightning_module, "results", None)  # of a model that has no bound
+        for name, unit, form in results or _RESULTS:
             value, stderr = (metrics.get(f"{split}/{name}{suffix}") for suffix in ("", "_stderr"))
             if value is not None:
                 error = "" if stderr is None else f" ± {float(stderr):{form}}"
                 parts.append(f"{float(value):{form}}{error} {unit.format(dimension)}")
         if parts:
             kind = {"val": "validation", "test": "test"}[split]
-            self.print(f"step {trainer.global_step}  {kind}, upper bound: {'  '.join(parts)}")
+            what = kind if results else f"{kind}, upper bound"
+            self.print(f"step {trainer.global_step}  {what}: {'  '.join(parts)}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         checking = trainer.sanity_checking

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ggm_lightning.callbacks.ema import EMA
-from ggm_lightning.callbacks.images import image_figures
+from ggm_lightning.callbacks.images import image_figures, reconstruction_figure
 from ggm_lightning.callbacks.samples import classes_in_turn, decode, undisturbed
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog, Curve, read_metrics
 from ggm_lightning.rundir.curve import curve_png
@@ -31,7 +31,8 @@ class Report(Callback):
     lines in the curve; `characters_per_token`, for bits per character; `judge(texts)` -> name -> number, a table
     under the heading `judgement`; `codec.pieces(ids)` -> the text of each token, for the step-by-step view;
     `rows("val")[indices]` -> real pictures, to stand beside samples that are images and to be filled in.
-    A network that takes labels is given all classes in turn.
+    A network that takes labels is given all classes in turn. A model that draws nothing but has `reconstruct(x)` is
+    shown by its reconstructions of held-out pictures.
 
     Args:
         num_samples: texts or images drawn; images are all shown, of texts the first eight, and all are judged.
@@ -63,6 +64,9 @@ class Report(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         metrics = _metrics(trainer, folder)
         datamodule = getattr(trainer, "datamodule", None)
+        if hasattr(pl_module, "reconstruct"):
+            self._write_reconstructions(trainer, pl_module, folder, metrics)
+            return
         scale = getattr(datamodule, "characters_per_token", None)
         scale = scale() if callable(scale) else scale
         references = datamodule.references() if hasattr(datamodule, "references") else {}
@@ -84,6 +88,24 @@ class Report(Callback):
             facts=self._facts(trainer, pl_module, metrics, drawn.network_calls),
             tables={getattr(datamodule, "judgement", "Samples beside references"): judged},
             figures=figures,
+        )
+
+    def _write_reconstructions(self, trainer: Trainer, pl_module: Any, folder: Path, metrics: dict[str, Curve]) -> None:
+        """Of an autoencoder: no samples, and no bound."""
+        curve_png(metrics, {}, None, folder / "curve.png", loss=pl_module.loss_name, measure=pl_module.measure)
+        last = {name: curve[-1][1] for name, curve in metrics.items()}
+        known = [(f"val/{name}", title) for name, title, _ in pl_module.results]
+        write_report(
+            folder / "report.html",
+            title=f"{type(pl_module).__name__}: {folder.resolve().name}",
+            curve_png_path=folder / "curve.png",
+            bound={},
+            samples=[],
+            trace_fragment="",
+            facts=self._facts(trainer, pl_module, metrics, None),
+            tables={"On held-out pictures": {title: last[name] for name, title in known if name in last}},
+            figures=[reconstruction_figure(trainer, pl_module, self.num_samples)],
+            about_curve=f"The {pl_module.measure[1]}, of held-out examples and of single batches; below, the loss.",
         )
 
     def _draw(
@@ -108,7 +130,7 @@ class Report(Callback):
         return drawn
 
     def _facts(
-        self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, Curve], network_calls: int
+        self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, Curve], network_calls: int | None
     ) -> dict[str, str]:
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         facts = {
@@ -124,7 +146,9 @@ class Report(Callback):
         if f"train/{rate}_per_s" in metrics:
             facts["Speed"] = f"{metrics[f'train/{rate}_per_s'][-1][1]:,.0f} {rate} per second"
         how = f"{self.num_steps} steps" if self.sampler is None else f"{self.num_steps} steps, {self.sampler}"
-        facts["Sampling"] = f"{self.num_samples} samples in {how}, {network_calls} network calls, seed {self.seed}"
+        if network_calls is not None:
+            drawn = f"{self.num_samples} samples in {how}, {network_calls} network calls, seed {self.seed}"
+            facts["Sampling"] = drawn
         facts["Software"] = f"torch {torch.__version__}, lightning {lightning.__version__}"
         return facts
 

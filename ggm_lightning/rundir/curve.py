@@ -22,6 +22,7 @@ def curve_png(
     path: str | Path,
     title: str = "",
     loss: str = "train/bpd",
+    measure: tuple[str, str] | None = None,
 ) -> None:
     """Validation bound with a band of one standard error, smoothed training loss, labelled reference lines.
 
@@ -32,6 +33,7 @@ def curve_png(
         path: of the PNG, 900 by 500 points.
         title: above the picture.
         loss: name of the training loss; one that is not bits per dimension is drawn below, with an axis of its own.
+        measure: (name, what it is) of what is drawn in place of the bound, where a model has none.
     """
     from matplotlib.figure import Figure  # without pyplot there is no global state and no window
 
@@ -43,8 +45,9 @@ def curve_png(
         _loss_below(below, own, loss)
     else:
         axes = figure.add_subplot()
-    train = _points(metrics.get("train/bpd", []), unit)
-    bound = _points(metrics.get("val/bpd", []), unit)
+    name, kind = measure or ("bpd", "bits per dimension (upper bound)")
+    train = _points(metrics.get(f"train/{name}", []), unit)
+    bound = _points(metrics.get(f"val/{name}", []), unit)
     labels: list[tuple[float, str, str]] = []
     if len(train):
         smooth = smoothed(train[:, 1])
@@ -52,18 +55,18 @@ def curve_png(
         axes.plot(train[:, 0], smooth, color=_TRAIN, linewidth=1.6)
         labels.append((smooth[-1], f"training {smooth[-1]:.3f}", _TRAIN))
     if len(bound):
-        stderr = dict(metrics.get("val/bpd_stderr", []))
+        stderr = dict(metrics.get(f"val/{name}_stderr", []))
         band = np.array([stderr.get(int(step), 0.0) * unit for step in bound[:, 0]])
         axes.fill_between(bound[:, 0], bound[:, 1] - band, bound[:, 1] + band, color=_BOUND, alpha=0.25, linewidth=0)
         axes.plot(bound[:, 0], bound[:, 1], color=_BOUND, linewidth=2.2, marker="o", markersize=3.5)
-        labels.append((bound[-1, 1], f"held-out bound {bound[-1, 1]:.3f}", _BOUND))
-    for name, bits in references.items():
+        labels.append((bound[-1, 1], f"held-out{'' if measure else ' bound'} {bound[-1, 1]:.3f}", _BOUND))
+    for other, bits in references.items():
         axes.axhline(bits * unit, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
-        labels.append((bits * unit, f"{name} {bits * unit:.2f}", _QUIET))
+        labels.append((bits * unit, f"{other} {bits * unit:.2f}", _QUIET))
     _frame(axes, train, bound, [bits * unit for bits in references.values()])
     _label(axes, labels)
     figure.axes[-1].set_xlabel("optimiser steps", color=_QUIET)
-    axes.set_ylabel("bits per dimension (upper bound)" if scale is None else "bits per character (upper bound)")
+    axes.set_ylabel(kind if scale is None else "bits per character (upper bound)")
     axes.set_title(title, loc="left", color=_INK, fontsize=12)
     figure.savefig(path, facecolor="white")
 

@@ -89,6 +89,7 @@ def write_report(
     facts: dict[str, str],
     tables: dict[str, dict[str, float]],
     figures: Sequence[Figure] = (),
+    about_curve: str = _ABOUT_CURVE,
 ) -> None:
     """Writes the whole report; parts that are empty are left out.
 
@@ -102,6 +103,7 @@ def write_report(
         facts: hardware, steps, parameters, time, ...
         tables: heading -> row -> number; numbers within 0 and 1 are shown as shares.
         figures: what is shown of images.
+        about_curve: what the learning curve shows.
     """
     head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -111,7 +113,7 @@ def write_report(
     parts = [
         f"<header><h1>{html.escape(title)}</h1></header>",
         _cards(bound),
-        _curve(curve_png_path),
+        _curve(curve_png_path, about_curve),
         *(_figure(figure) for figure in figures),
         _trace(trace_fragment),
         _samples(samples),
@@ -160,11 +162,11 @@ def _image(path: str | Path, description: str) -> str:
     return f'<img alt="{html.escape(description)}" src="data:image/{kind};base64,{data}">'
 
 
-def _curve(path: str | Path | None) -> str:
+def _curve(path: str | Path | None, about: str) -> str:
     if path is None:
         return ""
     figure = f"<figure>{_image(path, 'learning curve: held-out bound and training loss over the steps')}</figure>"
-    return _section("Learning curve", _ABOUT_CURVE, figure)
+    return _section("Learning curve", about, figure)
 
 
 def _trace(fragment: str) -> str:
