@@ -19,7 +19,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from ggm_lightning.core import counting
+from ggm_lightning.core import categorical, counting
 
 
 def last_logit(t_end: float) -> float:
@@ -71,6 +71,18 @@ def thin(
 ) -> Int64[Tensor, "b n"]:
     """x_t ~ q(. | x_0), eq. (1): the smallest count whose cumulative probability exceeds u, as published."""
     return counting.thin(x0, survival(t), death_probability(t), u, cap)
+
+
+def thin_on_gpu(
+    x0: Int64[Tensor, "b n"], t: Float64[Tensor, " b"], cap: int, row: Int64[Tensor, " b"], key: int, dtype: torch.dtype
+) -> tuple[Int64[Tensor, "b n"], Float[Tensor, "b n"]] | None:
+    """(x_t of eq. (1), x_t - p cap / 2 in `dtype`) from one kernel: coins under `key`, other draws than `thin`'s, of
+    the same law to 2^-48. None without Triton."""
+    kernels = categorical.triton_draws()
+    if kernels is None:
+        return None
+    p = survival(t)
+    return kernels.thin(x0, p, p * (cap / 2), row, key, dtype)
 
 
 def bridge(

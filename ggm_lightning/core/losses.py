@@ -1,6 +1,7 @@
-"""The losses written as their formulas: the truth that faster paths are tested against.
+"""The losses written as their formulas: the truth that faster paths (core/fused.py) are tested against.
 
-Losses are float32 at least, whatever the logits' dtype; float64 logits stay float64. Units: nats.
+GGM's stands beside its process, in core/glauber.py, and so does Blackout's, in core/death.py. Losses are float32 at
+least, whatever the logits' dtype; float64 logits stay float64. Units: nats.
 """
 
 from __future__ import annotations

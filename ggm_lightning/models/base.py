@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from ggm_lightning.core import noise
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.metrics.likelihood import Likelihood
+from ggm_lightning.models import readout
+from ggm_lightning.models.readout import Readout, Sites
 from ggm_lightning.sampling import loop
 from ggm_lightning.sampling.request import Clamp, Request, Samples, checked
 
@@ -61,10 +63,48 @@ class Optimizer:
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
 
-Sites = Tensor | tuple[Tensor, Tensor]  # the True ones of Bool[b, n], or (row Int64[k], site Int64[k])
+class Trained(LightningModule):
+    """What the command line trains: how it is optimised, and what its checkpoints say of it."""
+
+    optimizer: Optimizer
+    resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
+    best_by = "val/nelbo"  # best.ckpt has its lowest value
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, as torch's optimisers take it; a group may set its own lr and weight_decay."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def configure_optimizers(self) -> Any:
+        o = self.optimizer
+        # one kernel per step on a GPU, which can also leave a step out without asking the host (callbacks/guard.py)
+        fused = self.device.type == "cuda" or None
+        optimizer = torch.optim.AdamW(self.parameter_groups(), o.lr, o.betas, o.eps, o.weight_decay, fused=fused)
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning refuses its own clipping with fused AdamW under bf16-mixed, where nothing needs unscaling
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+            self.log("train/grad_norm", norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from ggm_lightning.callbacks.ema import require_ema  # as below: callbacks know models, not the reverse
+
+        require_ema(self.trainer, checkpoint)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from ggm_lightning.rundir.checkpoint import describe  # the run folder knows models; only saving needs it back
+
+        checkpoint["ggm_lightning"] = describe(self)
 
 
-class Family(LightningModule, ABC):
+class Family(Trained, ABC):
     """A discrete diffusion model over x in {0..V-1}^shape.
 
     Args:
@@ -84,6 +124,7 @@ class Family(LightningModule, ABC):
     grids: tuple[str, ...] = ("cosine", "uniform")  # of the sampling times, the default first; () where there is one
     latent_samplers: tuple[str, ...] = ()  # those of `samplers` that take latent_steps
     unused_parameters = False  # whether some parameters get no gradient in some steps, which DDP has to be told
+    fused: bool | None = None  # losses by core/fused.py: True, False, or where it pays
     loss_name = "train/bpd"  # under which the training loss is logged; another where it is not bits per dimension
 
     def __init__(
@@ -124,7 +165,6 @@ class Family(LightningModule, ABC):
         perplexity = len(self.shape) == 1
         self.bounds = nn.ModuleDict({split: Likelihood(self.num_sites, perplexity) for split in ("val", "test")})
         self.network_calls = 0  # counted by the families where they call the network
-        self.resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
         self._step_seen, self._micro_batch = -1, 0
         self._rows_seen = 0
         self._loss_calls = 0
@@ -253,15 +293,19 @@ class Family(LightningModule, ABC):
     def logits_at(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Sites, **inputs: Tensor) -> Tensor:
         """Logits Float[k, V] at `sites`; all b n V logits are formed only where the network has no `features` and
         `head`. `inputs` is what a family's network takes besides."""
-        if hasattr(self.network, "features"):
-            return self.network.head(self.features_at(zt, t, label, sites, **inputs))
-        t, label = self._network_inputs(zt, t, label)
-        return self.network(zt, t, label, **inputs).reshape(zt.shape[0], -1, self.num_classes)[sites]
+        return self.readout(zt, t, label, **inputs)(sites)
 
-    def features_at(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Sites, **inputs: Tensor) -> Tensor:
-        """Features Float[k, d] at `sites`, of a network with `features` and `head`."""
+    def readout(self, zt: Tensor, t: Tensor, label: Tensor | None, **inputs: Tensor) -> Readout:
+        """One call of the network: logits at the sites that are asked for, losses without them."""
         t, label = self._network_inputs(zt, t, label)
-        return self.network.features(zt, t, label, **inputs)[sites]
+        if hasattr(self.network, "features"):
+            return Readout(self.network.features(zt, t, label, **inputs), self.network.head, self.fuses)
+        logits = self.network(zt, t, label, **inputs).reshape(zt.shape[0], -1, self.num_classes)
+        return Readout(logits, None, False)
+
+    @property
+    def fuses(self) -> bool:
+        return readout.pays(self.network, self.fused)
 
     def _network_inputs(self, zt: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """t in the network's precision and the label as it wants it; counts the call that follows."""
@@ -304,29 +348,6 @@ class Family(LightningModule, ABC):
         compile_network = getattr(self.network, "compile_network", None)
         if compile_network is not None:
             compile_network()
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is trained, as torch's optimisers take it; a group may set its own lr and weight_decay."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
-
-    def configure_optimizers(self) -> Any:
-        o = self.optimizer
-        # one kernel per step on a GPU, which can also leave a step out without asking the host (callbacks/guard.py)
-        fused = self.device.type == "cuda" or None
-        optimizer = torch.optim.AdamW(self.parameter_groups(), o.lr, o.betas, o.eps, o.weight_decay, fused=fused)
-        total = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        # Lightning refuses its own clipping with fused AdamW under bf16-mixed, where nothing needs unscaling
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
-            self.log("train/grad_norm", norm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_start(self) -> None:
         self._step_seen = -1  # a fit before, with the same object, may have ended in the step that now comes again
@@ -376,13 +397,3 @@ class Family(LightningModule, ABC):
         # the metric has already added up the ranks; sync_dist only keeps Lightning from warning about it
         self.log_dict({f"{split}/{name}": value for name, value in metric.compute().items()}, sync_dist=True)
         metric.reset()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from ggm_lightning.callbacks.ema import require_ema  # as below: callbacks know models, not the reverse
-
-        require_ema(self.trainer, checkpoint)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from ggm_lightning.rundir.checkpoint import describe  # the run folder knows models; only saving needs it back
-
-        checkpoint["ggm_lightning"] = describe(self)

@@ -26,6 +26,7 @@ from torch.nn import functional
 from ggm_lightning.core import births, categorical, death, losses, noise, times
 from ggm_lightning.core.births import BirthLaw
 from ggm_lightning.core.noise import StepNoise
+from ggm_lightning.core.softplus_loss import softplus_loss
 from ggm_lightning.models.base import Family, Optimizer
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
@@ -36,7 +37,8 @@ TIME_INPUTS = ("index", "logit", "unit")
 
 
 class Blackout(Family):
-    """Counts 0..V-1 that die out, and are born again.
+    """Counts 0..V-1 that die out, and are born again: for levels of pixels, whose order means something. Data whose
+    classes are names (tokens, codes) are refused (DiscreteData.check_model).
 
     The network is called as network(z, t, label=None) with z Float[b, *shape] = x_t - p (V-1)/2 and t as `time_input`
     says. It returns Float[b, *shape], read as `output` says, or for "distribution" Float[b, n, V] or [b, *shape, V].
@@ -60,6 +62,7 @@ class Blackout(Family):
 
     samplers = births.KERNELS
     grids = ()
+    needs_order = True  # a count passes through all that lie below it
 
     def __init__(
         self,
@@ -124,14 +127,27 @@ class Blackout(Family):
 
     # ------------------------------------------------------------------ what the network says
 
-    def answer(self, zt: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        """What the network returns, float32 or better whatever it computes in: Float[b, n] or Float[b, n, V]."""
+    def corrupt_on_gpu(self, x: Tensor, t: Tensor, draws: StepNoise) -> tuple[Tensor, Tensor] | None:
+        """x_t and its centred form, what the network gets, from one kernel; None where there is none. The law is that
+        of `corrupt`, right to 2^-48, the draws are others: also a function of (seed, step, row, site)."""
+        if not x.is_cuda or self.fused is False:
+            return None
+        key = noise.integer_seed("deaths", seed=draws.seed, step=draws.step)
+        dtype = next(self.network.parameters(), t.new_zeros((), dtype=torch.float32)).dtype
+        parts = death.thin_on_gpu(x.flatten(1), t, self.cap, draws.row, key, dtype)
+        return None if parts is None else (parts[0].reshape(x.shape), parts[1].reshape(x.shape))
+
+    def answer(self, zt: Tensor, t: Tensor, label: Tensor | None, centred: Tensor | None = None) -> Tensor:
+        """What the network returns, float32 or better whatever it computes in: Float[b, n] or Float[b, n, V]. `centred`
+        may have been made with zt."""
         when = death.logit_of(t.double()) if self.time_input == "logit" else self.index_of(t)
         if self.time_input == "unit":
             when = when / (self.num_timesteps - 1)
         when, label = self._network_inputs(zt, when, label)
         z = zt
-        if self.network_input == "centred":
+        if self.network_input == "centred" and centred is not None:
+            z = centred
+        elif self.network_input == "centred":
             middle = (self.cap / 2 * death.survival(t.double())).reshape(-1, *[1] * (zt.dim() - 1))
             z = (zt - middle).to(when.dtype)
         raw = losses.at_least_float32(self.network(z, when, label))
@@ -172,8 +188,10 @@ class Blackout(Family):
             return (self.num_timesteps - 1) * self._step_divergence(x, zt, t, self.grid[k], label, self.bound)
         return self._integrand(x, zt, t, label)
 
-    def _integrand(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        y, log_y = self.deaths(zt, t, self.answer(zt, t, label))
+    def _integrand(
+        self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None, centred: Tensor | None = None
+    ) -> Tensor:
+        y, log_y = self.deaths(zt, t, self.answer(zt, t, label, centred))
         nats = death.divergence(y, log_y, (x - zt).flatten(1).double()).sum(-1)
         return death.likelihood_weight(t.double(), self.t_end) * nats
 
@@ -194,18 +212,36 @@ class Blackout(Family):
         law, log_y = self._law(zt, t, s, label, 1.0, 1.0, kernel)
         return births.kernel_divergence(law, (x - zt).flatten(1), log_y).sum(-1)
 
-    def training_terms(self, x: Tensor, zt: Tensor, t: Tensor, s: Tensor, label: Tensor | None = None) -> Tensor:
+    def training_terms(
+        self,
+        x: Tensor,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        centred: Tensor | None = None,
+    ) -> Tensor:
         """Float64[b]: what `loss` averages; s is the observation time before t (not used by likelihood)."""
         if self.objective == "likelihood":
-            return self._integrand(x, zt, t, label) / (self.num_sites * math.log(2))
-        raw = self.answer(zt, t, label)
+            return self._integrand(x, zt, t, label, centred) / (self.num_sites * math.log(2))
+        raw = self.answer(zt, t, label, centred)
         if self.objective == "cross_entropy":
             return losses.cross_entropy(self.possible(zt, raw), x.flatten(1)).double().mean(-1)
-        y, log_y = self.deaths(zt, t, raw)
-        per_site = death.published_loss(y, log_y, (x - zt).flatten(1).double())
+        if self.fuses:
+            scale = death.death_probability(t.double()) if self.output == "scaled" else torch.ones_like(t)
+            per_site = softplus_loss(raw, x.flatten(1), zt.flatten(1), scale) / self.num_sites
+        else:
+            y, log_y = self.deaths(zt, t, raw)
+            per_site = death.published_loss(y, log_y, (x - zt).flatten(1).double()).mean(-1)
         if self.objective == "instantaneous":
-            return self.num_timesteps * death.instantaneous_weight(t, s) * per_site.mean(-1)
-        return (1 if self.official else self.num_timesteps) * death.finite_time_weight(t, s) * per_site.mean(-1)
+            return self.num_timesteps * death.instantaneous_weight(t, s) * per_site
+        return (1 if self.official else self.num_timesteps) * death.finite_time_weight(t, s) * per_site
+
+    @property
+    def fuses(self) -> bool:
+        """Loss and gradient in one pass: by default on a GPU, where that is one kernel; not for output deaths."""
+        wanted = self.device.type == "cuda" if self.fused is None else self.fused
+        return wanted and self.output in ("softplus", "scaled")
 
     # ------------------------------------------------------------------ loss and bound
 
@@ -220,8 +256,9 @@ class Blackout(Family):
     def training_loss(self, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
         """Mean over rows and sites of the loss; likelihood: bits per dimension."""
         t, s = self._times(times.of_step(draws), self.objective in ("instantaneous", "finite_time"))
-        u = draws.uniform("deaths", self.num_sites)
-        return self.training_terms(x, self.corrupt(x, t, u), t, s, label).mean()
+        made = self.corrupt_on_gpu(x, t, draws)
+        zt, centred = made or (self.corrupt(x, t, draws.uniform("deaths", self.num_sites)), None)
+        return self.training_terms(x, zt, t, s, label, centred).mean()
 
     def nelbo(
         self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None

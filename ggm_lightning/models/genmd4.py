@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ggm_lightning.core import losses, noise, times, vector_masking
+from ggm_lightning.core import noise, times, vector_masking
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.vector_masking import VectorMaskedLaw
 from ggm_lightning.models.base import Family, Optimizer
@@ -99,9 +99,8 @@ class GenMD4(Family):
         """Float[b], nats: the integrand of eq. (12) at t, differentiable in the exponents that stand in it. Its mean
         over z_t ~ q(. | x), integrated over t from t1 to 1, is L."""
         masked = (zt == self.mask_id).flatten(1)
-        logits = self.logits_at(zt, t, label, masked)
-        nats = losses.rate_divergence(logits, x.flatten(1)[masked], self.exponents())
-        return losses.sum_over_sites(nats, masked) / t.to(nats.dtype)
+        nats = self.readout(zt, t, label).nats(x.flatten(1), masked, self.exponents())
+        return nats / t.to(nats.dtype)
 
     def reconstruction(self, x: Tensor) -> Tensor:
         """Float64[b], nats: sites still masked at t1, decoded without context."""
@@ -115,9 +114,21 @@ class GenMD4(Family):
         (l1 - l2)/2 (log q(z1 | x) - log q(z2 | x)), l1 and l2 taken as constants."""
         both = None if label is None else torch.cat([label, label])
         l1, l2 = self.terms(torch.cat([x, x]), torch.cat([z1, z2]), torch.cat([t, t]), both).chunk(2)
+        return l1, l2, self._surrogate(x, z1, z2, t, l1 - l2)
+
+    def _surrogate(self, x: Tensor, z1: Tensor, z2: Tensor, t: Tensor, difference: Tensor) -> Tensor:
         w, flat = self.exponents(), x.flatten(1)
         log_q1, log_q2 = (vector_masking.log_probability((z == self.mask_id).flatten(1), flat, t, w) for z in (z1, z2))
-        return l1, l2, 0.5 * (l1 - l2).detach() * (log_q1 - log_q2)
+        return 0.5 * difference.detach() * (log_q1 - log_q2)
+
+    def _fused_terms(self, x: Tensor, z1: Tensor, z2: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(mean of (l1 + l2)/2, Float[b] surrogate): `leave_one_out` without logits."""
+        x0, z, t2 = torch.cat([x, x]).flatten(1), torch.cat([z1, z2]), torch.cat([t, t])
+        answer = self.readout(z, t2, None if label is None else torch.cat([label, label]))
+        masked = (z == self.mask_id).flatten(1)
+        mean, nats = answer.weighted_nats(x0, masked, 1 / (len(x0) * t2), self.exponents())
+        l1, l2 = (nats / t2.to(nats.dtype)).chunk(2)
+        return mean, self._surrogate(x, z1, z2, t, l1 - l2)
 
     # ------------------------------------------------------------------ loss and bound
 
@@ -126,9 +137,13 @@ class GenMD4(Family):
         is unbiased. Two network evaluations per row."""
         t = self.time(times.of_step(draws))
         z1, z2 = (self.corrupt(x, t, draws.uniform(stream, self.num_sites)) for stream in ("mask", "second mask"))
-        l1, l2, surrogate = self.leave_one_out(x, z1, z2, t, label)
+        if self.fuses:
+            mean, surrogate = self._fused_terms(x, z1, z2, t, label)
+        else:
+            l1, l2, surrogate = self.leave_one_out(x, z1, z2, t, label)
+            mean = (l1 + l2) / 2
         # the surrogate's value means nothing: only its gradient is taken
-        nats = self.jacobian * ((l1 + l2) / 2 + surrogate - surrogate.detach()) + self.reconstruction(x)
+        nats = self.jacobian * (mean + surrogate - surrogate.detach()) + self.reconstruction(x)
         return nats.mean() / (self.num_sites * math.log(2))
 
     def nelbo(

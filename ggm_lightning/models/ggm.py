@@ -17,16 +17,17 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from ggm_lightning.core import categorical, glauber, losses, noise, sweeps, times
+from ggm_lightning.core import categorical, fused, glauber, losses, noise, sweeps, times
 from ggm_lightning.core.glauber import Pair, SiteLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.sweeps import Sweeps
+from ggm_lightning.models import readout
 from ggm_lightning.models.base import Family, Optimizer
 from ggm_lightning.sampling import sweeping
 from ggm_lightning.sampling.request import Request, Samples
@@ -160,12 +161,11 @@ class GGM(Family):
 
     def _observed(self, inputs: dict[str, Any], label: Tensor | None, x: Tensor) -> Tensor:
         """o at the tokens x Int64[k] alone: V - 1 of the V logits are never formed where the network has a head."""
-        if not hasattr(self.network, "features"):
+        if not readout.pays(self.network, self.fused is not False):
             return self.logits_at(label=label, **inputs).gather(1, x[:, None])[:, 0]
-        head: Any = self.network.head
-        features = self.features_at(label=label, **inputs)
-        o = (losses.at_least_float32(features) * losses.at_least_float32(head.weight[x])).sum(-1)
-        return o if head.bias is None else o + head.bias[x]
+        sites, head = inputs.pop("sites"), cast(nn.Linear, self.network.head)
+        features = self.readout(label=label, **inputs).values[sites]
+        return fused.token_logits(features, head.weight, x, head.bias)
 
     def log_conditional(self, logits: Tensor, a: Tensor) -> Tensor:
         """log p_t(.|y) Float[k, V] from what the network returned, a Float[k] the survival before the visit."""

@@ -16,20 +16,19 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, gaussian, losses, masking, noise, times
+from ggm_lightning.core import categorical, gaussian, masking, noise, times
 from ggm_lightning.core.gaussian import LatentClock
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.metrics.latent import LatentUse
 from ggm_lightning.models import lddm_stages as stages
-from ggm_lightning.models.base import Family, Optimizer, Sites
+from ggm_lightning.models.base import Family, Optimizer
 from ggm_lightning.models.lddm_stages import Recipe
+from ggm_lightning.models.readout import Readout, Sites
 
 _PROBED = 8  # validation batches on which the use of the latent is measured, two more network calls each
 _OF_USE = 0.01  # nats per example; less is a collapsed latent
-
-LogitsAt = Callable[[Sites], Tensor]  # logits Float[k, V] at k sites
 
 
 class LatentFamily(Family):
@@ -152,32 +151,42 @@ class LatentFamily(Family):
 
     def predict(
         self, zt: Tensor, t: Tensor, latent: Tensor, latent_time: Tensor, label: Tensor | None
-    ) -> tuple[LogitsAt, Tensor]:
+    ) -> tuple[Readout, Tensor]:
         """One call of the joint network: (logits at sites, z_0 Float[b, S, d]). latent_time is the clock's, in [0, 1];
         the network is told the schedule's."""
         t, label = self._network_inputs(zt, t, label)
         inputs = {"latent": latent.to(t.dtype), "latent_time": self.clock.time(latent_time).to(t.dtype)}
         if hasattr(self.network, "streams"):
             features, z0 = self.network.streams(zt, t, label, **inputs)
-            return lambda sites: self.network.head(features[sites]), z0
+            return Readout(features, self.network.head, self.fuses), z0
         logits, z0 = self.network(zt, t, label, **inputs)
-        logits = logits.reshape(zt.shape[0], -1, self.num_classes)
-        return lambda sites: logits[sites], z0
+        return Readout(logits.reshape(zt.shape[0], -1, self.num_classes), None, False), z0
 
     # ------------------------------------------------------------------ the terms of the bound
 
-    def _cross_entropy(self, x: Tensor, zt: Tensor, logits_at: LogitsAt) -> Tensor:
+    def _cross_entropy(self, x: Tensor, zt: Tensor, logits_at: Readout) -> Tensor:
         """Float[b], nats: -sum over the masked n of log mu_n(x_n)."""
-        masked = (zt == self.mask_id).flatten(1)
-        return losses.masked_cross_entropy(logits_at(masked), x.flatten(1), masked)
+        return logits_at.nats(x.flatten(1), (zt == self.mask_id).flatten(1))
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Float64[b]: w'/w, or T (w_k - w_{k-1})/w_k."""
+        if self.num_timesteps is None:
+            return masking.continuous_weight(self.schedule, t.double())
+        return masking.discrete_weight(self.schedule, t.double(), self.num_timesteps)
 
     def _weighted(self, nats: Tensor, t: Tensor) -> Tensor:
-        """Times w'/w, or T (w_k - w_{k-1})/w_k; 0 where nothing is masked, also where the weight is infinite."""
-        if self.num_timesteps is None:
-            weight = masking.continuous_weight(self.schedule, t.double())
-        else:
-            weight = masking.discrete_weight(self.schedule, t.double(), self.num_timesteps)
-        return torch.where(nats != 0, weight.to(nats.dtype) * nats, 0.0)
+        """Times `weight`; 0 where nothing is masked, also where the weight is infinite."""
+        return torch.where(nats != 0, self.weight(t).to(nats.dtype) * nats, 0.0)
+
+    def _token_loss(self, x: Tensor, zt: Tensor, t: Tensor, logits_at: Readout) -> Tensor:
+        """Mean over the rows: bits per site of the bound, or the nats per site of the plain cross-entropy."""
+        bits, bound = self.num_sites * math.log(2), self.recipe.token_loss == "elbo"
+        if not logits_at.fuse:
+            nats = self._cross_entropy(x, zt, logits_at)
+            return (self._weighted(nats, t) / bits if bound else nats / self.num_sites).mean()
+        row_weight = self.weight(t) / bits if bound else torch.full_like(t, 1 / self.num_sites)
+        masked = (zt == self.mask_id).flatten(1)
+        return logits_at.weighted_nats(x.flatten(1), masked, row_weight / len(x)).loss
 
     def token_terms(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
         """Float[b], nats: weight(t) x cross-entropy of the masked tokens given x_t and the latent they see at t."""
@@ -221,15 +230,14 @@ class LatentFamily(Family):
         keep = (uniform("latent dropout", 1) >= recipe.p_cfg)[:, :, None]
         latent = self.noised(z0, seen, "latent", draws.seed, draws.step, draws.row) * keep
         logits_at, z0_hat = self.predict(zt, t, latent, seen, label)
-        nats = self._cross_entropy(x, zt, logits_at)
-        bits = self.num_sites * math.log(2)
-        token = self._weighted(nats, t) / bits if recipe.token_loss == "elbo" else nats / self.num_sites
-        total_loss, self._parts = token.mean(), {"train/token_loss": token.detach().mean()}
+        total_loss = self._token_loss(x, zt, t, logits_at)
+        self._parts = {"train/token_loss": total_loss.detach()}
         if with_latent:
             if asked is not seen:
                 noisy = self.noised(z0, asked, "asked latent", draws.seed, draws.step, draws.row)
                 z0_hat = self.predict_latent(zt, asked, noisy, asked, label)
             error = (keep * (z0_hat.float() - z0.float()) ** 2).flatten(1)
+            bits = self.num_sites * math.log(2)
             error = error.sum(1) * factor.float() / bits if recipe.latent_loss == "elbo" else error.mean(1)
             self._parts["train/latent_loss"] = error.detach().mean()
             total_loss = total_loss + recipe.c_z * error.mean()
@@ -270,7 +278,13 @@ class LatentFamily(Family):
         return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
 
     def token_law(
-        self, zt: Tensor, t: Tensor, s: Tensor, logits_at: LogitsAt, temperature: float = 1.0, top_p: float = 1.0
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        logits_at: Callable[[Sites], Tensor],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
     ) -> MaskedLaw:
         """The tokens' part of a reverse step: MD4's, with these logits."""
         flat = zt.flatten(1)

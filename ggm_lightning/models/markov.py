@@ -51,7 +51,8 @@ class MarkovDiffusion(Family):
     Args:
         network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
         process: uniform, absorbing (S = V + 1, the mask last) or gaussian; or the rates themselves, S x S numbers with
-            S >= V, process[a][b] the rate b -> a (the diagonal is not used).
+            S >= V, process[a][b] the rate b -> a (the diagonal is not used). gaussian moves between neighbouring
+            levels, so is refused for classes that are names; rates of one's own go with any data.
         t_end: the process's time at t = 1. power: tau = t_end t^power.
         num_timesteps: T of loss and bound; a sampler may take any number of steps.
         width: of the gaussian process, in states.
@@ -80,6 +81,7 @@ class MarkovDiffusion(Family):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be positive and finite")
         self.t_end, self.power, self.num_timesteps = t_end, power, num_timesteps
+        self.needs_order = process == "gaussian"
         self._process = Process(_rates(process, num_classes, width))
         law = torch.zeros(self._process.num_states, dtype=torch.float64)
         law[:num_classes] = 1 / num_classes

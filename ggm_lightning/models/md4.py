@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, losses, masking, noise, times
+from ggm_lightning.core import categorical, masking, noise, times
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
@@ -79,13 +79,22 @@ class MD4(Family):
         """Float[b], nats: weight(t) * (-sum over masked n of log mu_n(x_n | z_t, t)), whose mean over t ~ U(0,1) and
         z_t ~ q(. | x) is L_inf, eq. (5); for finite T, t in {1/T, ..., 1}, and the mean is L_T, eq. (4)."""
         masked = (zt == self.mask_id).flatten(1)
-        nats = losses.masked_cross_entropy(self.logits_at(zt, t, label, masked), x.flatten(1), masked)
-        if self.num_timesteps is None:
-            weight = masking.continuous_weight(self.schedule, t.double())
-        else:
-            weight = masking.discrete_weight(self.schedule, t.double(), self.num_timesteps)
+        nats = self.readout(zt, t, label).nats(x.flatten(1), masked)
         # nothing masked: 0, also where the weight is infinite
-        return torch.where(masked.any(-1), weight.to(nats.dtype) * nats, 0.0)
+        return torch.where(masked.any(-1), self.weight(t).to(nats.dtype) * nats, 0.0)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Float64[b]: the factor of the cross-entropy at t, eq. (5), or eq. (4) for finite T."""
+        if self.num_timesteps is None:
+            return masking.continuous_weight(self.schedule, t.double())
+        return masking.discrete_weight(self.schedule, t.double(), self.num_timesteps)
+
+    def mean_terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        """Scalar, nats: the mean of `terms`."""
+        if not self.fuses:
+            return self.terms(x, zt, t, label).mean()
+        masked = (zt == self.mask_id).flatten(1)
+        return self.readout(zt, t, label).weighted_nats(x.flatten(1), masked, self.weight(t) / len(x)).loss
 
     # ------------------------------------------------------------------ loss and bound
 
@@ -95,7 +104,7 @@ class MD4(Family):
         if self.num_timesteps is not None:
             t = masking.to_grid(t, self.num_timesteps)
         zt = self.corrupt(x, t, draws.uniform("mask", self.num_sites))
-        nats = self.terms(x, zt, t, label).mean() + self.reconstruction_nats
+        nats = self.mean_terms(x, zt, t, label) + self.reconstruction_nats
         return nats / (self.num_sites * math.log(2))
 
     def nelbo(

@@ -64,6 +64,59 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert categorical.draw(logits[:0], u[:0]).shape == (0,)
 
 
+def many_classes(rows: int, spread: float, dtype: torch.dtype) -> torch.Tensor:
+    g = torch.Generator().manual_seed(5)
+    return spread * torch.randn(rows, V, generator=g, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_two_levels_find_the_class_that_one_finds(dtype: torch.dtype, top_p: float) -> None:
+    logits, u = many_classes(53, 2.0, dtype), uniforms("value", 53)
+    logits[0, : V - 3] = -math.inf  # whole blocks of nothing
+    logits[1, 1000:] = -math.inf
+    u[2], u[3], u[1] = 1 - 2.0**-53, 2.0**-53, 1 - 2.0**-53
+    drawn = categorical.draw(logits, u, 0.7, top_p)
+    cumulative = categorical.unnormalised(logits, 0.7, top_p).cumsum(-1)
+    expected = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    near = torch.tensor([1, 2])  # where all of the sum is asked for: the last class that has any
+    assert bool((logits.double().gather(1, drawn[:, None]) > -math.inf).all())
+    assert drawn[1] < 1000
+    others = torch.ones(53, dtype=torch.bool).index_fill(0, near, False)
+    assert torch.equal(drawn[others], expected[others])
+
+
+@pytest.mark.parametrize("spread", [3.0, 1.0, 0.01])
+def test_the_nucleus_of_the_search_is_that_of_a_sort(spread: float) -> None:
+    """Nuclei of a few classes, of some thousands, of nearly all: each of the widths that are looked at."""
+    logits = spread * (10 * many_classes(3, 1.0, torch.float64)).round() / 10  # with ties
+    p = categorical.unnormalised(logits)
+    for top_p in (0.1, 0.9, 0.999):
+        ordered = p.sort(-1, descending=True).values
+        first = (ordered.cumsum(-1) < top_p * p.cumsum(-1)[:, -1:]).sum(-1, keepdim=True)
+        expected = torch.where(p >= ordered.gather(-1, first), p, 0.0)
+        assert torch.equal(categorical.unnormalised(logits, top_p=top_p), expected)
+        kept = expected.sum(-1) / p.sum(-1)
+        assert bool((kept >= top_p - 1e-12).all())
+        # control: without the smallest of them, which were found by a search, too little is left
+        less = torch.where(p > ordered.gather(-1, first), p, 0.0).sum(-1) / p.sum(-1)
+        assert bool((less < top_p).all())
+
+
+def test_a_row_of_many_classes_alone_is_the_row_in_a_batch() -> None:
+    logits, u = many_classes(29, 1.0, torch.float32), uniforms("value", 29)
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            for options in ({}, {"temperature": 0.7, "top_p": 0.9}):
+                batch = categorical.draw(logits, u, **options)
+                alone = [categorical.draw(logits[i : i + 1], u[i : i + 1], **options) for i in range(29)]
+                assert torch.equal(batch, torch.cat(alone))
+        finally:
+            torch.set_num_threads(before)
+
+
 # ----------------------------------------------------------------------------------------------------- the tail
 
 
