@@ -1,4 +1,4 @@
-"""`lightning prepare`: what a run's data needs on the disk, ahead of time; no model is built, no trainer's settings read."""
+"""`lightning prepare`: what a run's data needs on the disk, ahead of time; builds no model, reads no trainer."""
 
 from __future__ import annotations
 

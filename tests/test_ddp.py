@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ggm_lightning.cli import main
+
 ROOT = Path(__file__).parents[1]
 OPTIONS = [
     "--model.network.init_args.feature_dim=8",
@@ -58,6 +60,20 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path: Path) -> None:
         assert stderr == pytest.approx(stderr_theirs, rel=1e-5)
     other = fit(tmp_path, "other", "--trainer.max_steps=4", "--seed_everything=1")
     assert largest_difference(one, other) > 1e-3  # control: another seed is seen
+
+
+def test_the_number_of_ranks_may_change_between_runs(tmp_path: Path) -> None:
+    """Rows and noise of a step are functions of its number: two ranks, then one with micro-batches, are one undisturbed
+    rank but for the order in which gradients are added up."""
+    own = ["--checkpoint_every_n_steps=2", "--model.init_args.optimizer.decay=constant"]  # a cosine knows the last step
+    ddp = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    resumed = fit(tmp_path, "resumed", *own, *ddp, "--trainer.max_steps=2")
+    here = ["fit", "--config", str(ROOT / "experiments" / "md4_markov.yaml"), *OPTIONS, "--runs", str(tmp_path), *own]
+    split = ["--data.init_args.max_batch_per_device=4", "--trainer.val_check_interval=6"]
+    main([*here, "--name", "resumed", *split, "--ckpt_path", "last", "--trainer.max_steps=4"])
+    main([*here, "--name", "one", "--trainer.max_steps=4"])
+    assert largest_difference(tmp_path / "one", resumed) < 1e-6
+    assert bounds(tmp_path / "one")[-1] == pytest.approx(bounds(resumed)[-1], rel=1e-5)
 
 
 @pytest.mark.slow

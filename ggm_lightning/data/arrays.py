@@ -99,6 +99,7 @@ class ArrayData(DiscreteData):
         val_fraction: how many of them.
         labels: path of a .npy [N] with the labels of `train`. val_labels: of `val`.
         num_labels: labels lie in 0..num_labels-1; None: up to the largest label of `train`.
+        ordered: the numbers are amounts (levels, counts) and not names, which Blackout needs to know.
         batches: global_batch_size, max_batch_per_device, eval_batch_size, num_workers, seed (see DiscreteData).
     """
 
@@ -111,6 +112,7 @@ class ArrayData(DiscreteData):
         labels: str | None = None,
         val_labels: str | None = None,
         num_labels: int | None = None,
+        ordered: bool = False,
         **batches: Any,
     ) -> None:
         super().__init__(**batches)
@@ -123,6 +125,7 @@ class ArrayData(DiscreteData):
         if num_labels is not None and num_labels < 1:
             raise ValueError(f"data.num_labels is {num_labels}; it must be at least 1, or leave it out")
         self._num_classes, self._num_labels, self.val_fraction = num_classes, num_labels, val_fraction
+        self._ordered = ordered
         self.paths = {"train": self._path("train", train)}
         if val is not None:
             self.paths["val"] = self._path("val", val)
@@ -155,6 +158,10 @@ class ArrayData(DiscreteData):
     @property
     def num_classes(self) -> int:
         return self._num_classes
+
+    @property
+    def ordered(self) -> bool:
+        return self._ordered
 
     @property
     def shape(self) -> tuple[int, ...]:

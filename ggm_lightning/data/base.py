@@ -104,6 +104,11 @@ class DiscreteData(LightningDataModule, ABC):
     def codec(self) -> Codec:
         """Turns ids into something to look at (data/codecs.py)."""
 
+    @property
+    def ordered(self) -> bool:
+        """Whether classes are amounts, so that 3 lies between 2 and 4; tokens and codes are names."""
+        return self.codec.ordered
+
     @abstractmethod
     def load(self, split: str) -> RowSource:
         """The rows of "train" or "val", or "test" where `splits` names it. Called after `prepare_data`."""
@@ -153,6 +158,7 @@ class DiscreteData(LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Load and check the splits of this stage; for "fit", tell the trainer how many micro-batches make a step."""
+        self.check_model(getattr(self.trainer, "lightning_module", None))
         for split in _STAGES[stage]:
             self.rows(split)
         self._check_network(stage)
@@ -166,6 +172,15 @@ class DiscreteData(LightningDataModule, ABC):
                 f"data.max_batch_per_device={self.max_batch_per_device} make it {accumulation}; leave the former out"
             )
         self.trainer.accumulate_grad_batches = accumulation
+
+    def check_model(self, model: Any) -> None:
+        """ValueError if the model takes for amounts what are names here; two classes are in order either way."""
+        if getattr(model, "needs_order", False) and self.num_classes > 2 and not self.ordered:
+            raise ValueError(
+                f"{type(model).__name__} on {type(self).__name__}: its process moves between neighbouring classes, but "
+                f"these {self.num_classes} are names without an order; take another family (MD4, GGM, ..), or data of "
+                f"amounts: pixels, or ArrayData with ordered: true"
+            )
 
     def _check_network(self, stage: str | None) -> None:
         """Labels that the network has no embedding for are an error here, and on a GPU a device-side assert."""

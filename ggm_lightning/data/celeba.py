@@ -30,7 +30,7 @@ from ggm_lightning.data.cifar10 import Mirrored
 from ggm_lightning.data.codecs import Images, dict_hash
 from ggm_lightning.data.documents import fingerprint
 from ggm_lightning.data.picture_files import decoded
-from ggm_lightning.data.pixels import PixelFile, PixelWriter, read_header, staleness
+from ggm_lightning.data.pixels import PixelFile, PixelWriter, read_header, staleness, verified
 from ggm_lightning.data.rows import BadData, RowSource
 from ggm_lightning.data.shard_writer import folder_lock
 
@@ -129,6 +129,10 @@ class CelebA(DiscreteData):
                 return
             self._build(parts, pictures, source)
             rank_zero_info(f"{self.folder}: built ({reason}): {self._describe()}")
+
+    def verify(self) -> str:
+        """See DiscreteData.verify."""
+        return verified(self.folder)
 
     def load(self, split: str) -> RowSource:
         rows = PixelFile(self.folder, split)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64, UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -25,6 +24,7 @@ from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.cifar10_pickle import read_pickle
 from ggm_lightning.data.codecs import Codec, Images
 from ggm_lightning.data.picture_files import decoded
+from ggm_lightning.data.pixels import PixelFile
 from ggm_lightning.data.rows import BadData, Rows, RowSource
 
 SHAPE = (3, 32, 32)
@@ -44,7 +44,7 @@ class Mirrored(RowSource):
     function of (seed, position) alone: a resumed run and any number of workers see the same.
     """
 
-    def __init__(self, rows: RowSource) -> None:
+    def __init__(self, rows: Rows | PixelFile) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
@@ -52,10 +52,7 @@ class Mirrored(RowSource):
 
     def fetch(self, index: np.ndarray) -> dict[str, Tensor]:
         mirror, row = np.divmod(index, len(self.rows))
-        batch = self.rows.fetch(row)
-        x, which = batch["x"], torch.from_numpy(mirror == 1)
-        x[which] = x[which].flip(-1)
-        return batch
+        return self.rows.fetch(row, turned=mirror == 1)
 
     def storage(self) -> Iterator[tuple[str, np.ndarray]]:
         return self.rows.storage()

@@ -11,11 +11,13 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8
-from torch import Tensor
+
+if TYPE_CHECKING:  # processes that encode (data/encoding.py) start sooner without torch
+    from torch import Tensor
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
 REPLACEMENT = "\ufffd"
@@ -29,6 +31,7 @@ class Codec(ABC):
     """Base of all codecs: a subclass has `num_classes`, `_text`, `to_dict` and, where that makes sense, an encoder."""
 
     num_classes: int
+    ordered = False  # whether ids are amounts, as levels of brightness are, and not names
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -71,7 +74,7 @@ class Codec(ABC):
         return dict_hash(self.to_dict())
 
     def _checked(self, x: Any) -> Int64[np.ndarray, "b n"]:
-        array = np.asarray(x.cpu() if isinstance(x, Tensor) else x)
+        array = np.asarray(x.cpu() if hasattr(x, "cpu") else x)
         array = array.reshape(len(array), -1) if array.size else np.zeros((len(array), 0), dtype=np.int64)
         if array.size and (array.min() < 0 or array.max() > self.num_classes):
             row, site = np.argwhere((array < 0) | (array > self.num_classes))[0]
@@ -237,6 +240,8 @@ class Images(Codec):
     A masked channel of a colour picture is shown at the middle level, so that a pixel with some known channels keeps
     their tint. A masked pixel of a grey picture is shown in a colour (MASKED_GREY), which no level has.
     """
+
+    ordered = True
 
     def __init__(self, num_classes: int, shape: Sequence[int]) -> None:
         """`shape` is (channels, height, width) with 1 channel (grey) or 3 (red, green, blue)."""

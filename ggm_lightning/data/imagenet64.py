@@ -19,9 +19,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
 from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.data.cifar10 import Mirrored
 from ggm_lightning.data.codecs import Images, dict_hash
 from ggm_lightning.data.picture_files import Stream, folder_stream, npz_stream, tar_stream
-from ggm_lightning.data.pixels import PixelFile, PixelWriter, read_header, staleness
+from ggm_lightning.data.pixels import PixelFile, PixelWriter, read_header, staleness, verified
 from ggm_lightning.data.rows import RowSource
 from ggm_lightning.data.shard_writer import folder_lock
 
@@ -44,6 +45,7 @@ class ImageNet64(DiscreteData):
         path: the folder that holds oord2016's train_64x64 and valid_64x64, each as a .tar or as a folder of PNG (or
             JPEG) files; or chrabaszcz2017's .npz files.
         train_batches: how many of chrabaszcz2017's ten training files are read; fewer is a smaller data set.
+        mirror: also train on each picture with left and right exchanged. An epoch is then twice as long.
         folder: of the flat files; None: runs/data/imagenet64-<hash of the options>. Once they are there, `path` may go.
         batches: global_batch_size, max_batch_per_device, eval_batch_size, num_workers, seed (see DiscreteData).
     """
@@ -53,6 +55,7 @@ class ImageNet64(DiscreteData):
         variant: str,
         path: str = "data/imagenet64",
         train_batches: int = 10,
+        mirror: bool = False,
         folder: str | None = None,
         **batches: Any,
     ) -> None:
@@ -66,7 +69,7 @@ class ImageNet64(DiscreteData):
                 "data.train_batches is for data.variant: chrabaszcz2017; oord2016 is one file: leave it out"
             )
         self.variant, self.path, self.train_batches = variant, Path(path).expanduser(), train_batches
-        self._given_folder = folder
+        self.mirror, self._given_folder = mirror, folder
 
     @property
     def num_classes(self) -> int:
@@ -159,5 +162,10 @@ class ImageNet64(DiscreteData):
             notes.append(f"{split} {counts['pictures']:,} pictures{other}")
         return "; ".join(notes)
 
+    def verify(self) -> str:
+        """See DiscreteData.verify."""
+        return verified(self.folder)
+
     def load(self, split: str) -> RowSource:
-        return PixelFile(self.folder, split)
+        rows = PixelFile(self.folder, split)
+        return Mirrored(rows) if self.mirror and split == "train" else rows

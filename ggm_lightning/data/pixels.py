@@ -16,13 +16,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import Bool, Integer, UInt8
 from torch import Tensor
 
 from ggm_lightning.data import header as headers
 from ggm_lightning.data.blocks import BLOCK_BYTES, FileDigest, SplitBlocks, check_size
 from ggm_lightning.data.codecs import Images
-from ggm_lightning.data.rows import RowSource
+from ggm_lightning.data.rows import RowSource, ids_of
 
 _LABEL = np.dtype("<u2")
 
@@ -167,15 +167,20 @@ class PixelFile(RowSource):
     def __len__(self) -> int:
         return self.count
 
-    def fetch(self, index: np.ndarray) -> dict[str, Tensor]:
+    def fetch(self, index: np.ndarray, turned: Bool[np.ndarray, " b"] | None = None) -> dict[str, Tensor]:
         size = math.prod(self.shape)
         self._pixels.blocks.check_windows(index * size, size)
         pixels = self._pixels.array().reshape(self.count, *self.shape)[index]
-        batch = {"x": torch.from_numpy(pixels.astype(np.int64))}
+        batch = {"x": ids_of(pixels, turned)}
         if self._labels is not None:
             self._labels.blocks.check_windows(index, 1)
             batch["label"] = torch.from_numpy(self._labels.array()[index].astype(np.int64))
         return batch
+
+    def verify(self) -> None:
+        """ValueError naming file and bytes unless all that was not read yet is as it was written."""
+        for mapped in filter(None, (self._pixels, self._labels)):
+            mapped.blocks.check_file(0)
 
     def labels(self) -> Iterator[tuple[str, np.ndarray]]:
         if self._labels is not None:
@@ -185,6 +190,14 @@ class PixelFile(RowSource):
     def storage(self) -> Iterator[tuple[str, np.ndarray]]:
         """Nothing: a byte is always one of the 256 levels, and 15 GB need not be read to find that out."""
         return iter(())
+
+
+def verified(folder: str | Path) -> str:
+    """Reads a finished folder whole; what DiscreteData.verify is to say."""
+    splits = read_header(folder)["splits"]
+    for split in splits:
+        PixelFile(folder, split).verify()
+    return f"{folder}: the files of {', '.join(splits)} are as they were written"
 
 
 def read_header(folder: str | Path) -> dict[str, Any]:

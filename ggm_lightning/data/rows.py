@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Bool, Int64, Integer
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -57,6 +57,18 @@ class RowSource(Dataset, ABC):
         return batch if wanted.ndim else {key: value[0] for key, value in batch.items()}
 
 
+def ids_of(
+    stored: Integer[np.ndarray, " b *s"], turned: Bool[np.ndarray, " b"] | None = None
+) -> Int64[Tensor, " b *s"]:
+    """What was gathered from storage, as a batch has it; rows in `turned` with left and right exchanged.
+
+    That is done in `stored`, in place, while a pixel is still one byte: four times faster than on int64.
+    """
+    if turned is not None:
+        stored[turned] = stored[turned][..., ::-1]
+    return torch.from_numpy(stored.astype(np.int64))
+
+
 class Rows(RowSource):
     """Rows of an array [N, *s] of integers, in memory or memory-mapped, with optional labels [N]."""
 
@@ -80,8 +92,8 @@ class Rows(RowSource):
     def __len__(self) -> int:
         return len(self.x)
 
-    def fetch(self, index: np.ndarray) -> dict[str, Tensor]:
-        batch = {"x": torch.from_numpy(np.asarray(self.x[index]).astype(np.int64))}
+    def fetch(self, index: np.ndarray, turned: Bool[np.ndarray, " b"] | None = None) -> dict[str, Tensor]:
+        batch = {"x": ids_of(np.asarray(self.x[index]), turned)}
         if self.label is not None:
             batch["label"] = torch.from_numpy(np.asarray(self.label[index]).astype(np.int64))
         return batch

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
 from tqdm import tqdm
 
-from ggm_lightning.data.codecs import Codec, codec_from_dict
+from ggm_lightning.data import encoding
+from ggm_lightning.data.codecs import Codec
 from ggm_lightning.data.documents import Piece
+from ggm_lightning.data.encoding import Encoded
 from ggm_lightning.data.shard_writer import ShardWriter
 
 _BATCH = 2**20  # characters encoded together
@@ -32,57 +31,19 @@ _AHEAD = 3  # batches that wait for each process, so that none waits for the rea
 Batch = list[tuple[str, Piece]]
 
 
-class Encoded(NamedTuple):
-    """A batch's ids in one array, how many belong to each piece, and how many characters the codec did not know."""
-
-    ids: Integer[np.ndarray, " n"]
-    lengths: list[int]
-    replaced: int
-
-
-def _encode(codec: Codec, texts: list[str]) -> Encoded:
-    before = getattr(codec, "replaced", 0)
-    found = codec.encode_batch(texts)
-    ids = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
-    ids = ids.astype(np.uint32, copy=False)  # half of what goes through the pipe
-    return Encoded(ids, [len(one) for one in found], getattr(codec, "replaced", 0) - before)
-
-
-_codec: Codec | None = None  # of a worker process
-
-
-def _begin_worker(described: dict[str, Any]) -> None:
-    global _codec
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
-    parent = multiprocessing.parent_process()
-
-    def end_with_the_parent() -> None:
-        parent.join()  # type: ignore[union-attr]
-        os._exit(1)  # a killed parent says nothing, and its workers would wait for ever
-
-    threading.Thread(target=end_with_the_parent, daemon=True).start()
-    _codec = codec_from_dict(described)
-
-
-def _encode_in_worker(texts: list[str]) -> Encoded:
-    assert _codec is not None
-    return _encode(_codec, texts)
-
-
 def _in_order(codec: Codec, batches: Iterator[Batch], workers: int) -> Iterator[tuple[Batch, Encoded]]:
     if workers <= 1:
         for batch in batches:
-            yield batch, _encode(codec, [piece.text for _, piece in batch])
+            yield batch, encoding.encode(codec, [piece.text for _, piece in batch])
         return
     # A server that is a fresh process itself: forking this one, with torch's threads in it, could hang.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(workers, context, _begin_worker, (codec.to_dict(),))
+    context.set_forkserver_preload([encoding.__name__])
+    pool = ProcessPoolExecutor(workers, context, encoding.begin_worker, (codec.to_dict(),))
     waiting: deque[tuple[Batch, Any]] = deque()
     try:
         for batch in batches:
-            waiting.append((batch, pool.submit(_encode_in_worker, [piece.text for _, piece in batch])))
+            waiting.append((batch, pool.submit(encoding.encode_in_worker, [piece.text for _, piece in batch])))
             if len(waiting) >= _AHEAD * workers:
                 done, future = waiting.popleft()
                 yield done, future.result()

@@ -1,4 +1,10 @@
-"""Times the parts in alternating order and keeps medians with their spread in tests/benchmarks/results/."""
+"""`make bench`: everything whose speed matters, in one run, kept in tests/benchmarks/results/.
+
+The loss of the head beside what else there is (correctness against float64 first), GGM's one logit, whole training
+steps of every family, and the parts: drawing, thinning, sampling, reading. Contenders take turns in alternating order;
+medians with their spread. Longer runs of their own: `python -m tests.benchmarks.heads --rows 8192`, `... .text`,
+`... .images`, `... .markov_source`, `... .sawtooth`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,57 +29,16 @@ from tqdm import tqdm
 from ggm_lightning.core import categorical, death, noise
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.networks.transformer import Transformer
+from tests.benchmarks import heads, steps
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 7
 
 
-def training_step(width: int, layers: int, classes: int, length: int, batch: int) -> Callable[[], float]:
-    """One optimiser step of MD4; returns its tokens."""
-    torch.manual_seed(0)
-    network = Transformer(classes, feature_dim=32, num_heads=width // 32, num_layers=layers)
-    model = MD4(network, classes, (length,))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    x = torch.randint(classes, (batch, length))
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        model.loss(x).backward()
-        optimizer.step()
-        return x.numel()
-
-    return step
-
-
-def head_everywhere(classes: int, fast: bool) -> Callable[[], float]:
-    """The loss with logits only at masked sites (features and head), or at all of them."""
-    torch.manual_seed(0)
-    network = Transformer(classes, feature_dim=32, num_heads=4, num_layers=1)
-    inner = network if fast else WholeLogits(network)
-    model = MD4(inner, classes, (128,))
-    x = torch.randint(classes, (16, 128))
-
-    def step() -> float:
-        model.loss(x, step=0).backward()
-        return x.numel()
-
-    return step
-
-
-class WholeLogits(torch.nn.Module):
-    """Hides `features` and `head`, so that all logits are formed."""
-
-    def __init__(self, network: Transformer) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, z: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
-        return self.network(z, t, label)
-
-
 def sampling(num_steps: int) -> Callable[[], float]:
     torch.manual_seed(0)
     model = MD4(Transformer(1024, feature_dim=32, num_heads=4, num_layers=2), 1024, (128,))
+    # a step in which no site is revealed costs no call of the network
     return lambda: float(model.sample(8, num_steps).x.numel())
 
 
@@ -90,10 +56,10 @@ def thinning(ours: bool) -> Callable[[], float]:
     return lambda: float((death.thin(x, t, u, 255) if ours else torch.binomial(counts, p)).numel())
 
 
-def draws() -> Callable[[], float]:
+def draws(top_p: float = 1.0) -> Callable[[], float]:
     logits = torch.randn(512, 50_257, generator=torch.Generator().manual_seed(0))
     u = noise.uniform("value", seed=0, step=0, row=torch.arange(512), num_sites=1)[:, 0]
-    return lambda: float(len(categorical.draw(logits, u)))
+    return lambda: float(len(categorical.draw(logits, u, top_p=top_p)))
 
 
 def reading(folder: Path) -> Callable[[], float]:
@@ -123,37 +89,91 @@ def measure(parts: dict[str, tuple[str, Callable[[], float]]]) -> dict[str, dict
     }
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        parts = {
-            "MD4 step, width 64, 2 layers, V 11": ("tokens/s", training_step(64, 2, 11, 64, 32)),
-            "MD4 step, width 128, 3 layers, V 1024": ("tokens/s", training_step(128, 3, 1024, 128, 16)),
-            "loss, logits at masked sites, V 8192": ("tokens/s", head_everywhere(8192, fast=True)),
-            "loss, logits everywhere, V 8192": ("tokens/s", head_everywhere(8192, fast=False)),
+def ceiling() -> float:
+    """FLOP/s of a large float32 matrix product with this many threads, the best of a few."""
+    a, b = torch.randn(1024, 768), torch.randn(768, 16384)
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - begin)
+    return 2 * 1024 * 768 * 16384 / min(times)
+
+
+def all_parts(folder: Path) -> dict[str, dict[str, object]]:
+    return measure(
+        {
             "sampling, 128 tokens, 32 steps": ("tokens/s", sampling(32)),
+            "sampling, 128 tokens, 512 steps": ("tokens/s", sampling(512)),
             "counter-based uniforms": ("numbers/s", uniforms),
             "draws over V 50,257": ("draws/s", draws()),
+            "draws over V 50,257, top-p 0.9": ("draws/s", draws(top_p=0.9)),
             "binomial thinning": ("counts/s", thinning(ours=True)),
             "the same by torch.binomial": ("counts/s", thinning(ours=False)),
-            "reading windows of 1,024 bytes": ("tokens/s", reading(Path(folder))),
+            "reading windows of 1,024 bytes": ("tokens/s", reading(folder)),
         }
-        figures = measure(parts)
+    )
+
+
+def show(figures: dict[str, object], title: str) -> None:
+    """The figures as tables; `figures` as main() makes it."""
+    console = Console()
+    heads_table = Table(
+        "loss of the head", "s", "spread", "beside all logits", "more memory, MiB", "share of ceiling", title=title
+    )
+    rows: list[dict[str, object]] = figures["heads"]["contenders"]  # type: ignore[index]
+    whole = next(row["median_s"] for row in rows if row["name"] == "all logits")
+    for row in rows:
+        if row["why"]:
+            heads_table.add_row(str(row["name"]), str(row["why"]))
+            continue
+        seconds = float(row["median_s"])  # type: ignore[arg-type]
+        spread = f"{row['low_s']:.2f} .. {row['high_s']:.2f}"
+        share = figures["heads"]["useful_flop"] / seconds / figures["ceiling_flops"]  # type: ignore[index, operator]
+        cells = (f"{seconds:.2f}", spread, f"{whole / seconds:.2f} x", f"{row['extra_mib']:,.0f}", f"{share:.0%}")
+        heads_table.add_row(str(row["name"]), *cells)
+    console.print(heads_table)
+    steps_table = Table("training step", *(f"{way}, ms" for way in steps.WAYS), "in all")
+    for name, ways in figures["steps"].items():  # type: ignore[attr-defined]
+        medians = [ways[way]["median_s"] for way in steps.WAYS]
+        steps_table.add_row(name, *(f"{1000 * m:.0f}" for m in medians), f"{medians[0] / medians[-1]:.2f} x")
+    console.print(steps_table)
+    parts = Table("part", "unit", "median", "min", "max")
+    for name, row in figures["parts"].items():  # type: ignore[attr-defined]
+        parts.add_row(name, str(row["unit"]), *(f"{row[key]:,.0f}" for key in ("median", "min", "max")))
+    console.print(parts)
+
+
+def main() -> None:
+    shape = heads.Shape(rows=512)
+    threads = torch.get_num_threads()
+    print("1 of 4: the loss of the head", flush=True)
+    contenders = heads.measure(shape, list(heads.CONTENDERS), rounds=3, memory=True)
+    useful = 6 * shape.rows * shape.masked * shape.dim * shape.classes
+    print("2 of 4: one logit of GGM", flush=True)
+    figures: dict[str, object] = {
+        "ceiling_flops": ceiling(),
+        "heads": {"shape": asdict(shape), "useful_flop": useful, "contenders": contenders},
+        "ggm": heads.one_token(8, 128, 768, 50_257, rounds=3),
+    }
+    torch.set_num_threads(1)  # two threads make models this small slower
+    print("3 of 4: training steps", flush=True)
+    figures["steps"] = steps.measure()
+    print("4 of 4: the parts", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        figures["parts"] = all_parts(Path(folder))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     now = datetime.now(UTC)
     about = {
         "date": now.isoformat(timespec="seconds"),
         "commit": commit,
-        "device": f"{platform.processor() or platform.machine()}, 1 thread",
+        "device": f"{platform.processor() or platform.machine()}, {threads} threads for the head, 1 for the rest",
         "versions": {"torch": torch.__version__, "lightning": lightning.__version__, "numpy": np.__version__},
     }
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{now:%Y%m%d-%H%M%S}-{commit}.json"
     file.write_text(json.dumps({**about, "figures": figures}, indent=1) + "\n", encoding="utf-8")
-    table = Table("part", "unit", "median", "min", "max", title=f"{about['device']}, commit {commit}")
-    for name, row in figures.items():
-        table.add_row(name, str(row["unit"]), *(f"{row[key]:,.0f}" for key in ("median", "min", "max")))
-    Console().print(table)
+    show(figures, f"{about['device']}, commit {commit}")
     print(f"kept in {file.relative_to(Path.cwd())}")
 
 

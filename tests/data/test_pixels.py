@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from ggm_lightning.data.cifar10 import Mirrored
 from ggm_lightning.data.codecs import Bytes, Images
-from ggm_lightning.data.pixels import PixelFile, PixelWriter, read_header, staleness
-from ggm_lightning.data.rows import check_ids, check_labels
+from ggm_lightning.data.pixels import PixelFile, PixelWriter, read_header, staleness, verified
+from ggm_lightning.data.rows import Rows, check_ids, check_labels
 from ggm_lightning.data.tokens import write_shards
 
 SHAPE = (3, 7, 5)
@@ -50,6 +51,23 @@ def test_round_trip(tmp_path: Path, x: np.ndarray) -> None:
         rows[23]
     with pytest.raises(ValueError, match="no test split, only train, val"):
         PixelFile(tmp_path, "test")
+
+
+def test_mirrored_batches_are_those_that_were_turned_as_int64(tmp_path: Path, x: np.ndarray) -> None:
+    """The turning is done on bytes, before the cast: bit for bit what it would be behind it."""
+    label = np.arange(23)
+    for rows in (PixelFile(_write(tmp_path, x, label), "train"), Rows(x, label)):
+        mirrored, index = Mirrored(rows), np.random.default_rng(1).integers(46, size=64)
+        plain, turned = rows[index % 23], torch.from_numpy(index >= 23)
+        expected = plain["x"].clone()
+        expected[turned] = expected[turned].flip(-1)
+        batch = mirrored[index]
+        assert torch.equal(batch["x"], expected)
+        assert torch.equal(batch["label"], plain["label"])
+        assert not torch.equal(expected, plain["x"])  # control: turning changes these pictures
+        assert batch["x"].is_contiguous()
+        assert batch["x"].dtype == torch.int64
+        assert torch.equal(rows[np.arange(23)]["x"], torch.from_numpy(x.astype(np.int64)))  # storage is as it was
 
 
 def test_a_worker_gets_the_files_name_and_not_its_contents(tmp_path: Path, x: np.ndarray) -> None:
@@ -117,12 +135,15 @@ def test_damage(tmp_path: Path, x: np.ndarray) -> None:
     path.write_bytes(raw[:500] + bytes([raw[500] ^ 1]) + raw[501:])
     with pytest.raises(ValueError, match=r"train-pixels.bin: bytes 0..2414 were altered") as error:
         rows[[0]]
+    with pytest.raises(ValueError, match=r"train-pixels.bin: bytes 0..2414 were altered"):
+        verified(tmp_path)
     assert "\n" not in str(error.value)
     path.write_bytes(raw[:-1])
     with pytest.raises(ValueError, match=r"train-pixels.bin: expected 2415 bytes, found 2414; delete"):
         PixelFile(tmp_path, "train")
     path.write_bytes(raw)
     assert (PixelFile(tmp_path, "train")[[22]]["x"].numpy() == x[22]).all()  # control
+    assert verified(tmp_path).endswith("the files of train, val are as they were written")
     labels = tmp_path / "train-labels.bin"
     labels.write_bytes(b"\1" + labels.read_bytes()[1:])
     for read in (lambda: PixelFile(tmp_path, "train")[[3]], lambda: list(PixelFile(tmp_path, "train").labels())):

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ggm_lightning.data import shard_writer, tokenising
+from ggm_lightning.data import encoding, shard_writer, tokenising
 from ggm_lightning.data import text as text_module
 from ggm_lightning.data.openwebtext import OpenWebText
 from ggm_lightning.data.text import TextData
@@ -153,13 +153,13 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "s" / "header.json").exists()
     calls[0] = 100
     encoded = []
-    monkeypatch.setattr(tokenising, "_encode", lambda codec, texts: encoded.append(1) or _real_encode(codec, texts))
+    monkeypatch.setattr(encoding, "encode", lambda codec, texts: encoded.append(1) or _real_encode(codec, texts))
     prepared(path, tmp_path / "s")
     assert files(tmp_path / "s") == files(whole.folder)
     assert 0 < len(encoded) < 40  # what was marked was not encoded again
 
 
-_real_encode = tokenising._encode
+_real_encode = encoding.encode
 
 
 def test_a_mark_that_does_not_fit_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
