@@ -113,7 +113,7 @@ def _draw_rows(
     else:
         scaled = at_least_float32(logits)
         e = torch.exp((scaled - scaled.amax(-1, keepdim=True)) / temperature)
-    blocks = functional.pad(e, (0, -v % _BLOCK)).reshape(k, -1, _BLOCK)
+    blocks = functional.pad(e, (0, -v % _BLOCK)).reshape(k, -(-v // _BLOCK), _BLOCK)  # k may be 0
     # 256 neighbours are added in the same order in any batch; a whole row might be cut among threads
     ends = blocks.sum(-1).double().cumsum(-1)
     block = _first_above(ends, u)[:, None]

@@ -182,3 +182,12 @@ def test_rare_tokens_and_reveal_rate_are_exact(num_steps: int) -> None:
 def test_control_the_float32_race_fails_the_same_check(num_steps: int, sites: int) -> None:
     rate, mass = deviations(*float32_race(1 / num_steps, sites), reveal=1 / num_steps)
     assert min(rate, mass) < -40  # ten times the tolerance of the test above
+
+
+@pytest.mark.parametrize("v", [7, 1025, 50_257])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_no_rows_draw_nothing(v: int, top_p: float) -> None:
+    """A step may reveal no site at all."""
+    drawn = categorical.draw(torch.zeros(0, v), torch.zeros(0, dtype=torch.float64), top_p=top_p)
+    assert drawn.shape == (0,)
+    assert drawn.dtype == torch.int64
