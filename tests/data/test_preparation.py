@@ -221,11 +221,13 @@ def _prepare(folder: Path, source: Path, tokenizer: Path, processes: int, begins
 
 
 def _start(*arguments: Any) -> Any:
-    context = multiprocessing.get_context("fork")
+    # not forked from here: this process may have threads, whose locks a child would wait for
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.data.small_text"])
     begins = context.Event()
     child = context.Process(target=_prepare, args=(*arguments, begins))
     child.start()
-    assert begins.wait(60)
+    assert begins.wait(120)
     return child
 
 
