@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from ggm_lightning.data import blocks, tokens
+from ggm_lightning.data import blocks, shard_writer, tokens
 from ggm_lightning.data.codecs import Integers
 from ggm_lightning.data.header import HEADER, read_header, sealed, staleness
 from ggm_lightning.data.rows import check_ids
@@ -23,7 +23,7 @@ IDS = np.random.default_rng(0).integers(V, size=N)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tokens, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(shard_writer, "BLOCK_BYTES", 16)
     write_shards(tmp_path, Integers(V), {"train": [IDS], "val": [IDS[:23]]}, shard_tokens=SHARD)
     return tmp_path
 
