@@ -255,7 +255,7 @@ def test_mistakes_with_a_finished_run(run: Path, capsys: pytest.CaptureFixture[s
     other = ["--ckpt_path", ckpt, "--model.network.init_args.feature_dim=4"]
     assert "model.network.feature_dim is 4, there 8" in error_of(capsys, ["fit", *common, *other])
     assert "'a' is not a whole number" in error_of(capsys, ["infill", "--ckpt_path", ckpt, "--text", "a _"])
-    assert "sampler 'fast' is unknown to MD4; it has only ancestral" in error_of(
+    assert "sampler 'fast' is unknown to MD4; choose ancestral or first_hitting" in error_of(
         capsys, ["sample", "--ckpt_path", ckpt, "--sampler", "fast"]
     )
     assert "nothing to fill" in error_of(capsys, ["infill", "--ckpt_path", ckpt, "--text", "3 4"])

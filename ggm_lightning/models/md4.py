@@ -21,6 +21,8 @@ from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.models.base import Family, Optimizer
+from ggm_lightning.sampling import first_hitting
+from ggm_lightning.sampling.request import Request, Samples
 
 
 class MD4(Family):
@@ -37,6 +39,8 @@ class MD4(Family):
         leftover: sites still masked at t = 0 (N eps of them expected) are drawn from the network ("draw") or take its
             mode ("argmax", as published).
     """
+
+    samplers = ("ancestral", "first_hitting")
 
     def __init__(
         self,
@@ -149,6 +153,11 @@ class MD4(Family):
             return self.logits_at(zt, t, label, sites)
 
         return MaskedLaw(flat, reveal, logits_at, self.mask_id, temperature, top_p)
+
+    def draw(self, request: Request) -> Samples:
+        """Sampler first_hitting reveals one site per network call at the times of the continuous process: num_steps and
+        grid are not used (sampling/first_hitting.py)."""
+        return first_hitting.run(self, request) if request.sampler == "first_hitting" else super().draw(request)
 
     def finish(
         self,

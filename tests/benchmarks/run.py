@@ -27,6 +27,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from ggm_lightning.core import categorical, death, noise
+from ggm_lightning.core.softplus_loss import softplus_loss
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.networks.transformer import Transformer
 from tests.benchmarks import heads, steps
@@ -35,11 +36,28 @@ RESULTS = Path(__file__).parent / "results"
 ROUNDS = 7
 
 
-def sampling(num_steps: int) -> Callable[[], float]:
+def sampling(num_steps: int, sampler: str = "ancestral") -> Callable[[], float]:
     torch.manual_seed(0)
     model = MD4(Transformer(1024, feature_dim=32, num_heads=4, num_layers=2), 1024, (128,))
     # a step in which no site is revealed costs no call of the network
-    return lambda: float(model.sample(8, num_steps).x.numel())
+    return lambda: float(model.sample(8, num_steps, sampler=sampler).x.numel())
+
+
+def blackout_loss(fused: bool) -> Callable[[], float]:
+    """y - m ln y and its gradient for 128 x 3,072 counts."""
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(128, 3072, generator=generator).requires_grad_()
+    m = torch.randint(0, 3, (128, 3072), generator=generator).float()
+
+    def formula() -> torch.Tensor:
+        return death.published_loss(torch.nn.functional.softplus(raw), death.log_softplus(raw), m).sum()
+
+    def run() -> float:
+        raw.grad = None
+        (softplus_loss(raw, m).sum() if fused else formula()).backward()
+        return float(raw.numel())
+
+    return run
 
 
 def uniforms() -> float:
@@ -104,7 +122,10 @@ def all_parts(folder: Path) -> dict[str, dict[str, object]]:
     return measure(
         {
             "sampling, 128 tokens, 32 steps": ("tokens/s", sampling(32)),
-            "sampling, 128 tokens, 512 steps": ("tokens/s", sampling(512)),
+            "sampling, 128 tokens, 128 steps": ("tokens/s", sampling(128)),
+            "sampling, 128 tokens, first hitting": ("tokens/s", sampling(1, "first_hitting")),
+            "Blackout's loss, formula": ("counts/s", blackout_loss(fused=False)),
+            "Blackout's loss, one pass": ("counts/s", blackout_loss(fused=True)),
             "counter-based uniforms": ("numbers/s", uniforms),
             "draws over V 50,257": ("draws/s", draws()),
             "draws over V 50,257, top-p 0.9": ("draws/s", draws(top_p=0.9)),

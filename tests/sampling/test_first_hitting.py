@@ -1,0 +1,95 @@
+"""First-hitting sampling has the law of the continuous process, whatever the network says at whatever time."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ggm_lightning.core import schedules
+from ggm_lightning.models.md4 import MD4
+from ggm_lightning.sampling import first_hitting
+from tests.models.exact_law import ExactLaw
+
+N, V, ROWS = 3, 2, 40_000
+
+
+class Moody(nn.Module):
+    """Logits that depend on the state and on the time: no law has this denoiser, every sampler must follow it."""
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        seen = (z * torch.tensor([1.0, 2.0, 4.0])).sum(-1)[:, None]
+        return torch.stack([seen * t[:, None].expand(-1, N), torch.full((len(z), N), 2.0)], -1)
+
+
+def model(network: nn.Module, **more: object) -> MD4:
+    return MD4(network, V, (N,), **more)
+
+
+def frequencies(drawn: Tensor) -> Tensor:
+    index = (drawn * torch.tensor([4, 2, 1])).sum(-1)
+    return torch.bincount(index, minlength=V**N) / len(drawn)
+
+
+def limit(md4: MD4, num_steps: int) -> Tensor:
+    """The law of x after num_steps of reverse_law on a grid even in u(t), by enumeration: Float64[V^N]."""
+    states = torch.tensor(list(itertools.product(range(V + 1), repeat=N)))
+    law = (states == V).all(-1).double()
+    grid = md4.schedule.inverse(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64))
+    for t, s in itertools.pairwise(grid):
+        sites = md4.reverse_law(states, t.expand(len(states)), s.expand(len(states))).probs()
+        step = torch.ones(len(states), len(states), dtype=torch.float64)
+        for n in range(N):
+            step *= sites[:, n, states[:, n]]
+        law = law @ step
+    return law[(states < V).all(-1)] / law[(states < V).all(-1)].sum()
+
+
+def worst(found: Tensor, expected: Tensor) -> float:
+    """Largest deviation in standard errors."""
+    return float(((found - expected) / (expected * (1 - expected) / ROWS).sqrt()).abs().max())
+
+
+@pytest.mark.parametrize("kind", [schedules.Linear, schedules.Cosine])
+def test_the_law_is_that_of_infinitely_many_steps(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 4.5 standard errors of 40,000 rows. Control: the time of one site instead of the first of n."""
+    md4 = model(Moody(), schedule=kind(eps=0.0))
+    expected = 2 * limit(md4, 1000) - limit(md4, 500)  # the grid's error falls as 1 / num_steps
+    assert (expected - limit(md4, 2000)).abs().max() < 5e-4
+    drawn = md4.sample(ROWS, 1, sampler="first_hitting")
+    assert drawn.network_calls == N
+    assert worst(frequencies(drawn.x), expected) < 4.5
+    monkeypatch.setattr(first_hitting, "next_masked_fraction", lambda u, n, uniform: u * uniform)
+    assert worst(frequencies(md4.sample(ROWS, 1, sampler="first_hitting").x), expected) > 45
+
+
+def test_an_exact_denoiser_gives_the_law_itself() -> None:
+    law = ExactLaw.random(N, V, seed=3)
+    drawn = model(law, schedule=schedules.Linear(eps=0.0)).sample(ROWS, 1, sampler="first_hitting", seed=1)
+    assert worst(frequencies(drawn.x), law.p) < 4.5
+
+
+def test_one_site_at_a_time_and_what_is_known_stays() -> None:
+    md4 = model(Moody())
+    known = torch.tensor([[False, True, False]])
+    drawn = md4.sample(7, 1, sampler="first_hitting", clamp=(torch.tensor([[0, 1, 0]]), known), trace=True)
+    assert drawn.network_calls <= 3  # two unknown sites, and those still masked at t = 0
+    assert (drawn.x[:, 1] == 1).all()
+    counts = [int((state == V).sum(-1).max()) for state in drawn.trace]
+    assert counts == [2, 1, 0]
+    assert torch.equal(drawn.trace[-1], drawn.x)
+
+
+def test_a_row_alone_is_the_row_in_a_batch() -> None:
+    md4 = model(Moody())
+    together = md4.sample(5, 1, sampler="first_hitting", seed=4).x
+    alone = md4.sample(1, 1, sampler="first_hitting", seed=4, row=torch.tensor([3])).x
+    assert torch.equal(alone[0], together[3])
+
+
+def test_every_masked_site_is_chosen_alike() -> None:
+    masked = torch.tensor([[True, False, True, True, False]]).expand(30_000, 5)
+    u = (torch.arange(30_000, dtype=torch.float64) + 0.5) / 30_000
+    assert torch.bincount(first_hitting.chosen(masked, u), minlength=5).tolist() == [10_000, 0, 10_000, 10_000, 0]
