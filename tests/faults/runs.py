@@ -83,7 +83,9 @@ def _child(arguments: list[str], environment: dict[str, str], pipe: Connection, 
     _told(Family, "training_step", b"t", pipe.fileno())
     _told(Family, "validation_step", b"v", pipe.fileno())
     _told(AtomicCheckpointIO, "save_checkpoint", b"s", pipe.fileno())
-    main(["fit", "--config", str(MARKOV), *TINY, *arguments])
+    own_data = "--config" in arguments
+    tiny = [option for option in TINY if not (own_data and option.startswith("--data"))]
+    main(["fit", "--config", str(MARKOV), *tiny, *arguments])
 
 
 @dataclass

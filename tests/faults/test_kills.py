@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from ggm_lightning.rundir.csv_log import read_metrics
 from tests.faults.runs import Run
@@ -21,6 +23,8 @@ SCENARIOS = {
     "accumulation": ["--data.init_args.max_batch_per_device=4"],
     "accumulation and workers": ["--data.init_args.max_batch_per_device=2", "--data.init_args.num_workers=2"],
     "two ranks": ["--trainer.devices=2", "--trainer.strategy=ddp"],
+    "shards and workers": ["--data.init_args.num_workers=2"],
+    "shards, two ranks": ["--trainer.devices=2", "--trainer.strategy=ddp"],
 }
 KILLS = 5  # in each scenario
 
@@ -28,6 +32,7 @@ KILLS = 5  # in each scenario
 def arguments(folder: Path, name: str, scenario: str, validate: int = 5, save: int = 3) -> list[str]:
     micro_batches = 4 if scenario == "accumulation and workers" else 2 if scenario == "accumulation" else 1
     return [
+        *(shards(folder) if "shards" in scenario else []),
         *SCENARIOS[scenario],
         f"--trainer.max_steps={STEPS}",
         f"--trainer.val_check_interval={validate * micro_batches}",  # an epoch has 7 steps: in its middle
@@ -37,6 +42,19 @@ def arguments(folder: Path, name: str, scenario: str, validate: int = 5, save: i
         "--ckpt_path=last",
         "--allow_fresh=true",
     ]
+
+
+def shards(folder: Path) -> list[str]:
+    """A text, tokenised into shards by the first run, in place of the synthetic source."""
+    text, config = folder / "text.jsonl", folder / "shards.yaml"
+    if not config.is_file():
+        lines = (json.dumps({"text": f"document {i} " * (1 + i % 5)}) for i in range(12))
+        text.write_text("".join(f"{line}\n" for line in lines))
+        own = {"train": str(text), "length": 11, "held_out": "blocks", "val_fraction": 0.2, "folder": f"{folder}/made"}
+        own |= {"global_batch_size": 8, "eval_batch_size": 4}
+        data = {"class_path": "ggm_lightning.data.text.TextData", "init_args": own}
+        config.write_text(yaml.safe_dump({"data": data}))
+    return ["--config", str(config)]
 
 
 def different(one: Any, two: Any, where: str = "") -> list[str]:
@@ -71,7 +89,7 @@ def rows(run: Path) -> dict[tuple[int, str], float]:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_and_resumed_is_undisturbed(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dice = random.Random(scenario)
-    ranks = 2 if scenario == "two ranks" else 1
+    ranks = 2 if "two ranks" in scenario else 1
     whole = Run(arguments(tmp_path, "whole", scenario), tmp_path / "whole.log", ranks).start()
     assert whole.end() == [0] * ranks, whole.output[-3000:]
     moments, kills = len(whole.marks), []
