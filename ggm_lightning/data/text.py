@@ -8,7 +8,6 @@ data:
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,6 @@ from ggm_lightning.data.rows import RowSource
 from ggm_lightning.data.shard_writer import ShardWriter, folder_lock
 from ggm_lightning.data.tokenising import tokenise
 from ggm_lightning.data.tokens import TokenShards, Windows
-
-_WORTH_PROCESSES = 2**26  # bytes of text below which starting processes takes longer than they save
 
 
 def describe(shards: TokenShards) -> str:
@@ -90,7 +87,8 @@ class TextData(DiscreteData):
         stride: distance between two training windows; None: no overlap. Validation windows never overlap.
         wrap: [first, last], two tokens put around each window, such as ["[CLS]", "[SEP]"]; they count to its length.
         folder: of the shards; None: runs/data/<name>-<hash of the options>.
-        processes: that tokenise; None: one per core for a large text, this one for a small one.
+        processes: that tokenise; None: this one, in which a `tokenizers` JSON is worked through by all cores. On two
+            cores that was faster than two processes; many cores are not yet measured.
         batches: global_batch_size, max_batch_per_device, eval_batch_size, num_workers, seed (see DiscreteData).
     """
 
@@ -234,7 +232,7 @@ class TextData(DiscreteData):
         """Writes the shards, or what was missing of them; returns what there is to say about the text."""
         files, reader = self._files(), self._reader()
         total = sum(path.stat().st_size for paths in files.values() for path in paths)
-        workers = self.processes or (len(os.sched_getaffinity(0)) if total > _WORTH_PROCESSES else 1)
+        workers = self.processes or 1
         try:
             with ShardWriter(self.folder, self.codec, options=self.options, source=source) as writer:
                 if writer.resumed:

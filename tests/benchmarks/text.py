@@ -164,7 +164,7 @@ def compared(folder: Path, source: Path, tokenizer: Path, texts: list[str]) -> d
             if who == "encode_batch":
                 seconds, tokens = encode_batch(tokenizer, texts)
             else:
-                seconds = prepared(source, tokenizer, folder / f"{i}", cores)[0]
+                seconds = prepared(source, tokenizer, folder / f"{i}", 1)[0]
                 tokens = TokenShards(folder / f"{i}").tokens("train")
             rates[who].append(tokens / seconds)
     ratios = [a / b for a, b in zip(*rates.values(), strict=True)]
@@ -196,7 +196,7 @@ def large(folder: Path, source: Path, tokenizer: Path, gigabytes: float) -> dict
     with open(big, "wb") as handle:
         for _ in range(int(gigabytes * 1e9 / len(raw)) + 1):
             handle.write(raw)
-    seconds, peak = prepared(big, tokenizer, folder / "big", len(os.sched_getaffinity(0)))
+    seconds, peak = prepared(big, tokenizer, folder / "big", 1)
     return {"large input, bytes": big.stat().st_size, "large input, s": seconds, "anonymous bytes at the most": peak}
 
 
