@@ -156,10 +156,6 @@ class ArrayData(DiscreteData):
         return shape[1:]
 
     @property
-    def num_classes(self) -> int:
-        return self._num_classes
-
-    @property
     def ordered(self) -> bool:
         return self._ordered
 

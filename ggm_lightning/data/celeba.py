@@ -13,34 +13,28 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
-from ggm_lightning.data.base import DiscreteData
-from ggm_lightning.data.cifar10 import Mirrored
 from ggm_lightning.data.codecs import Images, dict_hash
-from ggm_lightning.data.documents import fingerprint
-from ggm_lightning.data.picture_files import decoded
-from ggm_lightning.data.pixels import PixelFile, PixelWriter, read_header, staleness, verified
-from ggm_lightning.data.rows import BadData, RowSource
-from ggm_lightning.data.shard_writer import folder_lock
+from ggm_lightning.data.fingerprints import fingerprint, folder_fingerprint
+from ggm_lightning.data.picture_files import FILTERS, decoded
+from ggm_lightning.data.pixels import PixelData, PixelWriter
+from ggm_lightning.data.prepared import Identity
+from ggm_lightning.data.rows import BadData
 
 HEIGHT, WIDTH = 218, 178
 OFFICIAL = {"train": 162_770, "val": 19_867, "test": 19_962}
 NAME, PARTITION = "img_align_celeba", "list_eval_partition.txt"
-FILTERS = ("bilinear", "bicubic", "box", "lanczos")
 _SPLITS = ("train", "val", "test")  # 0, 1 and 2 of the partition file
 _TOGETHER = 256
-_PROBED = 256  # files of a folder whose contents are part of its fingerprint
 _GET = "get img_align_celeba.zip and list_eval_partition.txt from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 
@@ -53,7 +47,10 @@ class Pictures(NamedTuple):
     place: str
 
 
-class CelebA(DiscreteData):
+Opened = tuple[dict[str, list[str]], Pictures]
+
+
+class CelebA(PixelData):
     """Levels 0..255 of 3 x size x size pixels, in the official split; no labels.
 
     Args:
@@ -94,10 +91,6 @@ class CelebA(DiscreteData):
         self.train_on, self.mirror, self._given_folder = train_on, mirror, folder
 
     @property
-    def num_classes(self) -> int:
-        return 256
-
-    @property
     def shape(self) -> tuple[int, ...]:
         return (3, self.size, self.size)
 
@@ -107,36 +100,20 @@ class CelebA(DiscreteData):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the flat files depend on besides the source files' contents."""
         return {"crop": self.crop, "size": self.size, "resize": self.resize, "train_on": self.train_on}
 
     @property
     def folder(self) -> Path:
         return Path(self._given_folder or f"runs/data/celeba-{dict_hash([str(self.path), self.options])[:8]}")
 
-    def prepare_data(self) -> None:
-        """Write the flat files, unless `folder` has them, made from the same source files with the same options."""
-        with folder_lock(self.folder):
-            if not self.path.exists() and self._staleness(None) is None:
-                rank_zero_info(f"{self.folder}: kept ({self._describe()}); {self.path} is gone and not needed")
-                return
-            parts = read_partition(self.path / PARTITION)
-            pictures = find_pictures(self.path)
-            source = [pictures.identity, fingerprint(self.path / PARTITION)]
-            reason = self._staleness(source)
-            if reason is None:
-                rank_zero_info(f"{self.folder}: kept ({self._describe()})")
-                return
-            self._build(parts, pictures, source)
-            rank_zero_info(f"{self.folder}: built ({reason}): {self._describe()}")
+    @property
+    def official(self) -> Mapping[str, int]:
+        return {**OFFICIAL, "train": sum(OFFICIAL.values())} if self.train_on == "all" else OFFICIAL
 
-    def verify(self) -> str:
-        """See DiscreteData.verify."""
-        return verified(self.folder)
-
-    def load(self, split: str) -> RowSource:
-        rows = PixelFile(self.folder, split)
-        return Mirrored(rows) if self.mirror and split == "train" else rows
+    def open_source(self) -> tuple[Identity, Opened]:
+        parts = read_partition(self.path / PARTITION)
+        pictures = find_pictures(self.path)
+        return [pictures.identity, fingerprint(self.path / PARTITION)], (parts, pictures)
 
     def fitted(self, raw: bytes, where: str) -> UInt8[np.ndarray, "3 size size"]:
         """The picture of an original file: cropped at the centre, made smaller, rounded."""
@@ -148,16 +125,15 @@ class CelebA(DiscreteData):
         smaller = square.resize((self.size, self.size), getattr(Image.Resampling, self.resize.upper()))
         return np.asarray(smaller).transpose(2, 0, 1)
 
-    def _staleness(self, source: list[dict[str, Any]] | None) -> str | None:
-        return staleness(self.folder, self.codec, options=self.options, source=source)
-
-    def _build(self, parts: dict[str, list[str]], pictures: Pictures, source: list[dict[str, Any]]) -> None:
+    def build(self, source: Identity, opened: Opened) -> str:
+        """Crop and resize into the flat files."""
+        parts, pictures = opened
         wanted = {**parts, "train": sorted(itertools.chain(*parts.values()))} if self.train_on == "all" else parts
         missing = [name for names in parts.values() for name in names if name not in pictures.names]
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise BadData(f"{pictures.place}: {missing[0]}{more} of {PARTITION} is not there; {_GET} again")
-        self._check_room(sum(map(len, wanted.values())))
+        self.check_room(sum(map(len, wanted.values())) * 3 * self.size**2)
         with (
             PixelWriter(self.folder, self.codec, options=self.options, source=source) as writer,
             ThreadPoolExecutor() as pool,  # Pillow decodes outside the interpreter's lock
@@ -170,22 +146,7 @@ class CelebA(DiscreteData):
                     writer.add(split, np.stack(list(pool.map(self.fitted, raw, where))))
                     bar.update(len(block))
                 bar.close()
-
-    def _check_room(self, pictures: int) -> None:
-        needed, free = pictures * 3 * self.size**2, shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise ValueError(
-                f"{self.folder}: {needed / 1e9:.1f} GB are needed there, {free / 1e9:.1f} GB are free; make room or "
-                f"set data.folder to another disk"
-            )
-
-    def _describe(self) -> str:
-        official = {**OFFICIAL, "train": sum(OFFICIAL.values())} if self.train_on == "all" else OFFICIAL
-        notes = []
-        for split, counts in read_header(self.folder)["splits"].items():
-            other = "" if counts["pictures"] == official[split] else f" (not the published {official[split]:,})"
-            notes.append(f"{split} {counts['pictures']:,} pictures{other}")
-        return "; ".join(notes)
+        return ""
 
 
 def _blocks(names: list[str]) -> Iterator[list[str]]:
@@ -229,13 +190,7 @@ def _in_folder(folder: Path) -> Pictures:
     inner = folder / NAME  # where the zip was unpacked into a folder of its own name
     folder = inner if inner.is_dir() else folder
     names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() == ".jpg")
-    digest = hashlib.sha256()
-    probed = {(len(names) - 1) * i // (_PROBED - 1) for i in range(_PROBED)}
-    for i, name in enumerate(names):
-        digest.update(f"{name}\0{(folder / name).stat().st_size}\0".encode())
-        if i in probed:
-            digest.update((folder / name).read_bytes())
-    identity = {"name": folder.name, "files": len(names), "sha256": digest.hexdigest()}
+    identity = folder_fingerprint(folder, names)
     return Pictures(set(names), lambda name: (folder / name).read_bytes(), identity, str(folder))
 
 

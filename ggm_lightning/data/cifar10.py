@@ -18,47 +18,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.cifar10_pickle import read_pickle
 from ggm_lightning.data.codecs import Codec, Images
+from ggm_lightning.data.hub import HUB, hub_rows
 from ggm_lightning.data.picture_files import decoded
-from ggm_lightning.data.pixels import PixelFile
+from ggm_lightning.data.pixels import Mirrored
 from ggm_lightning.data.rows import BadData, Rows, RowSource
 
 SHAPE = (3, 32, 32)
 RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 OFFICIAL = {"train": 50_000, "test": 10_000}
-_HUB = "hub:"
 _GET = "get https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
 Labelled = tuple[UInt8[np.ndarray, "rows 3 32 32"], Int64[np.ndarray, " rows"]]
-
-
-class Mirrored(RowSource):
-    """2N rows: the N of `rows`, and the same ones with left and right exchanged (row i + N mirrors row i).
-
-    So an epoch shows each image once in each orientation. Which one comes when is part of the training order, a
-    function of (seed, position) alone: a resumed run and any number of workers see the same.
-    """
-
-    def __init__(self, rows: Rows | PixelFile) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return 2 * len(self.rows)
-
-    def fetch(self, index: np.ndarray) -> dict[str, Tensor]:
-        mirror, row = np.divmod(index, len(self.rows))
-        return self.rows.fetch(row, turned=mirror == 1)
-
-    def storage(self) -> Iterator[tuple[str, np.ndarray]]:
-        return self.rows.storage()
-
-    def labels(self) -> Iterator[tuple[str, np.ndarray]]:
-        return self.rows.labels()
 
 
 class Cifar10(DiscreteData):
@@ -87,10 +62,6 @@ class Cifar10(DiscreteData):
         self._read: dict[str, Labelled] = {}
 
     @property
-    def num_classes(self) -> int:
-        return 256
-
-    @property
     def num_labels(self) -> int:
         return 10
 
@@ -104,9 +75,9 @@ class Cifar10(DiscreteData):
 
     def prepare_data(self) -> None:
         """Check that the files are there (hub: download them); nothing is written."""
-        if self.path.startswith(_HUB):
+        if self.path.startswith(HUB):
             for split in BATCHES:
-                _hub(self.path, split)
+                hub_rows(self.path, "path", split, _GET)
             return
         _find(self.path)
 
@@ -137,8 +108,8 @@ def read_cifar10(path: str, split: str) -> Labelled:
     Raises:
         FileNotFoundError: no such place, or a batch is missing from it. ValueError: a file is not what it should be.
     """
-    if path.startswith(_HUB):
-        return _from_records(_hub(path, split), path)
+    if path.startswith(HUB):
+        return _from_records(hub_rows(path, "path", split, _GET), path)
     found = _find(path)
     if isinstance(found, list):
         return _from_parquet(found, split, path)
@@ -219,17 +190,6 @@ def _records(raw: bytes, path: Path) -> Labelled:
         )
     records = np.frombuffer(raw, dtype=np.uint8).reshape(count, RECORD)
     return records[:, 1:].reshape(count, *SHAPE), records[:, 0].astype(np.int64)
-
-
-def _hub(path: str, split: str) -> Any:
-    from datasets import load_dataset
-
-    name = path.removeprefix(_HUB)
-    try:
-        return load_dataset(name, split=split)
-    except Exception as error:  # datasets and the hub's client raise many kinds, some of many lines
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"data.path: {path}: {reason}; check the name and the network, or {_GET}") from None
 
 
 def _from_parquet(files: list[Path], split: str, path: str) -> Labelled:

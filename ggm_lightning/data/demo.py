@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
 
-from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.data import header
 from ggm_lightning.data.codecs import Characters, Codec, Subwords, dict_hash
 from ggm_lightning.data.documents import Piece
-from ggm_lightning.data.header import staleness
+from ggm_lightning.data.prepared import Identity, PreparedData
 from ggm_lightning.data.rows import RowSource
-from ggm_lightning.data.shard_writer import ShardWriter, folder_lock
+from ggm_lightning.data.shard_writer import ShardWriter
 from ggm_lightning.data.text import describe
 from ggm_lightning.data.tokenising import tokenise
 from ggm_lightning.data.tokens import TokenShards, Windows
@@ -66,7 +65,7 @@ def train_bpe(text: str, vocab_size: int) -> str:
     return tokenizer.to_str()
 
 
-class DemoText(DiscreteData):
+class DemoText(PreparedData):
     """Windows of the language reference.
 
     Args:
@@ -123,23 +122,28 @@ class DemoText(DiscreteData):
     def codec(self) -> Codec:
         return self.shards.codec
 
-    def prepare_data(self) -> None:
-        """Train the tokenizer and write the shards, unless the folder has them for this text and these options."""
+    def staleness(self, source: Identity | None) -> str | None:
+        """The tokenizer is made with the shards and follows from the rest."""
+        return header.staleness(self.folder, options=self.options, source=source)
+
+    def describe(self) -> str:
+        return describe(TokenShards(self.folder))
+
+    def open_source(self) -> tuple[Identity, tuple[str, str]]:
         train, held_out = reference_text()
         content = hashlib.sha256((train + held_out).encode()).hexdigest()
-        source = [{"name": "pydoc_data.topics", "characters": len(train) + len(held_out), "sha256": content}]
-        with folder_lock(self.folder):
-            reason = staleness(self.folder, options=self.options, source=source)
-            if reason is None:
-                rank_zero_info(f"{self.folder}: kept ({describe(TokenShards(self.folder))})")
-                return
-            codec = Subwords(train_bpe(train, self.vocab_size)) if self.encoding == "bpe" else Characters()
-            with ShardWriter(self.folder, codec, options=self.options, source=source) as writer:
-                tokenise(writer, [("train", Piece(train, last=True)), ("val", Piece(held_out, last=True))])
+        size = len(train) + len(held_out)
+        return [{"name": "pydoc_data.topics", "characters": size, "sha256": content}], (train, held_out)
+
+    def build(self, source: Identity, opened: tuple[str, str]) -> str:
+        """Train the tokenizer and write the shards."""
+        train, held_out = opened
+        codec = Subwords(train_bpe(train, self.vocab_size)) if self.encoding == "bpe" else Characters()
+        with ShardWriter(self.folder, codec, options=self.options, source=source) as writer:
+            tokenise(writer, [("train", Piece(train, last=True)), ("val", Piece(held_out, last=True))])
         self._shards = None
         replaced = getattr(codec, "replaced", 0)
-        note = f"; {replaced:,} characters outside the alphabet became U+FFFD" if replaced else ""
-        rank_zero_info(f"{self.folder}: built ({reason}): {describe(self.shards)}{note}")
+        return f"; {replaced:,} characters outside the alphabet became U+FFFD" if replaced else ""
 
     def load(self, split: str) -> RowSource:
         return Windows(self.shards, split, self.length, self.stride if split == "train" else None)

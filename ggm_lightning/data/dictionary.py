@@ -63,10 +63,6 @@ class Dictionary(DiscreteData):
         self.words = np.concatenate([letters, np.full((num_words, 1), num_letters)], axis=1)  # with their space
 
     @property
-    def num_classes(self) -> int:
-        return self.num_letters + 1
-
-    @property
     def shape(self) -> tuple[int, ...]:
         return (self.length,)
 

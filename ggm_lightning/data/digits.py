@@ -47,10 +47,6 @@ class Digits(DiscreteData):
     """
 
     @property
-    def num_classes(self) -> int:
-        return LEVELS
-
-    @property
     def num_labels(self) -> int:
         return 10
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import glob
 import gzip
-import hashlib
 import io
 import json
 import zlib
@@ -21,11 +20,10 @@ from typing import Any, BinaryIO, NamedTuple
 from ggm_lightning.data.rows import BadData
 
 _BLOCK = 2**20  # bytes read at a time, and about the characters of a piece
-_WHOLE = 2**28  # files up to this many bytes are hashed whole
 _ROWS = 256  # of a parquet file, read together
 _AGAIN = "get the file again"
 _KINDS = ".txt, .jsonl or .parquet files (.txt and .jsonl also as .gz or .zst)"
-JSON_LINES = (".jsonl", ".ndjson")
+_JSON_LINES = (".jsonl", ".ndjson")
 
 
 class Piece(NamedTuple):
@@ -67,23 +65,6 @@ def find_files(patterns: str | list[str], key: str) -> list[Path]:
     if not found:
         raise ValueError(f"data.{key} is an empty list; give at least one path of {_KINDS}")
     return found
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Name, size and content hash of a file, whatever its date.
-
-    Above 256 MiB the hash covers 257 evenly spaced blocks of 1 MiB, the first and last included, so that starting a
-    run on a large corpus does not read all of it.
-    """
-    size = path.stat().st_size
-    with open(path, "rb") as handle:
-        if size <= _WHOLE:
-            return {"name": path.name, "bytes": size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
-        digest = hashlib.sha256()
-        for block in range(257):
-            handle.seek((size - _BLOCK) * block // 256)
-            digest.update(handle.read(_BLOCK))
-    return {"name": path.name, "bytes": size, "sha256_of_257_blocks": digest.hexdigest()}
 
 
 @contextmanager
@@ -141,6 +122,8 @@ class Reader:
         on_error: "stop", or "skip": lines and rows without readable text are left out and counted in `skipped`.
         detokenise: applied to each document, for corpora that are distributed as separated words; documents of whole
             files cannot be.
+        exact: each line and row is a document, empty ones among them, and lines keep their ends: for sets whose
+            examples are numbered. Blank lines of .jsonl are no documents even then.
     """
 
     def __init__(
@@ -149,12 +132,14 @@ class Reader:
         document: str = "file",
         on_error: str = "stop",
         detokenise: Callable[[str], str] | None = None,
+        exact: bool = False,
     ) -> None:
         if document not in ("file", "line"):
             raise ValueError(f"data.document is {document!r}; it must be file or line")
         if on_error not in ("stop", "skip"):
             raise ValueError(f"data.on_error is {on_error!r}; it must be stop or skip")
         self.text_key, self.document, self.on_error, self.detokenise = text_key, document, on_error, detokenise
+        self.exact = exact
         self.skipped = self.empty = 0
         self.first_skipped = ""
 
@@ -162,7 +147,7 @@ class Reader:
         """The documents of one file; `progress` is told the bytes read. Empty ones are left out and counted."""
         if kind(path) == ".parquet":
             texts = self._rows(path, progress)
-        elif kind(path) in JSON_LINES:
+        elif kind(path) in _JSON_LINES:
             texts = self._lines(path, progress, self._json_text)
         elif self.document == "line":
             texts = self._lines(path, progress, self._plain_text)
@@ -171,7 +156,7 @@ class Reader:
             return
         for text in texts:
             text = text if self.detokenise is None else self.detokenise(text)
-            if text:
+            if text or self.exact:
                 yield Piece(text, last=True)
             else:
                 self.empty += 1
@@ -210,7 +195,7 @@ class Reader:
             yield from self._one(b"".join(parts), path, number + 1, start, text_of)
 
     def _one(self, line: bytes, path: Path, number: int, start: int, text_of: Callable[..., str]) -> Iterator[str]:
-        if not line.strip():
+        if not line.strip() and not (self.exact and text_of == self._plain_text):
             return
         try:
             yield text_of(line, path, number, start)
@@ -218,7 +203,9 @@ class Reader:
             self._leave_out(error)
 
     def _plain_text(self, line: bytes, path: Path, number: int, start: int) -> str:
-        return _utf8(line, path, number, start).rstrip("\r\n")
+        text = _utf8(line, path, number, start)
+        end = "\n" if self.exact and text.endswith("\n") else ""
+        return text.rstrip("\r\n") + end
 
     def _json_text(self, line: bytes, path: Path, number: int, start: int) -> str:
         where = f"{path}: line {number}"
@@ -242,7 +229,7 @@ class Reader:
         return text
 
     def _remedy(self, words: str) -> str:
-        return f"{words}, or set data.on_error: skip"
+        return words if self.exact else f"{words}, or set data.on_error: skip"
 
     def _rows(self, path: Path, progress: Progress) -> Iterator[str]:
         with open(path, "rb") as raw:

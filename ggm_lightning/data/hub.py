@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub, fetched once into its own cache; without network or name the error says what to do."""
+"""Files and rows of the Hugging Face hub, fetched once into its own cache; every failure is one line with a remedy."""
 
 from __future__ import annotations
 
@@ -12,13 +12,29 @@ HUB = "hub:"
 def _fetched(what: str, remedy: str, fetch: Callable[[], Any]) -> Any:
     try:
         return fetch()
-    except Exception as error:  # the hub's client raises many kinds, some of many lines
+    except Exception as error:  # the hub's client and datasets raise many kinds, some of many lines
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{what}: {reason}; check the name and the network, or {remedy}") from None
 
 
+def hub_rows(given: str, key: str, split: str, remedy: str, **chosen: Any) -> Any:
+    """A split of the data set hub:NAME as `datasets` gives it; `chosen`: name and revision, where it has several.
+
+    Raises:
+        ValueError: no network, no such data set or split; ends in the remedy.
+    """
+
+    def fetch() -> Any:
+        from datasets import load_dataset
+
+        return load_dataset(given.removeprefix(HUB), split=split, **chosen)
+
+    return _fetched(f"data.{key}: {given}", remedy, fetch)
+
+
 def hub_parquet(given: str, key: str, split: str = "train") -> list[Path]:
-    """The parquet files of a split of the data set hub:NAME, in the order of their names.
+    """The parquet files of a split of the data set hub:NAME, in the order of their names: texts of many gigabytes are
+    streamed from them, where `datasets` would write a copy.
 
     Raises:
         ValueError: no network, no such data set, or none of its files belongs to the split.

@@ -11,20 +11,16 @@ run maps what it reads.
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
-from ggm_lightning.data.base import DiscreteData
-from ggm_lightning.data.cifar10 import Mirrored
 from ggm_lightning.data.codecs import Images, dict_hash
 from ggm_lightning.data.picture_files import Stream, folder_stream, npz_stream, tar_stream
-from ggm_lightning.data.pixels import PixelFile, PixelWriter, read_header, staleness, verified
-from ggm_lightning.data.rows import RowSource
-from ggm_lightning.data.shard_writer import folder_lock
+from ggm_lightning.data.pixels import PixelData, PixelWriter
+from ggm_lightning.data.prepared import Identity
 
 SHAPE = (3, 64, 64)
 NUM_LABELS = 1000
@@ -36,7 +32,7 @@ _FOLDERS = {"train": "train_64x64", "val": "valid_64x64"}
 _GET = "get it from https://image-net.org/download-images (downsampled)"
 
 
-class ImageNet64(DiscreteData):
+class ImageNet64(PixelData):
     """Levels 0..255 of 3x64x64 pixels; the validation pictures are the test pictures too.
 
     Args:
@@ -72,10 +68,6 @@ class ImageNet64(DiscreteData):
         self.mirror, self._given_folder = mirror, folder
 
     @property
-    def num_classes(self) -> int:
-        return 256
-
-    @property
     def num_labels(self) -> int | None:
         return NUM_LABELS if self.variant == "chrabaszcz2017" else None
 
@@ -89,30 +81,19 @@ class ImageNet64(DiscreteData):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the flat files depend on besides the source files' contents."""
         return {"variant": self.variant, "train_batches": self.train_batches}
 
     @property
     def folder(self) -> Path:
         return Path(self._given_folder or f"runs/data/imagenet64-{dict_hash([str(self.path), self.options])[:8]}")
 
-    def prepare_data(self) -> None:
-        """Write the flat files, unless `folder` has them, made from the same source files with the same options."""
-        with folder_lock(self.folder):
-            if not self.path.exists() and self._staleness(None) is None:
-                rank_zero_info(f"{self.folder}: kept ({self._describe()}); {self.path} is gone and not needed")
-                return
-            streams = self._streams()
-            source = [{"split": split, **s.fingerprint} for split, parts in streams.items() for s in parts]
-            reason = self._staleness(source)
-            if reason is None:
-                rank_zero_info(f"{self.folder}: kept ({self._describe()})")
-                return
-            self._build(streams, source)
-            rank_zero_info(f"{self.folder}: built ({reason}): {self._describe()}")
+    @property
+    def official(self) -> Mapping[str, int]:
+        return OFFICIAL[self.variant]
 
-    def _staleness(self, source: list[dict[str, Any]] | None) -> str | None:
-        return staleness(self.folder, self.codec, options=self.options, source=source)
+    def open_source(self) -> tuple[Identity, dict[str, list[Stream]]]:
+        streams = self._streams()
+        return [{"split": split, **s.fingerprint} for split, parts in streams.items() for s in parts], streams
 
     def _streams(self) -> dict[str, list[Stream]]:
         if self.variant == "oord2016":
@@ -133,39 +114,17 @@ class ImageNet64(DiscreteData):
             return folder_stream(self.path / name, SHAPE)
         raise FileNotFoundError(f"data.path: '{self.path}' has neither {name}.tar nor a folder {name}; {_GET}")
 
-    def _build(self, streams: dict[str, list[Stream]], source: list[dict[str, Any]]) -> None:
-        self._check_room(streams)
+    def build(self, source: Identity, opened: dict[str, list[Stream]]) -> str:
+        """Unpack into the flat files."""
+        # a tar's pictures are not counted before it is read
+        pictures = sum(part.total for parts in opened.values() for part in parts if part.unit == "img")
+        self.check_room(pictures * 3 * 64 * 64)
         with PixelWriter(self.folder, self.codec, options=self.options, source=source) as writer:
-            for split, parts in streams.items():
+            for split, parts in opened.items():
                 total, unit = sum(part.total for part in parts), parts[0].unit
                 bar = tqdm(total=total, unit=unit, unit_scale=True, desc=f"unpack {split}", disable=None)
                 for block in (block for part in parts for block in part.blocks()):
                     writer.add(split, block.images, block.labels)
                     bar.update(block.done)
                 bar.close()
-
-    def _check_room(self, streams: dict[str, list[Stream]]) -> None:
-        """An error now rather than after 10 GB; a tar's pictures are not counted before it is read."""
-        pictures = sum(part.total for parts in streams.values() for part in parts if part.unit == "img")
-        needed, free = pictures * 3 * 64 * 64, shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise ValueError(
-                f"{self.folder}: {needed / 1e9:.1f} GB are needed there, {free / 1e9:.1f} GB are free; make room or "
-                f"set data.folder to another disk"
-            )
-
-    def _describe(self) -> str:
-        notes = []
-        for split, counts in read_header(self.folder)["splits"].items():
-            official = OFFICIAL[self.variant][split]
-            other = "" if counts["pictures"] == official else f" (not the published {official:,})"
-            notes.append(f"{split} {counts['pictures']:,} pictures{other}")
-        return "; ".join(notes)
-
-    def verify(self) -> str:
-        """See DiscreteData.verify."""
-        return verified(self.folder)
-
-    def load(self, split: str) -> RowSource:
-        rows = PixelFile(self.folder, split)
-        return Mirrored(rows) if self.mirror and split == "train" else rows
+        return ""

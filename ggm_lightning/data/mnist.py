@@ -59,10 +59,6 @@ class Mnist(DiscreteData):
         self._read: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
-    def num_classes(self) -> int:
-        return 2
-
-    @property
     def num_labels(self) -> int:
         return 10
 

@@ -5,7 +5,6 @@ Each stream yields blocks of at most 256 pictures; every error is one line that 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import tarfile
@@ -19,12 +18,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from ggm_lightning.data.documents import fingerprint
+from ggm_lightning.data.fingerprints import fingerprint, folder_fingerprint
 from ggm_lightning.data.rows import BadData
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+FILTERS = ("bilinear", "bicubic", "box", "lanczos")  # of Pillow, all of them antialiased
 _TOGETHER = 256
-_PROBED = 256  # files of a folder whose contents are part of its fingerprint
 _AGAIN = "the file is damaged: get it again"
 _TAR_BLOCK = 512
 _DAMAGE = (ValueError, EOFError, RuntimeError, OverflowError, OSError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
@@ -129,13 +128,7 @@ def folder_stream(folder: Path, shape: tuple[int, ...]) -> Stream:
     names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES)
     if not names:
         raise FileNotFoundError(f"'{folder}' has no .png or .jpg files; unpack the pictures into it")
-    digest = hashlib.sha256()
-    probed = {(len(names) - 1) * i // (_PROBED - 1) for i in range(_PROBED)}
-    for i, name in enumerate(names):
-        digest.update(f"{name}\0{(folder / name).stat().st_size}\0".encode())
-        if i in probed:
-            digest.update((folder / name).read_bytes())
-    identity = {"name": folder.name, "files": len(names), "sha256": digest.hexdigest()}
+    identity = folder_fingerprint(folder, names)
     return Stream(identity, len(names), "img", lambda: _folder_blocks(folder, names, shape))
 
 
@@ -174,22 +167,31 @@ def _tar_blocks(path: Path, shape: tuple[int, ...]) -> Iterator[Block]:
         yield Block(np.stack(images), None, path.stat().st_size - done)
 
 
-def decoded(raw: bytes, where: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "c h w"]:
-    """The pixels of a PNG or JPEG of exactly this shape; a grey one has three equal channels.
+def pixels_of(raw: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a PNG or JPEG of any size; a grey one has three equal channels.
 
     Raises:
-        ValueError: another size, transparency or more than 8 bits; `where` names the picture.
+        ValueError: damage, transparency or more than 8 bits; `where` names the picture.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(raw), formats=("PNG", "JPEG")) as picture:
-            mode, size = picture.mode, picture.size
-            if mode in ("RGB", "L") and size == (shape[2], shape[1]):
-                return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+            mode = picture.mode
+            if mode in ("RGB", "L"):
+                return np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises each of them
         raise BadData(f"{where}: not a readable PNG or JPEG ({error}); get it again") from None
-    raise BadData(
-        f"{where}: a {size[0]}x{size[1]} picture of mode {mode}, not {shape[2]}x{shape[1]} RGB or grey; give the "
-        f"pictures of the published archive, resized by its authors"
-    )
+    raise BadData(f"{where}: a picture of mode {mode}, not 8-bit RGB or grey; convert it")
+
+
+def decoded(raw: bytes, where: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "c h w"]:
+    """The pixels of a PNG or JPEG of exactly this shape. ValueError: as `pixels_of`, and for another size."""
+    pixels = pixels_of(raw, where)
+    height, width = pixels.shape[:2]
+    if (height, width) != tuple(shape[1:]):
+        raise BadData(
+            f"{where}: a {width}x{height} picture, not {shape[2]}x{shape[1]}; give the pictures of the published "
+            f"archive, resized by its authors"
+        )
+    return pixels.transpose(2, 0, 1)

@@ -19,13 +19,11 @@ from jaxtyping import Int64, UInt8
 
 from ggm_lightning.data.arrays import read_array
 from ggm_lightning.data.digits import HELD_OUT, LEVELS, SHAPE, digits
-from ggm_lightning.data.documents import fingerprint
-from ggm_lightning.data.picture_files import SUFFIXES, tar_stream
+from ggm_lightning.data.fingerprints import fingerprint, folder_fingerprint
+from ggm_lightning.data.picture_files import SUFFIXES, pixels_of, tar_stream
 from ggm_lightning.data.rows import BadData
 
 DIGITS = "digits"
-FILTERS = ("bilinear", "bicubic", "box", "lanczos")
-_PROBED = 256  # files of a folder whose contents are part of its fingerprint
 _KINDS = "a folder of .png, .jpg or .npy pictures, an uncompressed .tar of them, an .npz with x, or `digits`"
 
 
@@ -55,18 +53,7 @@ class Fit(NamedTuple):
 
     def fitted(self, raw: bytes, where: str) -> UInt8[np.ndarray, "c side side"]:
         """The picture in the bytes of a PNG or JPEG, or of the .npy [(1,) 3, h, w] in which CelebA-HQ comes."""
-        from PIL import Image
-
-        if where.endswith(".npy"):
-            return self.resized(_from_npy(raw, where), where)
-        try:
-            with Image.open(io.BytesIO(raw), formats=("PNG", "JPEG")) as picture:
-                mode = picture.mode
-                if mode in ("RGB", "L"):
-                    return self.resized(np.asarray(picture.convert("RGB")), where)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises each of them
-            raise BadData(f"{where}: not a readable PNG or JPEG ({error}); get it again") from None
-        raise BadData(f"{where}: a picture of mode {mode}, not 8-bit RGB or grey; convert it")
+        return self.resized(_from_npy(raw, where) if where.endswith(".npy") else pixels_of(raw, where), where)
 
     def resized(self, pixels: UInt8[np.ndarray, "h w 3"], where: str) -> UInt8[np.ndarray, "c side side"]:
         from PIL import Image
@@ -138,13 +125,7 @@ def _folder(folder: Path, fit: Fit, key: str) -> Source:
     names = sorted(p.relative_to(folder).as_posix() for p in found)
     if not names:
         raise FileNotFoundError(f"{key}: '{folder}' has no .png, .jpg or .npy pictures; unpack them into it")
-    digest = hashlib.sha256()
-    probed = {(len(names) - 1) * i // (_PROBED - 1) for i in range(_PROBED)}
-    for i, name in enumerate(names):
-        digest.update(f"{name}\0{(folder / name).stat().st_size}\0".encode())
-        if i in probed:
-            digest.update((folder / name).read_bytes())
-    identity = {"name": folder.name, "files": len(names), "sha256": digest.hexdigest()}
+    identity = folder_fingerprint(folder, names)
 
     def read(i: int) -> np.ndarray:
         try:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +23,8 @@ from torch import Tensor
 from ggm_lightning.data import header as headers
 from ggm_lightning.data.blocks import BLOCK_BYTES, FileDigest, SplitBlocks, check_size
 from ggm_lightning.data.codecs import Images
-from ggm_lightning.data.rows import RowSource, ids_of
+from ggm_lightning.data.prepared import Identity, PreparedData
+from ggm_lightning.data.rows import Rows, RowSource, ids_of
 
 _LABEL = np.dtype("<u2")
 
@@ -192,12 +194,28 @@ class PixelFile(RowSource):
         return iter(())
 
 
-def verified(folder: str | Path) -> str:
-    """Reads a finished folder whole; what DiscreteData.verify is to say."""
-    splits = read_header(folder)["splits"]
-    for split in splits:
-        PixelFile(folder, split).verify()
-    return f"{folder}: the files of {', '.join(splits)} are as they were written"
+class Mirrored(RowSource):
+    """2N rows: the N of `rows`, and the same ones with left and right exchanged (row i + N mirrors row i).
+
+    So an epoch shows each image once in each orientation. Which one comes when is part of the training order, a
+    function of (seed, position) alone: a resumed run and any number of workers see the same.
+    """
+
+    def __init__(self, rows: Rows | PixelFile) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return 2 * len(self.rows)
+
+    def fetch(self, index: np.ndarray) -> dict[str, Tensor]:
+        mirror, row = np.divmod(index, len(self.rows))
+        return self.rows.fetch(row, turned=mirror == 1)
+
+    def storage(self) -> Iterator[tuple[str, np.ndarray]]:
+        return self.rows.storage()
+
+    def labels(self) -> Iterator[tuple[str, np.ndarray]]:
+        return self.rows.labels()
 
 
 def read_header(folder: str | Path) -> dict[str, Any]:
@@ -214,16 +232,38 @@ def read_header(folder: str | Path) -> dict[str, Any]:
     return header
 
 
-def staleness(
-    folder: str | Path, codec: Images, *, options: dict[str, Any], source: list[dict[str, Any]] | None
-) -> str | None:
-    """Why a folder's pictures cannot be kept, or None. `source` None: the source files are gone, trust the header.
+class PixelData(PreparedData):
+    """Data sets that are such a folder."""
 
-    Raises:
-        ValueError: the folder holds something else, which is not to be overwritten.
-    """
-    if not (Path(folder) / headers.HEADER).is_file():
-        return "no finished pictures there"
-    header = read_header(folder)
-    known = header["source"] if source is None else source
-    return headers.staleness(folder, options=options, source=known, tokenizer_hash=codec.tokenizer_hash)
+    mirror: bool  # also train on each picture with left and right exchanged
+
+    @property
+    @abstractmethod
+    def official(self) -> Mapping[str, int]:
+        """How many pictures each split was published with."""
+
+    def staleness(self, source: Identity | None) -> str | None:
+        """See PreparedData.staleness. ValueError: the folder holds something else, which is not to be overwritten."""
+        if not (self.folder / headers.HEADER).is_file():
+            return "no finished pictures there"
+        read_header(self.folder)
+        return super().staleness(source)
+
+    def describe(self) -> str:
+        notes = []
+        for split, counts in read_header(self.folder)["splits"].items():
+            official = self.official[split]
+            other = "" if counts["pictures"] == official else f" (not the published {official:,})"
+            notes.append(f"{split} {counts['pictures']:,} pictures{other}")
+        return "; ".join(notes)
+
+    def verify(self) -> str:
+        """See DiscreteData.verify."""
+        splits = read_header(self.folder)["splits"]
+        for split in splits:
+            PixelFile(self.folder, split).verify()
+        return f"{self.folder}: the files of {', '.join(splits)} are as they were written"
+
+    def load(self, split: str) -> RowSource:
+        rows = PixelFile(self.folder, split)
+        return Mirrored(rows) if self.mirror and split == "train" else rows

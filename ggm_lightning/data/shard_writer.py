@@ -10,10 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,28 +23,6 @@ from ggm_lightning.data.header import FORMAT, HEADER, sealed
 PROGRESS = "progress.json"
 _SHARD = re.compile(r"(train|val|test)-\d{5}\.bin(\.tmp)?")  # narrow: a user's folder may hold other .bin files
 _READ = 2**24
-
-
-@contextmanager
-def folder_lock(folder: str | Path) -> Iterator[None]:
-    """One process at a time prepares a folder: two runs started together must not write over each other. The second
-    says whom it waits for."""
-    import fcntl
-
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / ".lock", "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().strip() or "another process"
-            # of any rank: on a second node that shares the folder it is the only sign of life
-            print(f"{folder}: being prepared by {holder}; waiting until it is done", file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
-        yield
 
 
 def _publish(handle: BinaryIO, temporary: Path, final: Path) -> None:

@@ -70,10 +70,6 @@ class MarkovChain(DiscreteData):
         self.entropy_rate = float(pi @ _entropy(law))
 
     @property
-    def num_classes(self) -> int:
-        return self.num_symbols
-
-    @property
     def shape(self) -> tuple[int, ...]:
         return (self.length,)
 
@@ -147,10 +143,6 @@ class Sawtooth(DiscreteData):
         _check_draws(num_train, num_val, source_seed)
         self.length, self.saws, self.scale, self.source_seed = length, saws, scale, source_seed
         self.num_rows = {"train": num_train, "val": num_val}
-
-    @property
-    def num_classes(self) -> int:
-        return 2
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -15,7 +15,6 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
-from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.codecs import Bytes, Characters, Codec, Subwords, dict_hash
 from ggm_lightning.data.detokenise import DETOKENISERS
 from ggm_lightning.data.documents import (
@@ -23,14 +22,14 @@ from ggm_lightning.data.documents import (
     Reader,
     Survey,
     find_files,
-    fingerprint,
     held_out_from,
     held_out_last,
 )
-from ggm_lightning.data.header import staleness
+from ggm_lightning.data.fingerprints import fingerprint
 from ggm_lightning.data.hub import HUB, hub_parquet, hub_tokenizer
+from ggm_lightning.data.prepared import Identity, PreparedData
 from ggm_lightning.data.rows import RowSource
-from ggm_lightning.data.shard_writer import ShardWriter, folder_lock
+from ggm_lightning.data.shard_writer import ShardWriter
 from ggm_lightning.data.tokenising import tokenise
 from ggm_lightning.data.tokens import TokenShards, Windows
 
@@ -60,7 +59,7 @@ def read_codec(tokenizer: str, alphabet: str | None = None) -> Codec:
         raise ValueError(f"data.tokenizer: {path}: {error}") from None
 
 
-class TextData(DiscreteData):
+class TextData(PreparedData):
     """Windows of a text.
 
     Documents follow each other, separated by the tokenizer's `<|endoftext|>` where it has one and by a newline where
@@ -153,10 +152,6 @@ class TextData(DiscreteData):
         return self._codec
 
     @property
-    def num_classes(self) -> int:
-        return self.codec.num_classes
-
-    @property
     def shape(self) -> tuple[int, ...]:
         return (self.length,)
 
@@ -183,24 +178,8 @@ class TextData(DiscreteData):
         key = dict_hash([self.train, self.val, self.codec.tokenizer_hash, self.options])
         return Path("runs/data") / f"{name}-{key[:8]}"
 
-    def prepare_data(self) -> None:
-        """Tokenise into `folder`, unless what lies there was made from the same files, options and tokenizer."""
-        kept: dict[str, Any] = {"options": self.options, "tokenizer_hash": self.codec.tokenizer_hash}
-        with folder_lock(self.folder):
-            try:
-                source = self._source()
-            except FileNotFoundError:
-                if staleness(self.folder, **kept, source=None) is not None:
-                    raise
-                rank_zero_info(f"{self.folder}: kept, though the files it was made from are gone")
-                return
-            reason = staleness(self.folder, **kept, source=source)
-            if reason is None:
-                rank_zero_info(f"{self.folder}: kept ({describe(TokenShards(self.folder))})")
-                return
-            rank_zero_info(f"{self.folder}: prepared by this process ({reason}); any others of this node wait for it")
-            note = self._build(source)
-        rank_zero_info(f"{self.folder}: built ({reason}): {describe(TokenShards(self.folder))}{note}")
+    def describe(self) -> str:
+        return describe(TokenShards(self.folder))
 
     def verify(self) -> str:
         shards = TokenShards(self.folder)
@@ -210,15 +189,15 @@ class TextData(DiscreteData):
     def _given(self) -> dict[str, str | list[str]]:
         return {"train": self.train} if self.val is None else {"train": self.train, "val": self.val}
 
-    def _source(self) -> list[dict[str, Any]]:
-        """What identifies the files; of the hub's data sets the name is enough, so that no start asks the network."""
-        found: list[dict[str, Any]] = []
+    def open_source(self) -> tuple[Identity, None]:
+        """Of the hub's data sets the name is enough, so that no start asks the network."""
+        found: Identity = []
         for split, given in self._given().items():
             if isinstance(given, str) and given.startswith(HUB):
                 found.append({"split": split, "hub": given.removeprefix(HUB)})
             else:
                 found += [{"split": split, **fingerprint(path)} for path in find_files(given, split)]
-        return found
+        return found, None
 
     def _files(self) -> dict[str, list[Path]]:
         return {
@@ -228,7 +207,7 @@ class TextData(DiscreteData):
             for split, given in self._given().items()
         }
 
-    def _build(self, source: list[dict[str, Any]]) -> str:
+    def build(self, source: Identity, opened: None) -> str:
         """Writes the shards, or what was missing of them; returns what there is to say about the text."""
         files, reader = self._files(), self._reader()
         total = sum(path.stat().st_size for paths in files.values() for path in paths)

@@ -93,10 +93,6 @@ class Text8(DiscreteData):
         self.stretches = {split: (ends[i], ends[i + 1]) for i, split in enumerate(self.splits)}
 
     @property
-    def num_classes(self) -> int:
-        return len(ALPHABET)
-
-    @property
     def shape(self) -> tuple[int, ...]:
         return (self.length,)
 

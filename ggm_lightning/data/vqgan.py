@@ -30,11 +30,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ggm_lightning.data import header as headers
-from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.codecs import MASKED_GREY, MIDDLE_GREY, Codec, dict_hash
-from ggm_lightning.data.picture_sources import DIGITS, FILTERS, Fit, Source, open_source
+from ggm_lightning.data.picture_files import FILTERS
+from ggm_lightning.data.picture_sources import DIGITS, Fit, Source, open_source
+from ggm_lightning.data.prepared import Identity, PreparedData
 from ggm_lightning.data.rows import BadData, RowSource
-from ggm_lightning.data.shard_writer import ShardWriter, folder_lock
+from ggm_lightning.data.shard_writer import ShardWriter
 from ggm_lightning.data.tokens import TokenShards
 from ggm_lightning.data.vqgan_files import VQGANFile, find, load, weights_hash
 from ggm_lightning.metrics.codebook import decibels, perplexity
@@ -42,6 +43,8 @@ from ggm_lightning.metrics.codebook import decibels, perplexity
 BESIDE = "beside.npz"
 _KEPT_BYTES = 2**24  # of held-out pictures
 _MARK_SECONDS = 20.0  # what a killed preparation loses at most
+
+Sources = dict[str, tuple[Source, np.ndarray]]  # split -> (pictures, the numbers of those that belong to it)
 
 
 class Codes(Codec):
@@ -174,7 +177,7 @@ class CodeRows(RowSource):
             yield str(self.shards.folder / BESIDE), self.label
 
 
-class VQGANCodes(DiscreteData):
+class VQGANCodes(PreparedData):
     """Codes 0..V-1 on the VQGAN's grid, (1, h, w); only the digits have labels.
 
     Args:
@@ -235,31 +238,11 @@ class VQGANCodes(DiscreteData):
         key = dict_hash([self.source, self.val, self.vqgan, self.options])[:8]
         return Path(self._given_folder or f"runs/data/codes-{key}")
 
-    def prepare_data(self) -> None:
-        """Encode, unless `folder` has the codes of the same pictures by the same weights; goes on where a killed
-        preparation stopped."""
-        codec = self.codec
-        with folder_lock(self.folder):
-            if self._gone() and self._staleness(codec, None) is None:
-                rank_zero_info(f"{self.folder}: kept ({self._describe()}); {self.source} is gone and not needed")
-                return
-            sources = self._open()
-            identities = [source.identity for source, _ in sources.values()]
-            reason = self._staleness(codec, identities)
-            if reason is None:
-                rank_zero_info(f"{self.folder}: kept ({self._describe()})")
-                return
-            self._build(codec, sources, identities)
-            rank_zero_info(f"{self.folder}: built ({reason}): {self._describe()}; {self._quality()}")
+    def open_source(self) -> tuple[Identity, Sources]:
+        sources = self._open()
+        return [source.identity for source, _ in sources.values()], sources
 
-    def _gone(self) -> bool:
-        return self.source != DIGITS and not Path(self.source).expanduser().exists()
-
-    def _staleness(self, codec: Codes, source: list[dict[str, Any]] | None) -> str | None:
-        return headers.staleness(self.folder, options=self.options, source=source, tokenizer_hash=codec.tokenizer_hash)
-
-    def _open(self) -> dict[str, tuple[Source, np.ndarray]]:
-        """split -> (pictures, the numbers of those that belong to it)."""
+    def _open(self) -> Sources:
         fit = Fit(self.file.picture[0], self.file.picture[1], self.resize)
         train = open_source(self.source, fit)
         every = np.arange(train.size)
@@ -275,24 +258,23 @@ class VQGANCodes(DiscreteData):
             )
         return {"train": (train, every[~held_out]), "val": (train, every[held_out])}
 
-    def _build(
-        self, codec: Codes, sources: dict[str, tuple[Source, np.ndarray]], identities: list[dict[str, Any]]
-    ) -> None:
+    def build(self, source: Identity, opened: Sources) -> str:
+        """Encode; goes on where a killed preparation stopped."""
+        codec = self.codec
         with (
-            ShardWriter(self.folder, codec, options=self.options, source=identities) as writer,
+            ShardWriter(self.folder, codec, options=self.options, source=source) as writer,
             ThreadPoolExecutor() as pool,  # Pillow decodes outside the interpreter's lock
         ):
             done = writer.resumed or {}
             if done:
                 rank_zero_info(f"{self.folder}: goes on after {sum(done.values()):,} pictures")
-            for split, (source, index) in sources.items():
-                encode = _Encoder(codec, writer, source, pool.map)
+            for split, (pictures, index) in opened.items():
+                encode = _Encoder(codec, writer, pictures, pool.map)
                 encode.all(split, index, done)
-            self._write_beside(sources, identities, codec)
+            self._write_beside(opened, source, codec)
+        return f"; {self._quality()}"
 
-    def _write_beside(
-        self, sources: dict[str, tuple[Source, np.ndarray]], identities: list[dict[str, Any]], codec: Codes
-    ) -> None:
+    def _write_beside(self, sources: Sources, identities: Identity, codec: Codes) -> None:
         """Before the header, so that it is there whenever the shards load."""
         source, index = sources["val"]
         count = max(1, min(len(index), _KEPT_BYTES // int(np.prod(codec.picture))))
@@ -308,7 +290,7 @@ class VQGANCodes(DiscreteData):
             os.fsync(handle.fileno())
         os.replace(temporary, self.folder / BESIDE)
 
-    def _made_of(self, codec: Codes, identities: list[dict[str, Any]]) -> str:
+    def _made_of(self, codec: Codes, identities: Identity) -> str:
         return dict_hash([codec.tokenizer_hash, self.options, identities])
 
     @cached_property
@@ -329,7 +311,7 @@ class VQGANCodes(DiscreteData):
         pictures = self._beside["pictures"].transpose(0, 2, 3, 1)
         return np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
         shards, sites = TokenShards(self.folder), math.prod(self.shape)
         counts = ", ".join(f"{split} {shards.tokens(split) // sites:,}" for split in shards.header["splits"])
         return f"codes of pictures: {counts}"

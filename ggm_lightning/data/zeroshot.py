@@ -17,27 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
-from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.codecs import Codec, dict_hash
 from ggm_lightning.data.detokenise import RULES
-from ggm_lightning.data.documents import fingerprint
-from ggm_lightning.data.header import staleness
+from ggm_lightning.data.fingerprints import fingerprint
 from ggm_lightning.data.hub import HUB
+from ggm_lightning.data.prepared import Identity, PreparedData
 from ggm_lightning.data.rows import RowSource
-from ggm_lightning.data.shard_writer import ShardWriter, folder_lock
+from ggm_lightning.data.shard_writer import ShardWriter
 from ggm_lightning.data.text import describe, read_codec
 from ggm_lightning.data.tokens import TokenShards, Windows
-from ggm_lightning.data.zeroshot_sets import SETS, Lines, find, from_hub
+from ggm_lightning.data.zeroshot_sets import SETS, find, from_hub, reader
 
 _TOGETHER = 1000  # examples that are encoded at once where there are no groups
 
 Example = tuple[np.ndarray, int]  # ids with the end-of-text, characters
 
 
-class ZeroShotText(DiscreteData):
+class ZeroShotText(PreparedData):
     """Blocks of one set; there is nothing to train on. "val" and "test" are the same rows.
 
     Args:
@@ -102,10 +100,6 @@ class ZeroShotText(DiscreteData):
         return self._codec
 
     @property
-    def num_classes(self) -> int:
-        return self.codec.num_classes
-
-    @property
     def shape(self) -> tuple[int, ...]:
         if self.length is None:
             raise ValueError("data.length is open: `lightning evaluate` takes the model's; elsewhere give it")
@@ -131,25 +125,18 @@ class ZeroShotText(DiscreteData):
         shards = TokenShards(self.folder)
         return shards.characters("test") / shards.tokens("test")
 
-    def prepare_data(self) -> None:
-        """Cut into `folder`, unless what lies there was made from the same files, options, tokenizer and rules.
+    def describe(self) -> str:
+        return describe(TokenShards(self.folder))
 
-        A name on the hub stands for its content: what was made from it is kept without asking the network.
-        """
-        on_hub = isinstance(self.path, str) and self.path.startswith(HUB)
-        paths = [] if on_hub else find(self.entry, self.path, self.part)
-        source = [{"hub": self.path}] if on_hub else [fingerprint(path) for path in paths]
-        with folder_lock(self.folder):
-            reason = staleness(
-                self.folder, options=self.options, source=source, tokenizer_hash=self.codec.tokenizer_hash
-            )
-            if reason is None:
-                rank_zero_info(f"{self.folder}: kept ({describe(TokenShards(self.folder))})")
-                return
-            note = self._build(paths, source)
-        rank_zero_info(f"{self.folder}: built ({reason}): {describe(TokenShards(self.folder))}{note}")
+    def open_source(self) -> tuple[Identity, list[Path]]:
+        """A name on the hub stands for its content: what was made from it is kept without asking the network."""
+        if isinstance(self.path, str) and self.path.startswith(HUB):
+            return [{"hub": self.path}], []
+        paths = find(self.entry, self.path, self.part)
+        return [fingerprint(path) for path in paths], paths
 
-    def _build(self, paths: list[Path], source: list[dict[str, Any]]) -> str:
+    def build(self, source: Identity, opened: list[Path]) -> str:
+        paths = opened
         size = sum(path.stat().st_size for path in paths)
         with (
             ShardWriter(self.folder, self.codec, options=self.options, source=source) as writer,
@@ -174,9 +161,9 @@ class ZeroShotText(DiscreteData):
     def _examples(self, paths: list[Path], bar: tqdm) -> Iterator[str]:
         if not paths:
             yield from from_hub(self.entry, str(self.path), self.part, self.text_key)
-        reader = Lines(self.entry, self.text_key)
+        rows = reader(self.entry, self.text_key)
         for path in paths:
-            yield from reader.examples(path, bar.update)
+            yield from (piece.text for piece in rows.read(path, bar.update))
 
     def _cut(self, writer: ShardWriter, texts: Iterator[str]) -> int:
         """Whole blocks into the shards; the number of tokens that were left over."""

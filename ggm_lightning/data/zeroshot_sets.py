@@ -6,15 +6,15 @@ refers and which MDLM (arXiv 2406.07524) takes over: an example is a row of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ggm_lightning.data.detokenise import DETOKENISERS
-from ggm_lightning.data.documents import JSON_LINES, Progress, Reader, find_files, kind
-from ggm_lightning.data.hub import HUB
+from ggm_lightning.data.documents import Reader, find_files
+from ggm_lightning.data.hub import HUB, hub_rows
 from ggm_lightning.data.rows import BadData
 
 
@@ -57,7 +57,28 @@ class ZeroShotSet:
 
 _PARQUET = ("**/{part}-*.parquet", "**/{part}/*.parquet")
 _WIKITEXT = "wikitext-{size}-raw-v1.zip, and of it wiki.{part}.raw, or the parquet files of hub:Salesforce/wikitext"
-_WIKI_LICENCE = "CC BY-SA 3.0 and GFDL"
+_WIKITEXT2 = ZeroShotSet(
+    name="wikitext2",
+    title="WikiText-2",
+    part="train",  # its test part is WikiText-103's, line for line
+    examples={"train": 36_718, "valid": 3_760, "test": 4_358},
+    files=("wiki.{part}.raw", *_PARQUET),
+    hub=("Salesforce/wikitext", "wikitext-2-raw-v1", None),
+    column="text",
+    line_ends=True,
+    detokeniser="wikitext",
+    get=_WIKITEXT.format(size=2, part="train"),
+    licence="CC BY-SA 3.0 and GFDL",
+)
+_WIKITEXT103 = replace(
+    _WIKITEXT2,
+    name="wikitext103",
+    title="WikiText-103",
+    part="test",
+    examples={**_WIKITEXT2.examples, "train": 1_801_350},
+    hub=("Salesforce/wikitext", "wikitext-103-raw-v1", None),
+    get=_WIKITEXT.format(size=103, part="test"),
+)
 
 _SETS = (
     ZeroShotSet(
@@ -73,32 +94,8 @@ _SETS = (
         get="https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
         licence="CC BY 4.0 (the original LAMBADA)",
     ),
-    ZeroShotSet(
-        name="wikitext2",
-        title="WikiText-2",
-        part="train",  # its test part is WikiText-103's, line for line
-        examples={"train": 36_718, "valid": 3_760, "test": 4_358},
-        files=("wiki.{part}.raw", *_PARQUET),
-        hub=("Salesforce/wikitext", "wikitext-2-raw-v1", None),
-        column="text",
-        line_ends=True,
-        detokeniser="wikitext",
-        get=_WIKITEXT.format(size=2, part="train"),
-        licence=_WIKI_LICENCE,
-    ),
-    ZeroShotSet(
-        name="wikitext103",
-        title="WikiText-103",
-        part="test",
-        examples={"train": 1_801_350, "valid": 3_760, "test": 4_358},
-        files=("wiki.{part}.raw", *_PARQUET),
-        hub=("Salesforce/wikitext", "wikitext-103-raw-v1", None),
-        column="text",
-        line_ends=True,
-        detokeniser="wikitext",
-        get=_WIKITEXT.format(size=103, part="test"),
-        licence=_WIKI_LICENCE,
-    ),
+    _WIKITEXT2,
+    _WIKITEXT103,
     ZeroShotSet(
         name="ptb",
         title="PTB",
@@ -131,42 +128,9 @@ SETS: Mapping[str, ZeroShotSet] = MappingProxyType({entry.name: entry for entry 
 PARTS = ("train", "valid", "test")
 
 
-class Lines(Reader):
-    """Reads a set's examples, blank lines among them, which `Reader` leaves out.
-
-    Args:
-        entry: the set.
-        text_key: column or field of the text; None: the set's own.
-    """
-
-    def __init__(self, entry: ZeroShotSet, text_key: str | None = None) -> None:
-        super().__init__(text_key=text_key or entry.column, document="line")
-        self.entry = entry
-
-    def examples(self, path: Path, progress: Progress) -> Iterator[str]:
-        """Detokenised, in the file's order; `progress` is told the bytes read.
-
-        Raises:
-            ValueError: damaged file, no text where it should be, not UTF-8; each names the file and the place.
-        """
-        if kind(path) == ".parquet":
-            rows = self._rows(path, progress)
-        else:
-            text_of = self._json_text if kind(path) in JSON_LINES else self._plain_text
-            rows = self._lines(path, progress, text_of)
-        return map(self.entry.example, rows)
-
-    def _one(self, line: bytes, path: Path, number: int, start: int, text_of: Callable[..., str]) -> Iterator[str]:
-        if line.strip() or kind(path) in JSON_LINES:
-            return super()._one(line, path, number, start, text_of)
-        return iter([""])
-
-    def _plain_text(self, line: bytes, path: Path, number: int, start: int) -> str:
-        text = super()._plain_text(line, path, number, start)
-        return text + "\n" if line.endswith(b"\n") else text
-
-    def _remedy(self, words: str) -> str:
-        return words  # nothing is skipped here: every row counts in a published figure
+def reader(entry: ZeroShotSet, text_key: str | None = None) -> Reader:
+    """Reads a set's examples, each a document; none is left out, for each counts in a published figure."""
+    return Reader(text_key or entry.column, document="line", on_error="stop", detokenise=entry.example, exact=True)
 
 
 def find(entry: ZeroShotSet, path: str | list[str], part: str) -> list[Path]:
@@ -212,15 +176,7 @@ def from_hub(entry: ZeroShotSet, path: str, part: str, text_key: str | None) -> 
     name, column = path.removeprefix(HUB) or own, text_key or entry.column
     chosen: dict[str, Any] = {"name": configuration, "revision": revision} if name == own else {}
     split = "validation" if part == "valid" else part
-    try:
-        from datasets import load_dataset
-
-        records = load_dataset(name, split=split, **chosen)
-    except Exception as error:  # datasets and the hub's client raise many kinds, some of many lines
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"data.path: {HUB}{name}: {reason}; check the name and the network, or get {entry.get}, and name its folder"
-        ) from None
+    records = hub_rows(f"{HUB}{name}", "path", split, f"get {entry.get}, and name its folder", **chosen)
     if column not in records.column_names:
         raise BadData(f"{HUB}{name}: no column '{column}', it has {', '.join(records.column_names)}; set data.text_key")
     for number, record in enumerate(records, 1):

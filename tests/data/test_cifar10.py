@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from ggm_lightning.data.cifar10 import RECORD, Cifar10, Mirrored, _records, read_cifar10
+from ggm_lightning.data.cifar10 import RECORD, Cifar10, _records, read_cifar10
 from ggm_lightning.data.cifar10_pickle import read_pickle
+from ggm_lightning.data.pixels import Mirrored
 from ggm_lightning.data.rows import Rows
 
 N, N_TEST = 7, 5  # per batch

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ggm_lightning.data import documents
+from ggm_lightning.data import documents, fingerprints
 from ggm_lightning.data.codecs import Subwords
 from ggm_lightning.data.demo import reference_text, train_bpe
-from ggm_lightning.data.documents import Piece, Reader, Survey, find_files, fingerprint, held_out_last
+from ggm_lightning.data.documents import Piece, Reader, Survey, find_files, held_out_last
+from ggm_lightning.data.fingerprints import fingerprint
 
 
 def _write(path: Path, content: str | bytes) -> Path:
@@ -115,8 +116,8 @@ def test_the_fingerprint_follows_content_not_date(tmp_path: Path, monkeypatch) -
     before = fingerprint(path)
     path.touch()
     assert fingerprint(path) == before
-    monkeypatch.setattr(documents, "_WHOLE", 100)
-    monkeypatch.setattr(documents, "_BLOCK", 10)
+    monkeypatch.setattr(fingerprints, "_WHOLE", 100)
+    monkeypatch.setattr(fingerprints, "_BLOCK", 10)
     sampled = fingerprint(path)
     assert sampled["bytes"] == 5000
     assert sampled != before

@@ -214,8 +214,8 @@ def test_npz_of_something_else(tmp_path: Path, pictures: dict) -> None:
 def test_wrong_pictures_are_refused_by_name(tmp_path: Path, pictures: dict) -> None:
     small = np.zeros((3, 32, 32), dtype=np.uint8)
     cases = [
-        (r"a 32x32 picture of mode RGB, not 64x64 RGB or grey", _png(small)),
-        (r"a 64x64 picture of mode RGBA", _png(np.zeros((4, 64, 64), dtype=np.uint8))),
+        (r"a 32x32 picture, not 64x64; give the pictures of the published archive", _png(small)),
+        (r"a picture of mode RGBA, not 8-bit RGB or grey", _png(np.zeros((4, 64, 64), dtype=np.uint8))),
         (r"not a readable PNG or JPEG", _png(pictures["val"][3])[:-3000]),
         (r"not a readable PNG or JPEG", b"GIF89a"),
         (r"not a readable PNG or JPEG", b""),

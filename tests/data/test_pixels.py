@@ -5,20 +5,41 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ggm_lightning.data.cifar10 import Mirrored
 from ggm_lightning.data.codecs import Bytes, Images
-from ggm_lightning.data.pixels import PixelFile, PixelWriter, read_header, staleness, verified
+from ggm_lightning.data.pixels import Mirrored, PixelData, PixelFile, PixelWriter, read_header
 from ggm_lightning.data.rows import Rows, check_ids, check_labels
 from ggm_lightning.data.tokens import write_shards
 
 SHAPE = (3, 7, 5)
 CODEC = Images(256, SHAPE)
 OPTIONS, SOURCE = {"a": 1}, [{"name": "x", "bytes": 2}]
+
+
+class Flat(PixelData):
+    """Pictures that are given, in a folder that is given."""
+
+    mirror, shape, official = False, SHAPE, {"train": 23, "val": 3}
+    codec, options, folder = CODEC, OPTIONS, Path()
+
+    def __init__(self, folder: Path, x: np.ndarray | None = None, **changed: Any) -> None:
+        super().__init__()
+        self.folder, self.x = folder, x
+        self.__dict__.update(changed)
+
+    def open_source(self) -> tuple[list, np.ndarray]:
+        if self.x is None:
+            raise FileNotFoundError("data.path: no pictures")
+        return SOURCE, self.x
+
+    def build(self, source: list, opened: np.ndarray) -> str:
+        _write(self.folder, opened)
+        return "; a note"
 
 
 @pytest.fixture
@@ -91,7 +112,7 @@ def test_an_unfinished_folder_is_not_loadable_and_left_clean(tmp_path: Path, x: 
     with pytest.raises(FileNotFoundError, match=r"no header.json, so no finished pictures"):
         PixelFile(tmp_path, "train")
     assert not list(tmp_path.glob("*.tmp"))
-    assert staleness(tmp_path, CODEC, options=OPTIONS, source=SOURCE) == "no finished pictures there"
+    assert Flat(tmp_path).staleness(SOURCE) == "no finished pictures there"
 
 
 def test_wrong_pictures_and_labels(tmp_path: Path, x: np.ndarray) -> None:
@@ -116,8 +137,8 @@ def test_wrong_pictures_and_labels(tmp_path: Path, x: np.ndarray) -> None:
 def test_staleness(tmp_path: Path, x: np.ndarray) -> None:
     _write(tmp_path / "a", x)
 
-    def why(options: dict = OPTIONS, source: list | None = SOURCE, codec: Images = CODEC) -> str | None:
-        return staleness(tmp_path / "a", codec, options=options, source=source)
+    def why(source: list | None = SOURCE, **changed: Any) -> str | None:
+        return Flat(tmp_path / "a", **changed).staleness(source)
 
     assert why() is why(source=None) is None
     assert why(source=[]) == "the source files differ"
@@ -125,7 +146,29 @@ def test_staleness(tmp_path: Path, x: np.ndarray) -> None:
     assert why(codec=Images(256, (3, 5, 7))) is not None
     write_shards(tmp_path / "b", Bytes(), {"train": [np.arange(9)]})
     with pytest.raises(ValueError, match=r"holds token shards, not pictures; set data.folder"):
-        staleness(tmp_path / "b", CODEC, options=OPTIONS, source=SOURCE)
+        Flat(tmp_path / "b").staleness(SOURCE)
+
+
+def test_made_once_kept_and_made_again(tmp_path: Path, x: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    def prepare(*given: Any, **changed: Any) -> str:
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            Flat(tmp_path, *given, **changed).prepare_data()
+        return caplog.messages[-1].removeprefix(f"{tmp_path}: ")
+
+    with pytest.raises(FileNotFoundError, match="no pictures"):
+        prepare()
+    counts = "train 23 pictures; val 2 pictures (not the published 3)"
+    assert prepare(x) == f"built (no finished pictures there): {counts}; a note"
+    assert prepare(x) == f"kept ({counts})"
+    assert prepare() == f"kept, though the files it was made from are gone ({counts})"
+    _write(tmp_path, x)
+    (tmp_path / "header.json").write_text((tmp_path / "header.json").read_text().replace('"a": 1', '"a": 3'))
+    with pytest.raises(ValueError, match="altered after it was written"):
+        prepare(x)
+    (tmp_path / "header.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no pictures"):
+        prepare()
 
 
 def test_damage(tmp_path: Path, x: np.ndarray) -> None:
@@ -136,14 +179,14 @@ def test_damage(tmp_path: Path, x: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"train-pixels.bin: bytes 0..2414 were altered") as error:
         rows[[0]]
     with pytest.raises(ValueError, match=r"train-pixels.bin: bytes 0..2414 were altered"):
-        verified(tmp_path)
+        Flat(tmp_path).verify()
     assert "\n" not in str(error.value)
     path.write_bytes(raw[:-1])
     with pytest.raises(ValueError, match=r"train-pixels.bin: expected 2415 bytes, found 2414; delete"):
         PixelFile(tmp_path, "train")
     path.write_bytes(raw)
     assert (PixelFile(tmp_path, "train")[[22]]["x"].numpy() == x[22]).all()  # control
-    assert verified(tmp_path).endswith("the files of train, val are as they were written")
+    assert Flat(tmp_path).verify().endswith("the files of train, val are as they were written")
     labels = tmp_path / "train-labels.bin"
     labels.write_bytes(b"\1" + labels.read_bytes()[1:])
     for read in (lambda: PixelFile(tmp_path, "train")[[3]], lambda: list(PixelFile(tmp_path, "train").labels())):

@@ -23,6 +23,7 @@ import pytest
 from ggm_lightning.data import encoding, shard_writer, tokenising
 from ggm_lightning.data import text as text_module
 from ggm_lightning.data.openwebtext import OpenWebText
+from ggm_lightning.data.prepared import folder_lock
 from ggm_lightning.data.text import TextData
 from ggm_lightning.data.tokens import TokenShards
 from tests.data.small_text import TEXTS, files, ids, json_lines, prepared, write
@@ -186,7 +187,7 @@ def test_a_mark_that_does_not_fit_begins_anew(tmp_path: Path, monkeypatch: pytes
 
 
 def _hold(folder: Path, ready: Any, go: Any) -> None:
-    with shard_writer.folder_lock(folder):
+    with folder_lock(folder):
         ready.set()
         go.wait(60)
 

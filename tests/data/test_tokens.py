@@ -16,7 +16,8 @@ import pytest
 from ggm_lightning.data import shard_writer
 from ggm_lightning.data.codecs import Bytes, Integers
 from ggm_lightning.data.header import staleness
-from ggm_lightning.data.shard_writer import ShardWriter, folder_lock
+from ggm_lightning.data.prepared import folder_lock
+from ggm_lightning.data.shard_writer import ShardWriter
 from ggm_lightning.data.tokens import TokenShards, Windows, write_shards
 
 V = 11
