@@ -1,12 +1,15 @@
-"""What the processes that tokenise do (data/tokenising.py); imports neither torch nor Lightning, so that they start in
+"""Encoding a batch of texts, here or in processes of its own, which import neither torch nor Lightning and so start in
 half a second."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
+import pickle
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,25 +35,82 @@ def encode(codec: Codec, texts: list[str]) -> Encoded:
     return Encoded(ids, [len(one) for one in found], getattr(codec, "replaced", 0) - before)
 
 
-_codec: Codec | None = None  # of a worker process
+class Workers:
+    """Processes that encode, each fed over its pipes by a thread of this one.
+
+    They are programs of their own and not `multiprocessing`'s, whose children import the caller's main module, with
+    torch in it, before they begin. When this process is gone, killed or not, their pipes close and they end.
+    """
+
+    def __init__(self, codec: Codec, count: int) -> None:
+        self._free: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+        # one thread each, or the processes would fight over the cores
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"}
+        command = [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"]
+        self._processes = [
+            subprocess.Popen(
+                command,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is the parent's matter
+            )
+            for _ in range(count)
+        ]
+        for process in self._processes:
+            self._tell(process, codec.to_dict())
+            self._free.put(process)
+        self._threads = ThreadPoolExecutor(count)
+
+    def submit(self, texts: list[str]) -> Future[Encoded]:
+        """`encode` of the texts, when a process is free. RuntimeError: the process is gone."""
+        return self._threads.submit(self._encode, texts)
+
+    def _encode(self, texts: list[str]) -> Encoded:
+        process = self._free.get()
+        try:
+            self._tell(process, texts)
+            answer = pickle.load(process.stdout)  # type: ignore[arg-type]
+        except (OSError, EOFError):
+            raise RuntimeError(
+                f"a process that encodes ended with status {process.wait()}; start again, it goes on where it stopped, "
+                f"and with less memory if you leave data.processes out"
+            ) from None
+        finally:
+            self._free.put(process)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @staticmethod
+    def _tell(process: subprocess.Popen[bytes], what: Any) -> None:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it is gone: what it should answer will be missed
+            pickle.dump(what, process.stdin)
+            process.stdin.flush()
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._processes:
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # type: ignore[union-attr]
+            process.wait()
+            process.stdout.close()  # type: ignore[union-attr]
 
 
-def begin_worker(described: dict[str, Any]) -> None:
-    """What a new process needs to encode: the codec, by its `to_dict()`."""
-    global _codec
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
-    parent = multiprocessing.parent_process()
-
-    def end_with_the_parent() -> None:
-        parent.join()  # type: ignore[union-attr]
-        os._exit(1)  # a killed parent says nothing, and its workers would wait for ever
-
-    threading.Thread(target=end_with_the_parent, daemon=True).start()
-    _codec = codec_from_dict(described)
-
-
-def encode_in_worker(texts: list[str]) -> Encoded:
-    """`encode` by the codec of `begin_worker`."""
-    assert _codec is not None
-    return encode(_codec, texts)
+def serve() -> None:
+    """What such a process does: reads a codec's `to_dict()`, then lists of texts, and answers each with `Encoded`."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else is printed must not come between
+    try:
+        codec = codec_from_dict(pickle.load(sys.stdin.buffer))
+        while True:
+            texts = pickle.load(sys.stdin.buffer)
+            try:
+                answer: Any = encode(codec, texts)
+            except Exception as error:
+                answer = error
+            pickle.dump(answer, answers)
+            answers.flush()
+    except (EOFError, BrokenPipeError):
+        os._exit(0)  # nobody asks any more; flushing what nobody reads would end in a traceback

@@ -87,7 +87,7 @@ class TextData(PreparedData):
         wrap: [first, last], two tokens put around each window, such as ["[CLS]", "[SEP]"]; they count to its length.
         folder: of the shards; None: runs/data/<name>-<hash of the options>.
         processes: that tokenise; None: this one, in which a `tokenizers` JSON is worked through by all cores. On two
-            cores that was faster than two processes; many cores are not yet measured.
+            cores that was somewhat faster than two processes; many cores are not yet measured.
         batches: global_batch_size, max_batch_per_device, eval_batch_size, num_workers, seed (see DiscreteData).
     """
 

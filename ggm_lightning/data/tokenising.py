@@ -6,12 +6,11 @@ a batch depends on the documents alone, so the shards do not depend on the numbe
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future
 from itertools import islice
 from typing import Any
 
@@ -36,14 +35,11 @@ def _in_order(codec: Codec, batches: Iterator[Batch], workers: int) -> Iterator[
         for batch in batches:
             yield batch, encoding.encode(codec, [piece.text for _, piece in batch])
         return
-    # A server that is a fresh process itself: forking this one, with torch's threads in it, could hang.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([encoding.__name__])
-    pool = ProcessPoolExecutor(workers, context, encoding.begin_worker, (codec.to_dict(),))
-    waiting: deque[tuple[Batch, Any]] = deque()
+    processes = encoding.Workers(codec, workers)
+    waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
     try:
         for batch in batches:
-            waiting.append((batch, pool.submit(encoding.encode_in_worker, [piece.text for _, piece in batch])))
+            waiting.append((batch, processes.submit([piece.text for _, piece in batch])))
             if len(waiting) >= _AHEAD * workers:
                 done, future = waiting.popleft()
                 yield done, future.result()
@@ -51,7 +47,7 @@ def _in_order(codec: Codec, batches: Iterator[Batch], workers: int) -> Iterator[
             done, future = waiting.popleft()
             yield done, future.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        processes.close()
 
 
 def _batches(pieces: Iterable[tuple[str, Piece]]) -> Iterator[Batch]:

@@ -157,19 +157,25 @@ def main() -> None:
 
 
 def compared(folder: Path, source: Path, tokenizer: Path, texts: list[str]) -> dict[str, float]:
-    """Preparing beside encode_batch on the same cores, in turns."""
-    cores, rates = len(os.sched_getaffinity(0)), {"preparing": list[float](), "encode_batch": list[float]()}
+    """Preparing, in one process and in one per core, beside encode_batch on the same cores, in turns."""
+    cores = len(os.sched_getaffinity(0))
+    contenders = {"encode_batch": 0, "preparing": 1, f"preparing in {cores} processes": cores}
+    rates = {who: list[float]() for who in contenders}
     for i in range(ROUNDS):
-        for who in rates if i % 2 else reversed(rates):
+        for who in contenders if i % 2 else reversed(contenders):
+            made = folder / f"{i}-{contenders[who]}"
             if who == "encode_batch":
                 seconds, tokens = encode_batch(tokenizer, texts)
             else:
-                seconds = prepared(source, tokenizer, folder / f"{i}", 1)[0]
-                tokens = TokenShards(folder / f"{i}").tokens("train")
+                seconds = prepared(source, tokenizer, made, contenders[who])[0]
+                tokens = TokenShards(made).tokens("train")
             rates[who].append(tokens / seconds)
-    ratios = [a / b for a, b in zip(*rates.values(), strict=True)]
-    medians = {f"{who}, tokens/s": statistics.median(found) for who, found in rates.items()}
-    return {"cores": cores, **medians, "ratio": statistics.median(ratios), "least ratio": min(ratios)}
+    result: dict[str, float] = {"cores": cores}
+    for who, found in rates.items():
+        ratios = [a / b for a, b in zip(found, rates["encode_batch"], strict=True)]
+        result |= {f"{who}, tokens/s": statistics.median(found), f"{who}, ratio": statistics.median(ratios)}
+        result[f"{who}, least ratio"] = min(ratios)
+    return result
 
 
 def measure(gigabytes: float = 0.0, tokenizer: Path | None = None, text: Path | None = None) -> dict[str, float]:
@@ -184,7 +190,7 @@ def measure(gigabytes: float = 0.0, tokenizer: Path | None = None, text: Path | 
         source = folder / "text.jsonl"
         source.write_text("".join(json.dumps({"text": one}) + "\n" for one in texts), encoding="utf-8")
         result = compared(folder, source, tokenizer, texts)
-        result["reading, tokens/s"] = reading(folder / "0", tokenizer, source)
+        result["reading, tokens/s"] = reading(folder / "0-1", tokenizer, source)
         seconds, grown = start_up(folder / "sparse")
         result |= {"start of 9 billion tokens, s": seconds, "start of 9 billion tokens, bytes": grown}
         return result | (large(folder, source, tokenizer, gigabytes) if gigabytes else {})

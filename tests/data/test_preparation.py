@@ -22,6 +22,7 @@ import pytest
 
 from ggm_lightning.data import encoding, shard_writer, tokenising
 from ggm_lightning.data import text as text_module
+from ggm_lightning.data.codecs import Bytes
 from ggm_lightning.data.openwebtext import OpenWebText
 from ggm_lightning.data.prepared import folder_lock
 from ggm_lightning.data.text import TextData
@@ -209,6 +210,29 @@ def test_the_second_preparation_says_whom_it_waits_for(tmp_path: Path) -> None:
     holder.join()
     assert second.wait(60) == 0
     assert (tmp_path / "s" / "header.json").is_file()
+
+
+@pytest.mark.parametrize("how", ["killed", "codec"])
+def test_a_process_that_encodes_fails(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line instead of a wait for ever; what it prints itself does not come between."""
+    workers = encoding.Workers(Bytes(), 2)
+    try:
+        texts = ["naïve", "", "ab\n"]
+        ids, lengths, replaced = workers.submit(texts).result(60)
+        assert bytes(ids.tolist()) == "".join(texts).encode()
+        assert (lengths, replaced) == ([6, 0, 3], 0)
+        if how == "codec":
+            with pytest.raises(AttributeError, match="encode"):  # its own error, as in this process
+                workers.submit([7]).result(60)  # type: ignore[list-item]
+            return
+        for process in workers._processes:
+            process.kill()
+        for _ in range(4):
+            with pytest.raises(RuntimeError, match="ended with status -9; start again, it goes on where it stopped"):
+                workers.submit(texts).result(60)
+    finally:
+        workers.close()
+    assert all(process.returncode is not None for process in workers._processes)
 
 
 # ---------------------------------------------------------------- killed, and gone on with
