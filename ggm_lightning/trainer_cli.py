@@ -37,7 +37,7 @@ from ggm_lightning.data.base import DiscreteData
 
 # so that `--model MD4` finds them by their names
 from ggm_lightning.models import blackout, genmd4, ggm, lddm, markov, md4, vqgan  # noqa: F401
-from ggm_lightning.models.base import Trained
+from ggm_lightning.models.trained import Trained
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
 from ggm_lightning.rundir.loggers import LOGGERS, make_logger

@@ -1,4 +1,4 @@
-"""What every family shares and nothing else: optimiser, global row numbers, metrics, and the Lightning steps.
+"""What every family shares and nothing else: noise by global row numbers, network calls, metrics, Lightning steps.
 
 A family (models/md4.py, ...) adds `training_loss`, `terms`, `nelbo`, `prior_sample`, `reverse_law` and `finish`.
 """
@@ -9,99 +9,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from ggm_lightning.core import noise
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.metrics.likelihood import Likelihood
 from ggm_lightning.models import readout
-from ggm_lightning.models.readout import Readout, Sites
+from ggm_lightning.models.readout import Readout
+from ggm_lightning.models.trained import Optimizer, Trained
 from ggm_lightning.sampling import loop
 from ggm_lightning.sampling.request import Clamp, Request, Samples, checked
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """AdamW on all parameters, linear warm-up, then a half cosine to 0 at the last step (or constant).
-
-    Attributes:
-        lr: peak learning rate.
-        betas, eps, weight_decay: as torch.optim.AdamW (decoupled decay).
-        warmup_steps: lr grows as step / warmup_steps, step counted from 0.
-        decay: "cosine" or "constant".
-    """
-
-    lr: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    decay: str = "cosine"
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "eps", "weight_decay", "warmup_steps"):
-            value = getattr(self, name)
-            if value is None or not 0 <= value < math.inf:
-                raise ValueError(f"optimizer.{name} is {value}; it must be at least 0 and finite")
-        if self.betas is None or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas are {self.betas}; both must lie in [0, 1)")
-        if self.decay not in ("cosine", "constant"):
-            raise ValueError(f"optimizer.decay is '{self.decay}'; choose cosine or constant")
-
-    def factor(self, step: int, total_steps: float) -> float:
-        """The learning rate at `step` as a share of lr."""
-        warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
-        if self.decay == "constant":
-            return warm
-        progress = (step - self.warmup_steps) / max(1.0, total_steps - self.warmup_steps)
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
-
-
-class Trained(LightningModule):
-    """What the command line trains: how it is optimised, and what its checkpoints say of it."""
-
-    optimizer: Optimizer
-    resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
-    best_by = "val/nelbo"  # best.ckpt has its lowest value
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is trained, as torch's optimisers take it; a group may set its own lr and weight_decay."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
-
-    def configure_optimizers(self) -> Any:
-        o = self.optimizer
-        # one kernel per step on a GPU, which can also leave a step out without asking the host (callbacks/guard.py)
-        fused = self.device.type == "cuda" or None
-        optimizer = torch.optim.AdamW(self.parameter_groups(), o.lr, o.betas, o.eps, o.weight_decay, fused=fused)
-        total = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        # Lightning refuses its own clipping with fused AdamW under bf16-mixed, where nothing needs unscaling
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
-            self.log("train/grad_norm", norm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from ggm_lightning.callbacks.ema import require_ema  # as below: callbacks know models, not the reverse
-
-        require_ema(self.trainer, checkpoint)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from ggm_lightning.rundir.checkpoint import describe  # the run folder knows models; only saving needs it back
-
-        checkpoint["ggm_lightning"] = describe(self)
 
 
 class Family(Trained, ABC):
@@ -290,18 +211,29 @@ class Family(Trained, ABC):
 
     # ------------------------------------------------------------------ the network
 
-    def logits_at(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Sites, **inputs: Tensor) -> Tensor:
-        """Logits Float[k, V] at `sites`; all b n V logits are formed only where the network has no `features` and
-        `head`. `inputs` is what a family's network takes besides."""
-        return self.readout(zt, t, label, **inputs)(sites)
+    def logits_at(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Tensor, **inputs: Tensor) -> Tensor:
+        """Logits Float[k, V] at `sites`, the True ones of Bool[b, n] or, where all rows have as many, Int64[b, m]; all
+        b n V logits are formed only where the network has no `features` and `head`. `inputs` is what a family's network
+        takes besides."""
+        if sites.dtype == torch.bool:
+            return self.readout(zt, t, label, **inputs)(sites)
+        return self.readout(zt, t, label, sites, **inputs)()
 
-    def readout(self, zt: Tensor, t: Tensor, label: Tensor | None, **inputs: Tensor) -> Readout:
-        """One call of the network: logits at the sites that are asked for, losses without them."""
+    def readout(
+        self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Tensor | None = None, **inputs: Tensor
+    ) -> Readout:
+        """One call of the network: logits at the sites that are asked for, losses without them. With sites Int64[b, m]
+        it holds these only, and a network that `takes_sites` computes its last block at no others."""
         t, label = self._network_inputs(zt, t, label)
         if hasattr(self.network, "features"):
-            return Readout(self.network.features(zt, t, label, **inputs), self.network.head, self.fuses)
-        logits = self.network(zt, t, label, **inputs).reshape(zt.shape[0], -1, self.num_classes)
-        return Readout(logits, None, False)
+            if sites is not None and getattr(self.network, "takes_sites", False):
+                inputs["sites"], sites = sites, None
+            values, head = self.network.features(zt, t, label, **inputs), self.network.head
+        else:
+            values, head = self.network(zt, t, label, **inputs).reshape(len(zt), -1, self.num_classes), None
+        if sites is not None:
+            values = values.take_along_dim(sites[..., None], 1)
+        return Readout(values, head, head is not None and self.fuses)
 
     @property
     def fuses(self) -> bool:

@@ -27,7 +27,8 @@ from ggm_lightning.core import births, categorical, death, losses, noise, times
 from ggm_lightning.core.births import BirthLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.softplus_loss import softplus_loss
-from ggm_lightning.models.base import Family, Optimizer
+from ggm_lightning.models.base import Family
+from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
 OUTPUTS = ("softplus", "scaled", "deaths", "distribution")

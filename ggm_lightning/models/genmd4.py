@@ -22,7 +22,8 @@ from torch.nn.functional import softplus
 from ggm_lightning.core import noise, times, vector_masking
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.vector_masking import VectorMaskedLaw
-from ggm_lightning.models.base import Family, Optimizer
+from ggm_lightning.models.base import Family
+from ggm_lightning.models.trained import Optimizer
 
 
 class GenMD4(Family):

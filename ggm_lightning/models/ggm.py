@@ -28,7 +28,8 @@ from ggm_lightning.core.glauber import Pair, SiteLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.sweeps import Sweeps
 from ggm_lightning.models import readout
-from ggm_lightning.models.base import Family, Optimizer
+from ggm_lightning.models.base import Family
+from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import sweeping
 from ggm_lightning.sampling.request import Request, Samples
 
@@ -153,19 +154,16 @@ class GGM(Family):
     # ------------------------------------------------------------------ what the network is asked
 
     def _inputs(self, x: Tensor, r: Tensor, visited: Tensor, sites: Tensor) -> dict[str, Any]:
-        """The network's inputs and `sites` as pairs of numbers; the tokens at Int64[b, m] sites are hidden here."""
+        """What `logits_at` takes; the tokens at sites Int64[b, m] are hidden here."""
         z = x.flatten(1).scatter(1, sites, self.hide_id).reshape(x.shape[0], *self.shape)
-        row = torch.arange(len(sites), device=sites.device).repeat_interleave(sites.shape[1])
-        t = r.double() / self.sweeps.num_sweeps
-        return {"zt": z, "t": t, "sites": (row, sites.flatten()), "visited": visited}
+        return {"zt": z, "t": r.double() / self.sweeps.num_sweeps, "sites": sites, "visited": visited}
 
     def _observed(self, inputs: dict[str, Any], label: Tensor | None, x: Tensor) -> Tensor:
         """o at the tokens x Int64[k] alone: V - 1 of the V logits are never formed where the network has a head."""
         if not readout.pays(self.network, self.fused is not False):
             return self.logits_at(label=label, **inputs).gather(1, x[:, None])[:, 0]
-        sites, head = inputs.pop("sites"), cast(nn.Linear, self.network.head)
-        features = self.readout(label=label, **inputs).values[sites]
-        return fused.token_logits(features, head.weight, x, head.bias)
+        features, head = self.readout(label=label, **inputs).values, cast(nn.Linear, self.network.head)
+        return fused.token_logits(features.flatten(0, 1), head.weight, x, head.bias)
 
     def log_conditional(self, logits: Tensor, a: Tensor) -> Tensor:
         """log p_t(.|y) Float[k, V] from what the network returned, a Float[k] the survival before the visit."""

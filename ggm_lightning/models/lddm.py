@@ -29,9 +29,9 @@ from ggm_lightning.core import gaussian, times
 from ggm_lightning.core.gaussian import GaussianLaw
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.schedules import Schedule
-from ggm_lightning.models.base import Optimizer
 from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.models.lddm_stages import Recipe
+from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import latent as latent_first
 from ggm_lightning.sampling.request import Request, Samples
 

@@ -23,9 +23,10 @@ from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.metrics.latent import LatentUse
 from ggm_lightning.models import lddm_stages as stages
-from ggm_lightning.models.base import Family, Optimizer
+from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_stages import Recipe
-from ggm_lightning.models.readout import Readout, Sites
+from ggm_lightning.models.readout import Readout
+from ggm_lightning.models.trained import Optimizer
 
 _PROBED = 8  # validation batches on which the use of the latent is measured, two more network calls each
 _OF_USE = 0.01  # nats per example; less is a collapsed latent
@@ -282,7 +283,7 @@ class LatentFamily(Family):
         zt: Tensor,
         t: Tensor,
         s: Tensor,
-        logits_at: Callable[[Sites], Tensor],
+        logits_at: Callable[[Tensor], Tensor],
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> MaskedLaw:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ggm_lightning.core import categorical, markov, masking, noise, times
 from ggm_lightning.core.markov import Process
 from ggm_lightning.core.noise import StepNoise
-from ggm_lightning.models.base import Family, Optimizer
+from ggm_lightning.models.base import Family
+from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
 PROCESSES = ("uniform", "absorbing", "gaussian")

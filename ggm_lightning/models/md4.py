@@ -20,7 +20,8 @@ from ggm_lightning.core import categorical, masking, noise, times
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
-from ggm_lightning.models.base import Family, Optimizer
+from ggm_lightning.models.base import Family
+from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import first_hitting
 from ggm_lightning.sampling.request import Request, Samples
 

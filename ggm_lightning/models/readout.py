@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from ggm_lightning.core import fused, losses
 from ggm_lightning.core.fused import WeightedNats
 
-Sites = Tensor | tuple[Tensor, Tensor]  # the True ones of Bool[b, n], or (row Int64[k], site Int64[k])
-
 
 def pays(network: nn.Module, switch: bool | None) -> bool:
     """Whether losses need no logits: the network stops before a linear head, and `switch`, or None and many classes."""
@@ -32,7 +30,7 @@ class Readout:
     """One call of a network.
 
     Attributes:
-        values: Float[b, n, d], to which `head` is applied; without one, the logits Float[b, n, V].
+        values: Float[b, n, d], to which `head` is applied; without one, the logits Float[b, n, V]. Or of m sites only.
         head: the network's last layer, or None.
         fuse: take cross-entropies by core/fused.py, see `pays`.
     """
@@ -41,9 +39,10 @@ class Readout:
     head: Any  # nn.Module | None
     fuse: bool
 
-    def __call__(self, sites: Sites) -> Tensor:
-        """Logits Float[k, V] at `sites`."""
-        return self.values[sites] if self.head is None else self.head(self.values[sites])
+    def __call__(self, sites: Tensor | None = None) -> Tensor:
+        """Logits Float[k, V] at the True ones of Bool[b, n], or at all sites that there are."""
+        values = self.values.flatten(0, 1) if sites is None else self.values[sites]
+        return values if self.head is None else self.head(values)
 
     def nats(self, x0: Tensor, masked: Tensor, w: Tensor | None = None) -> Tensor:
         """Float[b]: the sum over the masked sites (Bool[b, n]) of losses.cross_entropy at x0 Int64[b, n], or with w

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.metrics.codebook import Reconstruction, perplexity
-from ggm_lightning.models.base import Optimizer, Trained
+from ggm_lightning.models.trained import Optimizer, Trained
 
 
 class VQGAN(Trained):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +25,7 @@ def rotary_tables(
 
 
 def rotate(
-    x: Float[Tensor, "*b n heads d"], cos: Float[Tensor, "n h"], sin: Float[Tensor, "n h"]
+    x: Float[Tensor, "*b n heads d"], cos: Float[Tensor, "*b n h"], sin: Float[Tensor, "*b n h"]
 ) -> Float[Tensor, "*b n heads d"]:
     """Turn each pair (x_2i, x_2i+1) by its angle, in the precision of the tables or of x, whichever is finer.
 
@@ -34,17 +34,17 @@ def rotate(
     if torch.compiler.is_compiling():
         return rotate_real(x, cos, sin)
     dtype = torch.promote_types(x.dtype, cos.dtype)
-    turn = torch.complex(cos.to(dtype), sin.to(dtype))[:, None]  # the same angle for all heads
+    turn = torch.complex(cos.to(dtype), sin.to(dtype))[..., None, :]  # the same angle for all heads
     pairs = torch.view_as_complex(rearrange(x.to(dtype), "... (h two) -> ... h two", two=2))
     return torch.view_as_real(pairs * turn).flatten(-2)
 
 
 def rotate_real(
-    x: Float[Tensor, "*b n heads d"], cos: Float[Tensor, "n h"], sin: Float[Tensor, "n h"]
+    x: Float[Tensor, "*b n heads d"], cos: Float[Tensor, "*b n h"], sin: Float[Tensor, "*b n h"]
 ) -> Float[Tensor, "*b n heads d"]:
     """`rotate` without complex numbers, for which torch.compile has no code; it fuses these six passes into one."""
     even, odd = rearrange(x, "... (h two) -> two ... h", two=2)
-    cos, sin = cos[:, None], sin[:, None]
+    cos, sin = cos[..., None, :], sin[..., None, :]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
@@ -104,8 +104,26 @@ class RotaryAttention(SelfAttention):
     """
 
     def forward(  # type: ignore[override]
-        self, x: Float[Tensor, "b n d"], cos: Float[Tensor, "n h"], sin: Float[Tensor, "n h"]
-    ) -> Float[Tensor, "b n d"]:
-        queries, keys, values = self.project(x)
-        queries, keys = (rotate(turned, cos, sin).to(values.dtype) for turned in (queries, keys))
-        return self.out(self._mix(queries, keys, values))
+        self,
+        x: Float[Tensor, "b n d"],
+        cos: Float[Tensor, "n h"],
+        sin: Float[Tensor, "n h"],
+        sites: Int[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """With `sites` these alone ask, and all answer."""
+        if sites is None:
+            queries, keys, values = self.project(x)
+        else:
+            queries, keys, values = self._project_at(x, sites)
+        queries = rotate(queries, *((cos, sin) if sites is None else (cos[sites], sin[sites]))).to(values.dtype)
+        return self.out(self._mix(queries, rotate(keys, cos, sin).to(values.dtype), values))
+
+    def _project_at(self, x: Tensor, sites: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries at the sites, keys and values everywhere."""
+        width = x.shape[-1]
+        weights = self.qkv.weight.split([width, 2 * width])
+        biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split([width, 2 * width])
+        queries = F.linear(x.take_along_dim(sites[..., None], 1), weights[0], biases[0])
+        keys, values = F.linear(x, weights[1], biases[1]).chunk(2, -1)
+        queries, keys, values = (part.unflatten(-1, (self.num_heads, -1)) for part in (queries, keys, values))
+        return queries, keys, values

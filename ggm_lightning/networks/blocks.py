@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 class Stack(nn.ModuleList):
     """Blocks in a row: state = block(*state, *given), the state being one tensor or, for a network with several
-    streams, as many as a block returns.
+    streams, as many as a block returns. `last` is given to the last block besides.
 
     Args:
         blocks: in their order; their names in a checkpoint are those of a ModuleList.
@@ -21,12 +21,15 @@ class Stack(nn.ModuleList):
         super().__init__(blocks)
         self.checkpoint_activations = checkpoint_activations
 
-    def forward(self, state: tuple[Tensor, ...], *given: Tensor | None) -> tuple[Tensor, ...]:
-        for block in self:
+    def forward(
+        self, state: tuple[Tensor, ...], *given: Tensor | None, last: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        for i, block in enumerate(self, 1):
+            inputs = (*state, *given) if last is None or i < len(self) else (*state, *given, last)
             if self.checkpoint_activations and self.training:
-                out = checkpoint(block, *state, *given, use_reentrant=False)
+                out = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                out = block(*state, *given)
+                out = block(*inputs)
             state = out if isinstance(out, tuple) else (out,)
         return state
 

@@ -54,7 +54,7 @@ class Block(nn.Module):
     """h = x + g1 Attention(LN(x) (1 + s1) + b1), then h + g2 FeedForward(LN(h) (1 + s2) + b2).
 
     (b1, s1, g1, b2, s2, g2) = `modulation(condition)`. Without conditioning the norms are RMSNorms with a scale, and
-    the residuals are plain.
+    the residuals are plain. With `sites` only what comes out at these is computed, which all x still decide.
     """
 
     def __init__(
@@ -74,12 +74,14 @@ class Block(nn.Module):
         condition: Float[Tensor, "b c"] | None,
         cos: Float[Tensor, "n h"],
         sin: Float[Tensor, "n h"],
-    ) -> Float[Tensor, "b n d"]:
+        sites: Int[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        own = x if sites is None else x.take_along_dim(sites[..., None], 1)
         if self.modulation is None:
-            x = self.residual(x, self.attention(self.attention_norm(x), cos, sin))
+            x = self.residual(own, self.attention(self.attention_norm(x), cos, sin, sites))
             return self.residual(x, self.feed_forward(self.feed_forward_norm(x)))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
-        x = self.residual(x, self.attention(modulate(x, shift1, scale1, _NORM_EPS), cos, sin), gate1)
+        x = self.residual(own, self.attention(modulate(x, shift1, scale1, _NORM_EPS), cos, sin, sites), gate1)
         return self.residual(x, self.feed_forward(modulate(x, shift2, scale2, _NORM_EPS)), gate2)
 
     def residual(
@@ -101,6 +103,8 @@ class Transformer(BlockNetwork):
     `z` holds ids 0..V, V being the mask, in any shape [b, *s]; positions are flattened to n = prod(s). There is no
     logit for the mask. `features(z, t, label)` stops before the linear `head`, for losses that never form the logits:
     forward(z, t, label) is head(features(z, t, label)). With `visited_bits` both take Bool[b, n] more, as `visited`.
+    For losses and samplers that look at few sites, features(..., sites=Int[b, m]) are those at m sites of each row: the
+    last block computes no others.
 
     Args:
         num_classes: V, the number of tokens without the mask.
@@ -122,6 +126,7 @@ class Transformer(BlockNetwork):
     """
 
     compiled = (Block,)
+    takes_sites = True
 
     def __init__(
         self,
@@ -195,13 +200,14 @@ class Transformer(BlockNetwork):
         t: Float[Tensor, " b"] | None,
         label: Int[Tensor, " b"] | None = None,
         visited: Bool[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b n d"]:
+        sites: Int[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b m d"]:
         """What the head is applied to. Raises ValueError if t or the visited bits are missing, or a label is given and
         not known."""
         condition = self.condition(z.shape[0], t, label)
         x = self._embed(rearrange(z, "b ... -> b (...)"), visited)
         cos, sin = rotary_tables(x.shape[1], self.feature_dim, torch.promote_types(x.dtype, torch.float32), x.device)
-        (x,) = self.blocks((x,), condition, cos, sin)
+        (x,) = self.blocks((x,), condition, cos, sin, last=sites)
         if self.final_modulation is None:
             return self.final_norm(x)  # type: ignore[misc]
         return modulate(x, *self.final_modulation(condition), _NORM_EPS)  # type: ignore[call-arg]

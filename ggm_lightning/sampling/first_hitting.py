@@ -43,8 +43,8 @@ def run(model: MD4, request: Request) -> Samples:
         if not len(row):
             break
         site = chosen(masked[row], alone("site", step=i)[row, 0])
-        t = model.schedule.inverse(u)
-        logits = model.logits_at(z.reshape(-1, *model.shape), t, request.label, (row, site))
+        label = None if request.label is None else request.label[row]
+        logits = model.logits_at(z[row].reshape(-1, *model.shape), model.schedule.inverse(u[row]), label, site[:, None])
         values = categorical.draw(logits, alone("value", step=i)[row, 0], request.temperature, request.top_p)
         z = z.index_put((row, site), values)
         if i + 1 < steps:

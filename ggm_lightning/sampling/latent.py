@@ -26,7 +26,6 @@ from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
 if TYPE_CHECKING:
-    from ggm_lightning.models.base import Sites
     from ggm_lightning.models.lddm import FujiLDDM
     from ggm_lightning.models.lddm_base import LatentFamily
 
@@ -53,7 +52,7 @@ def token_step(
 ) -> MaskedLaw:
     """p(x_s | x_t, z_1); the network runs when the law is first asked for logits."""
 
-    def logits_at(sites: Sites) -> Tensor:
+    def logits_at(sites: Tensor) -> Tensor:
         return model.predict(zt, t, latent, torch.zeros_like(t), label)[0](sites)
 
     return model.token_law(zt, t, s, logits_at, temperature, top_p)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.models.base import Optimizer
 from ggm_lightning.models.blackout import Blackout
+from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.networks.ncsnpp import NCSNpp
 
 SHAPE, V = (1, 3, 5), 7

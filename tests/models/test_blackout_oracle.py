@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.models.base import Optimizer
 from ggm_lightning.models.blackout import Blackout
+from ggm_lightning.models.trained import Optimizer
 
 CASES = {"cifar": (15.0, 255), "mnist": (10.0, 1)}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.models.base import Optimizer
 from ggm_lightning.models.genmd4 import GenMD4
+from ggm_lightning.models.trained import Optimizer
 
 B, N, V, D = 4, 5, 7, 11
 

@@ -74,7 +74,10 @@ def test_training_hides_what_it_asks_for(x: Tensor, loss: str, hide: str) -> Non
     network = transformer()
     seen: list[tuple[Tensor, Tensor]] = []
     original = network.features
-    network.features = lambda z, t, label, visited: (seen.append((z, visited)), original(z, t, label, visited))[1]
+    network.features = lambda z, t, label, visited, sites: (
+        seen.append((z, visited)),
+        original(z, t, label, visited, sites),
+    )[1]
     model = GGM(network, V, (N,), loss=loss, hide=hide, block_size=3)
     for step in range(30):
         model.loss(x, step=step)

@@ -17,9 +17,9 @@ from ggm_lightning.callbacks.ema import EMA
 from ggm_lightning.cli import main
 from ggm_lightning.data.synthetic import MarkovChain
 from ggm_lightning.models import lddm_stages
-from ggm_lightning.models.base import Optimizer
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_stages import Recipe
+from ggm_lightning.models.trained import Optimizer
 from tests.models.small_lddm import SIZE, B, N, V, small
 
 

@@ -107,6 +107,35 @@ def test_head_of_features_is_forward(changes: dict):
     assert network(z, t).shape == (B, N, V)
 
 
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"time_features": "none"}, {"outside_embed": True, "num_labels": 3}, {"num_layers": 1}, {"dropout": 0.4}],
+)
+def test_features_at_some_sites_are_those_of_all(changes: dict, checkpoint_activations: bool):
+    """Values and gradients, sites in any order and twice; dropout of channels draws the same, of attention does not."""
+    z, t = batch()
+    network = tiny(**changes, checkpoint_activations=checkpoint_activations).double()
+    for block in network.blocks:
+        block.attention.dropout = 0.0
+    sites = torch.tensor([[3, 0, 3], [4, 2, 1]])
+    weight = torch.randn(B, 3, network.width, dtype=torch.float64)
+
+    def answer(restricted: bool) -> tuple[Tensor, list[Tensor]]:
+        torch.manual_seed(5)
+        network.zero_grad()
+        found = network.features(z, t.double(), sites=sites if restricted else None)
+        found = found if restricted else found.take_along_dim(sites[..., None], 1)
+        (found * weight).sum().backward()
+        return found, [p.grad.clone() for name, p in network.named_parameters() if "head" not in name]
+
+    (some, gradients), (every, expected) = answer(True), answer(False)
+    torch.testing.assert_close(some, every, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-10)
+    with pytest.raises(AssertionError):  # control: the sites matter
+        torch.testing.assert_close(network.features(z, t.double(), sites=sites.flip(1)), every, rtol=0, atol=1e-3)
+
+
 def test_positions_are_flattened():
     z, t = torch.randint(V + 1, (B, 2, 3)), torch.tensor([0.2, 0.9])
     network = tiny()

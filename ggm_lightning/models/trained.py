@@ -1,0 +1,92 @@
+"""How everything here is optimised, and what its checkpoints say of it: the base of the families and of the VQGAN.
+
+AdamW, arXiv 1711.05101, its learning rate along half a cosine, arXiv 1608.03983.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW on all parameters, linear warm-up, then a half cosine to 0 at the last step (or constant).
+
+    Attributes:
+        lr: peak learning rate.
+        betas, eps, weight_decay: as torch.optim.AdamW (decoupled decay).
+        warmup_steps: lr grows as step / warmup_steps, step counted from 0.
+        decay: "cosine" or "constant".
+    """
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: str = "cosine"
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps", "weight_decay", "warmup_steps"):
+            value = getattr(self, name)
+            if value is None or not 0 <= value < math.inf:
+                raise ValueError(f"optimizer.{name} is {value}; it must be at least 0 and finite")
+        if self.betas is None or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas are {self.betas}; both must lie in [0, 1)")
+        if self.decay not in ("cosine", "constant"):
+            raise ValueError(f"optimizer.decay is '{self.decay}'; choose cosine or constant")
+
+    def factor(self, step: int, total_steps: float) -> float:
+        """The learning rate at `step` as a share of lr."""
+        warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.decay == "constant":
+            return warm
+        progress = (step - self.warmup_steps) / max(1.0, total_steps - self.warmup_steps)
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+
+
+class Trained(LightningModule):
+    """What the command line trains: how it is optimised, and what its checkpoints say of it."""
+
+    optimizer: Optimizer
+    resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
+    best_by = "val/nelbo"  # best.ckpt has its lowest value
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, as torch's optimisers take it; a group may set its own lr and weight_decay."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def configure_optimizers(self) -> Any:
+        o = self.optimizer
+        # one kernel per step on a GPU, which can also leave a step out without asking the host (callbacks/guard.py)
+        fused = self.device.type == "cuda" or None
+        optimizer = torch.optim.AdamW(self.parameter_groups(), o.lr, o.betas, o.eps, o.weight_decay, fused=fused)
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: o.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning refuses its own clipping with fused AdamW under bf16-mixed, where nothing needs unscaling
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+            self.log("train/grad_norm", norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from ggm_lightning.callbacks.ema import require_ema  # as below: callbacks know models, not the reverse
+
+        require_ema(self.trainer, checkpoint)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from ggm_lightning.rundir.checkpoint import describe  # the run folder knows models; only saving needs it back
+
+        checkpoint["ggm_lightning"] = describe(self)
