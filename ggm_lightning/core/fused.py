@@ -163,10 +163,13 @@ def _linear_cross_entropy(
     """(loss, nats, and the gradients of hidden, weight, bias, class_weight where `needs` says so, else empty)."""
     with torch.autocast(hidden.device.type, enabled=False):  # its casts would reach the products in here
         outputs = _empty_outputs(hidden, weight, row_weight, needs)
-        loss, nats, d_hidden, d_weight, d_bias, d_class = (output.zero_() for output in outputs)
+        loss, nats, d_hidden, d_weight, d_bias, d_class = outputs
         index = torch.nonzero(mask)[:, 0]
+        for output in outputs:
+            if output is not d_weight or not len(index):  # the first chunk writes all of it
+                output.zero_()
         chunk = _Chunk.of(weight.to(computed), row_weight.dtype, bias, class_weight, min(chunk_rows, len(index)), needs)
-        for rows in index.split(chunk_rows) if len(index) else ():
+        for i, rows in enumerate(index.split(chunk_rows) if len(index) else ()):
             x = hidden.index_select(0, rows).to(computed)
             c = row_weight.index_select(0, rows)
             values, gradient = chunk.run(x, targets.index_select(0, rows), c, d_class if needs[3] else None)
@@ -175,7 +178,7 @@ def _linear_cross_entropy(
             if needs[0]:
                 d_hidden.index_copy_(0, rows, torch.mm(gradient, chunk.weight).to(hidden.dtype))
             if needs[1]:
-                _add_product(d_weight, gradient.t(), x)
+                (_add_product if i else _product)(d_weight, gradient.t(), x)
             if needs[2]:
                 d_bias += gradient.sum(0, dtype=d_bias.dtype)
     return loss, nats, d_hidden, d_weight, d_bias, d_class
