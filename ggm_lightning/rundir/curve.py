@@ -77,7 +77,8 @@ def _loss_below(axes: Any, train: np.ndarray, name: str) -> None:
     axes.plot(train[:, 0], smooth, color=_TRAIN, linewidth=1.6)
     _frame(axes, train, np.zeros((0, 2)), [])
     _label(axes, [(smooth[-1], f"training {smooth[-1]:.3f}", _TRAIN)])
-    axes.set_ylabel(f"{name.removeprefix('train/')} (loss)", color=_QUIET)
+    name = name.removeprefix("train/")
+    axes.set_ylabel(name if name == "loss" else f"{name} (loss)", color=_QUIET)
 
 
 def _points(curve: Curve, unit: float) -> np.ndarray:

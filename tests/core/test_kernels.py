@@ -63,7 +63,7 @@ def test_rows(rates: bool, k: int, v: int, dtype: torch.dtype, monkeypatch: pyte
         assert error(gradient[:, :v] / c[:, None], z) > 1e-1
 
 
-@pytest.mark.skipif(INTERPRETED, reason="no CUDA device")
+@pytest.mark.skipif(INTERPRETED, reason="no CUDA device: the interpreter runs single kernels only")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rates", [False, True])
 def test_the_whole_loss_on_a_gpu(dtype: torch.dtype, rates: bool) -> None:
@@ -80,7 +80,7 @@ def test_the_whole_loss_on_a_gpu(dtype: torch.dtype, rates: bool) -> None:
     test_fused.check(given, *tolerance, max_bytes=test_fused.THREE_CHUNKS)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="no CUDA device")
+@pytest.mark.skipif(INTERPRETED, reason="no CUDA device: the interpreter runs single kernels only")
 def test_autocast_keeps_float32_logits_and_weight_gradients() -> None:
     g = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 64, generator=g).to(DEVICE).requires_grad_() for n in (512, 5003))

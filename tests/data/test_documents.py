@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ggm_lightning.data import documents, fingerprints
+from ggm_lightning.data import documents
 from ggm_lightning.data.codecs import Subwords
 from ggm_lightning.data.demo import reference_text, train_bpe
 from ggm_lightning.data.documents import Piece, Reader, Survey, find_files, held_out_last
-from ggm_lightning.data.fingerprints import fingerprint
 
 
 def _write(path: Path, content: str | bytes) -> Path:
@@ -109,17 +108,3 @@ def test_holding_out_the_last_documents_or_characters() -> None:
     split = list(held_out_last(iter(one), Survey(1, 10, 10), 0.5))
     assert "".join(p.text for s, p in split if s == "train") == "abcde"
     assert "".join(p.text for s, p in split if s == "val") == "fghij"
-
-
-def test_the_fingerprint_follows_content_not_date(tmp_path: Path, monkeypatch) -> None:
-    path = _write(tmp_path / "a.txt", "hello" * 1000)
-    before = fingerprint(path)
-    path.touch()
-    assert fingerprint(path) == before
-    monkeypatch.setattr(fingerprints, "_WHOLE", 100)
-    monkeypatch.setattr(fingerprints, "_BLOCK", 10)
-    sampled = fingerprint(path)
-    assert sampled["bytes"] == 5000
-    assert sampled != before
-    _write(path, "hello" * 999 + "HELLO")
-    assert fingerprint(path) != sampled

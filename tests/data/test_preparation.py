@@ -214,7 +214,7 @@ def test_the_second_preparation_says_whom_it_waits_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["killed", "codec"])
 def test_a_process_that_encodes_fails(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line instead of a wait for ever; what it prints itself does not come between."""
+    """One line instead of a wait for ever."""
     workers = encoding.Workers(Bytes(), 2)
     try:
         texts = ["naïve", "", "ab\n"]
@@ -233,6 +233,24 @@ def test_a_process_that_encodes_fails(how: str, monkeypatch: pytest.MonkeyPatch)
     finally:
         workers.close()
     assert all(process.returncode is not None for process in workers._processes)
+
+
+def test_what_such_a_process_prints_does_not_come_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A library that prints each time a batch is read: seen on stderr, and the answers are whole."""
+    noisy = (
+        "import os, pickle\nread = pickle.load\npickle.load = lambda file: (os.write(1, b'noise\\n'), read(file))[1]\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(noisy)
+    monkeypatch.syspath_prepend(tmp_path)
+    workers = encoding.Workers(Bytes(), 1)
+    try:
+        for text in ("one", "another"):
+            assert bytes(workers.submit([text]).result(60).ids.tolist()) == text.encode()
+    finally:
+        workers.close()
+    assert capfd.readouterr().err.count("noise") >= 3  # the codec and two batches
 
 
 # ---------------------------------------------------------------- killed, and gone on with

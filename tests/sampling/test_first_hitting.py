@@ -89,6 +89,29 @@ def test_a_row_alone_is_the_row_in_a_batch() -> None:
     assert torch.equal(alone[0], together[3])
 
 
+class Labelled(Moody):
+    """Logits that depend on the label, too."""
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        assert label is not None
+        return super().forward(z, t) + (label[:, None, None] - 1) * torch.tensor([3.0, -3.0])
+
+
+def test_rows_that_finish_at_different_times_keep_their_own_times_and_labels() -> None:
+    """Row by row the same as alone, where rows have three, two, one and no unknown sites and labels of their own."""
+    md4 = model(Labelled())
+    known = torch.tensor([[i >= 3 - k for i in range(N)] for k in (1, 3, 0, 2)]).repeat(16, 1)
+    values = torch.arange(64 * N).reshape(64, N) % V
+    label = torch.arange(64) * 7 % 3
+    together = md4.sample(64, 1, sampler="first_hitting", label=label, clamp=(values, known)).x
+    for i in range(64):
+        one = slice(i, i + 1)
+        row = torch.tensor([i])
+        clamp = (values[one], known[one])
+        alone = md4.sample(1, 1, sampler="first_hitting", label=label[one], clamp=clamp, row=row).x
+        assert torch.equal(alone[0], together[i])
+
+
 def test_every_masked_site_is_chosen_alike() -> None:
     masked = torch.tensor([[True, False, True, True, False]]).expand(30_000, 5)
     u = (torch.arange(30_000, dtype=torch.float64) + 0.5) / 30_000
