@@ -125,10 +125,6 @@ def _padded(v: int) -> int:
     return -(-v // _ALIGNMENT) * _ALIGNMENT
 
 
-def _buffer(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(rows, columns, dtype=dtype, device=device)
-
-
 @cache
 def triton_losses() -> ModuleType | None:
     """The Triton kernels, or None with a warning where Triton is missing."""
@@ -256,10 +252,10 @@ class _Chunk(NamedTuple):
         needs: list[bool],
     ) -> _Chunk:
         v, needed = weight.shape[0], any(needs[:3])
-        logits, gradients = _buffer(rows, _padded(v), exact, weight.device), None
+        logits, gradients = weight.new_empty(rows, _padded(v), dtype=exact), None
         if logits.is_cuda and exact == torch.float32 and triton_losses() is not None:
             if needed:
-                gradients = _buffer(rows, _padded(v), weight.dtype, weight.device)
+                gradients = weight.new_empty(rows, _padded(v))
             if class_weight is not None:
                 class_weight = functional.pad(class_weight, (0, _padded(v) - v))
             return cls(weight, logits, gradients, bias, class_weight, needed)

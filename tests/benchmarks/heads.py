@@ -7,7 +7,10 @@ times. Then all take turns, in an order that alternates, on several inputs; the 
 is measured in a fresh process each: the peak above weights, inputs and one set of gradients. Plain dicts come back.
 
     python -m tests.benchmarks.heads --rows 2048           # table of the loss
+    python -m tests.benchmarks.heads --rows 8192 --fresh   # the same, each turn in a process of its own
     python -m tests.benchmarks.heads --what ggm            # one logit per example beside all of them
+
+In one process, what one contender leaves behind changes the next one's times once logits take gigabytes: hence --fresh.
 """
 
 from __future__ import annotations
@@ -166,9 +169,8 @@ def summary(times: list[float]) -> dict[str, float]:
     return {"median_s": statistics.median(ordered), "low_s": ordered[0], "high_s": ordered[-1]}
 
 
-def measure(shape: Shape, names: list[str], rounds: int, memory: bool) -> list[dict[str, Any]]:
-    """A dict per contender: error, median_s, low_s, high_s, extra_mib, or why there are none."""
-    checked = {name: failure(CONTENDERS[name], shape) for name in names}
+def steps_here(shape: Shape, names: list[str], rounds: int) -> dict[str, list[float]]:
+    """Seconds of the contenders' steps, one each in every round, on several inputs."""
     sets = [given(shape, seed) for seed in range(min(INPUT_SETS, rounds))]
 
     def step(name: str, round_: int) -> None:
@@ -176,22 +178,42 @@ def measure(shape: Shape, names: list[str], rounds: int, memory: bool) -> list[d
         h.grad = w.grad = None
         CONTENDERS[name](h, w, *rest).backward()
 
-    live = {name: lambda r, n=name: step(n, r) for name in names if not checked[name][1]}
-    times = taking_turns(live, rounds, shape.device)
+    return taking_turns({name: partial(step, name) for name in names}, rounds, shape.device)
+
+
+def steps_apart(shape: Shape, names: list[str], rounds: int) -> dict[str, list[float]]:
+    """The same, each contender's two steps of a round in a fresh process, after one that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(rounds):
+        for name in names[:: 1 if round_ % 2 else -1]:
+            times[name] += _in_a_process("--turn", name, shape)
+            print(f"round {round_ + 1} of {rounds}: {name} {times[name][-2:]}", file=sys.stderr, flush=True)
+    return times
+
+
+def measure(
+    shape: Shape, names: list[str], rounds: int, memory: bool, steps: Callable[..., dict[str, list[float]]] = steps_here
+) -> list[dict[str, Any]]:
+    """A dict per contender: error, median_s, low_s, high_s, extra_mib, or why there are none."""
+    checked = {name: failure(CONTENDERS[name], shape) for name in names}
+    times = steps(shape, [name for name in names if not checked[name][1]], rounds)
     rows = []
     for name in names:
         error, why = checked[name]
         row: dict[str, Any] = {"name": name, "error": error, "why": why}
         if not why:
-            row |= summary(times[name]) | ({"extra_mib": extra_memory(name, shape)} if memory else {})
+            row |= summary(times[name])
+            if memory:
+                (row["extra_mib"],) = _in_a_process("--peak", name, shape)
         rows.append(row)
     return rows
 
 
-def extra_memory(name: str, shape: Shape) -> float:
-    """MiB of the peak of one step, in a fresh process."""
-    command = [sys.executable, "-m", "tests.benchmarks.heads", "--peak", name, "--shape", json.dumps(asdict(shape))]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def _in_a_process(what: str, name: str, shape: Shape) -> list[float]:
+    """The numbers of its last line."""
+    command = [sys.executable, "-m", "tests.benchmarks.heads", what, name, "--shape", json.dumps(asdict(shape))]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return json.loads(lines[-1])
 
 
 def _resident(key: str) -> float:
@@ -256,11 +278,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(CONTENDERS))
+    parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--peak", help="used by the program itself")
+    parser.add_argument("--turn", help="used by the program itself")
     parser.add_argument("--shape", type=json.loads)
     asked = parser.parse_args()
     if asked.peak:
-        print(peak(asked.peak, Shape(**asked.shape)))
+        print([peak(asked.peak, Shape(**asked.shape))])
+        return
+    if asked.turn:
+        print(steps_here(Shape(**asked.shape), [asked.turn], 2)[asked.turn])
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = Shape(rows=asked.rows, device=device, dtype="bfloat16" if device == "cuda" else "float32")
@@ -269,7 +296,8 @@ def main() -> None:
     elif asked.what == "threshold":
         print(json.dumps(thresholds(shape, [27, 256, 1024, 2048, 4096, 8192, 16384], asked.rounds), indent=1))
     else:
-        for row in measure(shape, asked.only, asked.rounds, memory=True):
+        how = steps_apart if asked.fresh else steps_here
+        for row in measure(shape, asked.only, asked.rounds, memory=True, steps=how):
             print(json.dumps(row))
 
 

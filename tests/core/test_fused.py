@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -71,13 +72,12 @@ def check(given: dict[str, Tensor], value_tolerance: float, gradient_tolerance: 
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def poisoned() -> Iterator[None]:
     """Memory that is not written to is no number."""
-    full, empty = torch.full, fused._empty_outputs
-    monkeypatch.setattr(
-        fused, "_buffer", lambda rows, columns, dtype, device: full((rows, columns), float("nan"), dtype=dtype)
-    )
-    monkeypatch.setattr(fused, "_empty_outputs", lambda *given: tuple(out.fill_(float("nan")) for out in empty(*given)))
+    torch.use_deterministic_algorithms(True)  # in which mode torch fills what it makes with NaN
+    assert torch.empty(1000).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.usefixtures("poisoned")
