@@ -13,6 +13,7 @@ import warnings
 from functools import cache
 from types import ModuleType
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
@@ -56,13 +57,23 @@ def _threshold(p: Float64[Tensor, "k v"], top_p: float) -> Float64[Tensor, "k 1"
     threshold = torch.empty_like(goal)
     left = torch.arange(len(p), device=p.device)
     for width in (*(w for w in _WIDTHS if w < v), v):
-        largest = (p if len(left) == len(p) else p[left]).topk(width).values
+        largest = _largest(p if len(left) == len(p) else p[left], width)
         short = (largest.cumsum(-1) < goal[left]).sum(-1, keepdim=True)
         threshold[left] = largest.gather(-1, short.clamp(max=width - 1))
         left = left[short[:, 0] == width]
         if not len(left):
             break
     return threshold
+
+
+def _largest(p: Float64[Tensor, "k v"], width: int) -> Float64[Tensor, "k width"]:
+    """The largest of each row, falling. NumPy's vectorised sorts are several times as fast as `topk` on a CPU."""
+    if p.device.type != "cpu":
+        return p.topk(width).values
+    rows = p.numpy()
+    if width < rows.shape[-1]:
+        rows = np.partition(rows, -width, axis=-1)[:, -width:]
+    return torch.from_numpy(np.sort(rows, axis=-1)).flip(-1)
 
 
 def probabilities(logits: Float[Tensor, "k v"], temperature: float = 1.0, top_p: float = 1.0) -> Float64[Tensor, "k v"]:

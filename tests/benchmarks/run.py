@@ -158,7 +158,7 @@ def show(figures: dict[str, object], title: str) -> None:
         heads_table.add_row(str(row["name"]), *cells)
     console.print(heads_table)
     ggm = {name: row["median_s"] for name, row in figures["ggm"].items()}  # type: ignore[attr-defined]
-    ggm_table = Table("GGM's loss, 8 rows of 128 sites", "s", "beside one logit")
+    ggm_table = Table("GGM's loss, 8 rows of 256 sites", "s", "beside one logit")
     for name, taken in ggm.items():
         ggm_table.add_row(name, f"{taken:.3f}", f"{taken / ggm['one logit']:.1f} x")
     console.print(ggm_table)
@@ -183,7 +183,7 @@ def main() -> None:
     figures: dict[str, object] = {
         "ceiling_flops": ceiling(),
         "heads": {"shape": asdict(shape), "useful_flop": useful, "contenders": contenders},
-        "ggm": heads.one_token(8, 128, 768, 50_257, rounds=3),
+        "ggm": heads.one_token(8, 256, 768, 50_257, rounds=3),
     }
     torch.set_num_threads(1)  # two threads make models this small slower
     print("3 of 4: training steps", flush=True)
