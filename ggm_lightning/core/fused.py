@@ -212,6 +212,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.needs = inputs[7]
 
 
+def _nobody_else_reads(saved: Tensor) -> bool:
+    """Whether this backward is the last to see what was saved; False where that cannot be known, as while tracing."""
+    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    return not torch.compiler.is_compiling() and type(saved) is Tensor and not kept()
+
+
 def _hand_out(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError(
@@ -220,8 +226,10 @@ def _hand_out(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[
     if d_loss is None:
         return (None,) * 10
     nats, *gradients = ctx.saved_tensors
+    # in place, where one may: no second matrix of W's size, nor the time to write it
+    scaled = Tensor.mul_ if _nobody_else_reads(nats) else Tensor.mul
     d_hidden, d_weight, d_bias, d_class = (
-        (gradient * d_loss).to(dtype) if need else None
+        scaled(gradient, d_loss).to(dtype) if need else None
         for gradient, dtype, need in zip(gradients, ctx.dtypes, ctx.needs, strict=True)
     )
     d_row = nats * d_loss if ctx.needs_input_grad[3] else None

@@ -184,6 +184,31 @@ def test_gradients_of_several_uses_add_up() -> None:
     torch.testing.assert_close(first["weight"].grad, 2 * together)
 
 
+def test_a_graph_that_is_kept_gives_the_same_gradients_again() -> None:
+    """Of a scaled loss; what .grad took over from the first pass is not written to by the second."""
+    given = inputs()
+    leaves = [given["hidden"], given["weight"]]
+    loss = fused.masked_linear_cross_entropy(**given, min_classes=0).loss / 3
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    copies = [g.clone() for g in first]
+    loss.backward(retain_graph=True)
+    taken = [leaf.grad for leaf in leaves]
+    last = torch.autograd.grad(loss, leaves)  # scaled in place
+    for all_three in zip(copies, first, taken, last, strict=True):
+        for gradient in all_three[1:]:
+            torch.testing.assert_close(gradient, all_three[0], rtol=0, atol=0)
+
+
+def test_the_last_pass_through_a_graph_makes_no_second_gradient_of_the_weight() -> None:
+    given = inputs()
+    loss = fused.masked_linear_cross_entropy(**given, min_classes=0).loss / 3
+    saved = loss.grad_fn.next_functions[0][0].saved_tensors
+    place = {tuple(s.shape): s.data_ptr() for s in saved}[tuple(given["weight"].shape)]
+    del saved
+    loss.backward()
+    assert given["weight"].grad.data_ptr() == place
+
+
 def test_without_gradients_nothing_is_made_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(fused, "_add_product", lambda *a: calls.append(a))
