@@ -12,6 +12,7 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -141,7 +142,7 @@ def all_parts(folder: Path) -> dict[str, dict[str, object]]:
 
 def show(figures: dict[str, object], title: str) -> None:
     """The figures as tables; `figures` as main() makes it."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     heads_table = Table(
         "loss of the head", "s", "spread", "beside all logits", "more memory, MiB", "share of ceiling", title=title
     )
