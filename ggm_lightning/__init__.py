@@ -18,7 +18,7 @@ _HOME = {
     "GenMD4": "ggm_lightning.models.genmd4",
     "MarkovDiffusion": "ggm_lightning.models.markov",
     "SeqLDDM": "ggm_lightning.models.lddm",
-    "load": "ggm_lightning.rundir.checkpoint",
+    "load": "ggm_lightning.rundir.restore",
 }
 __all__ = ["GGM", "MD4", "Blackout", "FujiLDDM", "GenMD4", "MarkovDiffusion", "SeqLDDM", "__version__", "load"]
 

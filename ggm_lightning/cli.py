@@ -29,6 +29,7 @@ _CHECKPOINT_COMMANDS = {
     "sample": "draw from a checkpoint: text or pictures, integers, and the denoising step by step",
     "infill": "fill the blanks of a text, a picture or an array, leaving the rest untouched",
     "evaluate": "bound of a checkpoint on one or several data sets, such as configs/data/zeroshot_*.yaml",
+    "inspect": "what a checkpoint holds and whose classes it needs; builds and imports nothing",
 }
 
 

@@ -1,18 +1,49 @@
-"""The model of a checkpoint on the device that a command was given."""
+"""The model of a checkpoint on the device that a command was given, and which checkpoint it is."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import checkpoint as checkpoint_files
+from ggm_lightning.rundir import restore
 
 
-def load_family(ckpt_path: str, device: str = "auto") -> Family:
-    """With averaged weights, in eval mode; `auto` is cuda where there is one.
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint that was read once.
+
+    Attributes:
+        model: with averaged weights, in eval mode, on the device.
+        path: of the file.
+        step: optimiser steps, None where the file does not say.
+        identity: tells this file's content from any other's.
+        about: what the command line wrote into it: model, config, codec, versions.
+    """
+
+    model: Family
+    path: Path
+    step: int | None
+    identity: str
+    about: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration of the training, empty where there is none."""
+        found = self.about.get("config")
+        return found if isinstance(found, dict) else {}
+
+
+def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = ()) -> Loaded:
+    """Reads a checkpoint and builds its model; `auto` is cuda where there is one.
 
     Raises:
-        ValueError: no such device; see `rundir.checkpoint.load`; not a model of data (a Family).
+        ValueError: no such device; see `rundir.restore.load`; not a model of data (a Family).
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -20,9 +51,25 @@ def load_family(ckpt_path: str, device: str = "auto") -> Family:
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:  # torch's words for no such device, and for a build without it
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}; give auto, cpu or cuda") from None
-    model = checkpoint_files.load(ckpt_path, device)
+    checkpoint = checkpoint_files.read(ckpt_path, device)
+    model = restore.restored(checkpoint, ckpt_path, device, trust)
     if not isinstance(model, Family):
         raise ValueError(
             f"--ckpt_path {ckpt_path}: holds a {type(model).__name__}, which can be neither sampled nor evaluated"
         )
-    return model
+    return Loaded(
+        model,
+        Path(ckpt_path),
+        checkpoint_files.step_of(checkpoint),
+        checkpoint_files.identity(ckpt_path),
+        checkpoint_files.about(checkpoint),
+    )
+
+
+def trusted_names(trust: str | None, experiment: dict[str, Any]) -> tuple[str, ...]:
+    """What the user named in the same command: --trust, separated by commas, and the classes of the --config files."""
+    from ggm_lightning.rundir.building import class_paths
+
+    given = [name.strip() for name in (trust or "").split(",")]
+    named = [path for path in class_paths(experiment) if isinstance(path, str)]
+    return tuple(name for name in (*given, *named) if name)

@@ -257,8 +257,10 @@ def _refuse_another_model(model: LightningModule, path: str, resuming: bool) -> 
 
     Evaluation may differ in how the optimiser is set and how the bound is estimated; a resumed fit in neither.
     """
-    about = checkpoint_files.read(path).get(checkpoint_files.KEY) or {}
-    theirs, ours = about.get("model"), checkpoint_files.describe(model)["model"]
+    theirs, ours = (
+        checkpoint_files.about(checkpoint_files.read(path)).get("model"),
+        checkpoint_files.describe(model)["model"],
+    )
     if theirs is None or ours is None:
         return
     found = config_files.differences(ours, theirs)

@@ -1,4 +1,4 @@
-"""Checkpoint files: written so that nothing is lost, read so that nothing is executed, and turned back into a model.
+"""Checkpoint files: written so that nothing is lost, and read so that nothing is executed.
 
 Writing goes to a temporary file in the same folder, which is flushed to the disk and then renamed over the old one:
 whatever happens in between (a full disk, a kill), the old file stays whole. Lightning 2.6.6 moves the new file from
@@ -7,6 +7,7 @@ the system's temporary folder instead, often another disk; when that move ran ou
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import pickle
@@ -21,7 +22,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule
 
 KEY = "ggm_lightning"
-_FALLBACK = "construct the model yourself and call model.load_state_dict(torch.load(path)['state_dict'])"
+FORMAT = 2  # of what `describe` says; 1, without a number, was written until version 0.1.0
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -121,20 +122,25 @@ def read(path: str | Path, map_location: Any | None = "cpu") -> dict[str, Any]:
     The file's checksums are compared first (torch.load ignores them: a flipped bit would go unnoticed into a weight).
 
     Raises:
-        ValueError: missing, truncated or altered file, not a checkpoint, or objects that need code to be loaded.
+        ValueError: missing, truncated or altered file, not a checkpoint, of a later format, or holding objects that
+            need code to be loaded, packed parts, or tensors that are larger than their numbers.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint file; check --ckpt_path{_siblings(path)}")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            # torch packs nothing; a packed part of a stranger's file may be a thousand times as large as the file
+            packed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+            damaged = None if packed else archive.testzip()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path}: truncated, altered or not a checkpoint ({_line(error)}); use another checkpoint of the run"
         ) from None
+    if packed:
+        raise ValueError(f"{path}: not a checkpoint, its part {packed[0]!r} is packed; give a file of `lightning fit`")
     if damaged is not None:
         raise ValueError(f"{path}: altered on disk (checksum of '{damaged}'); use another checkpoint of the run")
     try:
@@ -149,7 +155,55 @@ def read(path: str | Path, map_location: Any | None = "cpu") -> dict[str, Any]:
         raise ValueError(f"{path}: not a checkpoint ({_line(error)}); give a file that `lightning fit` wrote") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{path}: not a checkpoint (no state_dict in it); give a file that `lightning fit` wrote")
+    _check_weights(checkpoint["state_dict"], path)
+    _check_format(checkpoint, path)
     return checkpoint
+
+
+def _check_weights(weights: dict[Any, Any], path: Path) -> None:
+    """Plain tensors with a number for each of their elements: a view may claim billions of elements of one number."""
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            raise ValueError(
+                f"{path}: not a checkpoint, {name!r} in its state_dict is no dense tensor; give another file"
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path}: refused, {name!r} claims {list(value.shape)} elements and holds fewer numbers; use a file "
+                "that `lightning fit` wrote"
+            )
+
+
+def _check_format(checkpoint: dict[str, Any], path: Path) -> None:
+    found = format_of(checkpoint)
+    if not isinstance(found, int) or not 1 <= found <= FORMAT:
+        raise ValueError(
+            f"{path}: of format {found!r}, this version reads 1 to {FORMAT}; pip install --upgrade ggm-lightning"
+        )
+
+
+def about(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What `describe` said of the model; empty where the file was not written through the command line."""
+    found = checkpoint.get(KEY)
+    return found if isinstance(found, dict) else {}
+
+
+def format_of(checkpoint: dict[str, Any]) -> Any:
+    return about(checkpoint).get("format", 1)
+
+
+def step_of(checkpoint: dict[str, Any]) -> int | None:
+    """Optimiser steps, None where the file does not say: a text there could name a folder anywhere on the disk."""
+    step = checkpoint.get("global_step")
+    return step if type(step) is int and step >= 0 else None
+
+
+def identity(path: str | Path) -> str:
+    """16 digits that tell a checkpoint's content from another's: of the names and checksums of its parts, which are
+    read from the end of the file alone."""
+    with zipfile.ZipFile(path) as archive:
+        parts = [(part.filename.partition("/")[2], part.CRC, part.file_size) for part in archive.infolist()]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _line(error: Exception) -> str:
@@ -173,7 +227,9 @@ def describe(model: LightningModule) -> dict[str, Any]:
     config = getattr(model, "resolved_config", None)
     codec = getattr(_datamodule(model), "codec", None) or getattr(model, "codec", None)
     return {
+        "format": FORMAT,
         "version": __version__,
+        "torch": str(torch.__version__),
         "config": config,
         "model": None if config is None else _model_spec(model, config["model"]),
         "codec": None if codec is None else codec.to_dict(),
@@ -204,67 +260,3 @@ def _filled(kind: type, init_args: dict[str, Any], linked: dict[str, Any]) -> di
     taken = inspect.signature(kind).parameters
     known = {name: value for name, value in linked.items() if value is not None and init_args.get(name) is None}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in known.items() if name in taken}
-
-
-def load(path: str | Path, map_location: Any = "cpu") -> LightningModule:
-    """The model of a checkpoint, with its averaged weights, in eval mode, `model.codec` beside it (or None).
-
-    Only the classes that the checkpoint names are imported, and only a LightningModule is built.
-
-    Raises:
-        ValueError: see `read`; no description of the model in the file; weights that do not fit it exactly.
-    """
-    checkpoint = read(path, map_location)
-    about = checkpoint.get(KEY)
-    if not isinstance(about, dict) or not about.get("model"):
-        raise ValueError(f"{path}: does not say which model it is of (saved without the command line); {_FALLBACK}")
-    model = _build(about, path)
-    _load_strictly(model, checkpoint["state_dict"], path)
-    model.codec = None  # type: ignore[assignment]
-    if about.get("codec") is not None:
-        from ggm_lightning.data.codecs import codec_from_dict  # tokenizers are needed for texts only
-
-        model.codec = codec_from_dict(about["codec"])  # type: ignore[assignment]
-    return model.to(map_location).eval() if isinstance(map_location, str | torch.device) else model.eval()
-
-
-def _build(about: dict[str, Any], path: str | Path) -> LightningModule:
-    from argparse import ArgumentError
-
-    from jsonargparse import ArgumentParser
-
-    spec = about["model"]
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model", required=True)
-    try:
-        return parser.instantiate_classes(parser.parse_object({"model": spec})).model
-    except (ArgumentError, TypeError, ImportError) as error:
-        from ggm_lightning import __version__
-
-        reason = " ".join(str(error).split())[:300]  # jsonargparse writes several lines
-        raise ValueError(
-            f"{path}: cannot build {spec.get('class_path')}, saved by version {about.get('version')}, with version "
-            f"{__version__} ({reason}); {_FALLBACK}"
-        ) from None
-
-
-def _load_strictly(model: LightningModule, weights: dict[str, Any], path: str | Path) -> None:
-    wanted = model.state_dict()
-    shapes = [
-        f"{name} is {tuple(weights[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in weights and weights[name].shape != wanted[name].shape
-    ]
-    faults = {
-        "missing": [name for name in wanted if name not in weights],
-        "unexpected": [name for name in weights if name not in wanted],
-        "of another shape": shapes,
-    }
-    found = [f"{len(names)} {kind} ({'; '.join(names[:3])})" for kind, names in faults.items() if names]
-    if found:
-        raise ValueError(
-            f"{path}: its weights do not fit {type(model).__name__}: {', '.join(found)}; load it with the model "
-            "section it was trained with"
-        )
-    # the keys have been compared with the model's own state dict, which may leave foreign frozen parts out
-    model.load_state_dict(weights, strict=False)

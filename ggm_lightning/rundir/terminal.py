@@ -1,0 +1,18 @@
+"""Text from elsewhere on a terminal: shown, never obeyed."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_KEPT = "\n\t"
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, direction marks, halves of pairs, private, separators
+
+
+def visible(text: str) -> str:
+    """`text` with what a terminal would obey (escape sequences, marks that turn the writing round) spelt out."""
+    return "".join(
+        character
+        if character in _KEPT or unicodedata.category(character) not in _HIDDEN
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
