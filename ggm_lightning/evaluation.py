@@ -7,12 +7,10 @@ rounding. With the defaults it is what `lightning validate` calls val/nelbo.
 from __future__ import annotations
 
 import json
-import math
-import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +21,16 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
-from ggm_lightning import __version__
 from ggm_lightning import config as config_files
-from ggm_lightning.data.base import DiscreteData
-from ggm_lightning.data.rows import RowSource, check_labels
+from ggm_lightning.bound_files import Bound, BoundFile
+from ggm_lightning.data.rows import RowSource
 from ggm_lightning.data.zeroshot import ZeroShotText
-from ggm_lightning.loading import load_family
-from ggm_lightning.metrics.likelihood import Likelihood
+from ggm_lightning.evaluation_sets import EvaluationSet, Section, check, make_ready, opened, rows_of, sections
+from ggm_lightning.loading import Loaded, load_family, trusted_names
 from ggm_lightning.models.base import Family
-from ggm_lightning.rundir import checkpoint as checkpoint_files
+from ggm_lightning.results import folder_name
 
 _PLAIN_SECONDS = 30.0  # between two lines where the output is no terminal and has no bar
-Section = dict[str, Any]  # `data:` of a configuration: class_path and init_args
 
 
 @dataclass(frozen=True)
@@ -56,44 +52,6 @@ class Settings:
                 raise ValueError(f"--{key} is {value}; it must be at least 1")
 
 
-@dataclass(frozen=True)
-class Bound:
-    """What was measured on one set.
-
-    Attributes:
-        nats: Float64[rows], the upper bound on -log p of each row.
-        num_sites: tokens (or pixels x channels) of a row.
-        split: val or test; of a zero-shot set its own part.
-        of_rows: how many rows the split has.
-        characters_per_token: of text, where the data knows it.
-        seconds: for the bounds, without the preparation of the data.
-    """
-
-    name: str
-    section: Section
-    split: str
-    nats: Tensor
-    num_sites: int
-    text: bool
-    of_rows: int
-    characters_per_token: float | None
-    seconds: float
-
-    def figures(self) -> dict[str, float | None]:
-        """Mean and standard error in every unit; None where one row alone gives no error, or a unit means nothing."""
-        likelihood = Likelihood(self.num_sites, self.text)
-        likelihood.update(self.nats)
-        plain = {name: float(value) for name, value in likelihood.compute().items()}
-        for end in ("", "_stderr"):
-            plain[f"nats_per_token{end}"] = plain[f"bpd{end}"] * math.log(2)
-            if self.characters_per_token:
-                plain[f"bits_per_character{end}"] = plain[f"bpd{end}"] / self.characters_per_token
-        found: dict[str, float | None] = dict(plain)
-        if len(self.nats) == 1:
-            found |= {name: None for name in found if name.endswith("_stderr")}
-        return found
-
-
 def evaluate(
     ckpt_path: str,
     data: list[str] | None = None,
@@ -104,8 +62,12 @@ def evaluate(
     limit: int | None = None,
     device: str = "auto",
     out: str | None = None,
+    prepare: bool = False,
+    again: bool = False,
+    trust: str | None = None,
     section: Section | None = None,
     overrides: Section | None = None,
+    named: Sequence[str] = (),
 ) -> list[Bound]:
     """Upper bound on -log p of a checkpoint's averaged weights, dropout off, on one or several data sets.
 
@@ -121,14 +83,17 @@ def evaluate(
         batch_size: rows at once.
         limit: only the first rows.
         device: auto, cpu, cuda, ...
-        out: file for the figures; default evaluation.json beside the checkpoint.
+        out: folder for the figures, a file for each set; default evaluation-<settings>/ beside the checkpoint.
+        prepare: prepare what is not prepared, in a folder that is not there yet; else its command is named.
+        again: measure again what was measured already.
+        trust: packages or classes of your own that the checkpoint may build, separated by commas.
         section: (library) the data section to use where `data` is not given.
         overrides: (library) merged over every data section; on the command line --data.init_args.KEY VALUE.
+        named: (library) more trusted names.
     """
-    model = load_family(ckpt_path, device)
-    checkpoint = checkpoint_files.read(ckpt_path)
-    about = checkpoint.get(checkpoint_files.KEY) or {}
-    trained = about.get("config") or {}
+    trusted = (*trusted_names(trust, {"data": section, "overrides": overrides}), *named)
+    loaded = load_family(ckpt_path, device, trusted)
+    model = loaded.model
     settings = Settings(
         split,
         num_samples=model.eval_samples if num_samples is None else num_samples,
@@ -136,16 +101,47 @@ def evaluate(
         batch_size=batch_size,
         limit=limit,
     )
-    found = []
-    for name, one in _sections(data, section, trained.get("data"), overrides or {}, ckpt_path).items():
-        resolved, built = _build(one, trained.get("seed_everything", 0))
-        found.append(_measure(model, name, resolved, built, settings))
-    path = Path(out) if out else Path(ckpt_path).parent / "evaluation.json"
-    what = {"checkpoint": str(ckpt_path), "step": checkpoint.get("global_step"), "model": about.get("model")}
-    _write(path, found, {**what, **asdict(settings), "device": str(model.device)})
+    sources = sections(data, section, loaded.config.get("data"), overrides or {}, ckpt_path)
+    seed_of_data = loaded.config.get("seed_everything", 0)
+    sets = [opened(name, one, model, split, seed_of_data, trusted) for name, one in sources.items()]
+    for one in sets:
+        make_ready(one, prepare)
+    for one in sets:
+        check(one, model)
+    folder = Path(out) if out else loaded.path.parent / _folder(loaded.step, settings)
+    found = _measured(loaded, sets, settings, folder, again)
     print(table(found, f"{type(model).__name__} of {ckpt_path}", settings))
-    print(f"figures: {path}", file=sys.stderr)
     return found
+
+
+def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, folder: Path, again: bool) -> list[Bound]:
+    """The bounds on all sets, each written when it is finished, or read where it was measured before."""
+    about: dict[str, Any] = {"checkpoint_identity": loaded.identity, "step": loaded.step}
+    about |= {"model": loaded.about.get("model"), **asdict(settings)}
+    about.pop("batch_size")  # it changes nothing but rounding
+    files = [BoundFile.of(folder, one, about) for one in sets]
+    found = []
+    for one, file in zip(sets, files, strict=True):
+        bound = None if again else file.read(loaded.model)
+        if bound is None:
+            bound = _measure(loaded.model, one, settings)
+            file.write(bound, {"checkpoint": str(loaded.path), "device": str(loaded.model.device)})
+            print(f"figures: {file.path}", file=sys.stderr)
+        else:
+            print(f"measured already: {file.path}; --again true does it again", file=sys.stderr)
+        found.append(bound)
+    return found
+
+
+def _folder(step: int | None, settings: Settings) -> str:
+    return folder_name(
+        "evaluation",
+        step,
+        ("", settings.split, ""),
+        ("", settings.num_samples, "samples"),
+        ("seed", settings.seed, ""),
+        ("limit", settings.limit, ""),
+    )
 
 
 def run(experiment: dict[str, Any], args: list[str]) -> None:
@@ -157,9 +153,11 @@ def run(experiment: dict[str, Any], args: list[str]) -> None:
         exit_on_error=False,
         allow_abbrev=False,  # type: ignore[union-attr]
     )
-    parser.add_function_arguments(evaluate, as_group=False, skip={"section", "overrides"})
+    parser.add_function_arguments(evaluate, as_group=False, skip={"section", "overrides", "named"})
     given = parser.parse_args(args)
-    evaluate(**given.as_dict(), section=config_files.settled(experiment).get("data"), overrides=overrides)
+    named = trusted_names(None, experiment)
+    section = config_files.settled(experiment).get("data")
+    evaluate(**given.as_dict(), section=section, overrides=overrides, named=named)
 
 
 def _joined(args: list[str]) -> list[str]:
@@ -202,79 +200,22 @@ def _take_overrides(args: list[str]) -> tuple[list[str], Section]:
     return rest, found
 
 
-def _sections(
-    files: list[str] | None, section: Section | None, trained: Section | None, overrides: Section, ckpt_path: str
-) -> dict[str, Section]:
-    """The data sections by name. A file that names no class is merged over the training's section; one that does
-    stands for itself, since folders and files of the training are not its own."""
-    base = config_files.merge(trained or {}, section or {})
-    named: dict[str, Section] = {}
-    for file in files or []:
-        found = config_files.settled(config_files.load_file(file)).get("data")
-        if not isinstance(found, dict):
-            raise ValueError(f"--data {file}: no section `data` in it; give class_path and init_args below data:")
-        name = Path(file).stem if Path(file).stem not in named else file
-        named[name] = found if "class_path" in found else config_files.merge(base, found)
-    if not named:
-        if "class_path" not in base:
-            raise ValueError(f"{ckpt_path} does not say on which data it was trained; give --data FILE")
-        named = {base["class_path"].rpartition(".")[2]: base}
-    named = {name: config_files.merge(one, overrides) for name, one in named.items()}
-    for one in named.values():
-        config_files.check_sections({"data": one})
-    return named
-
-
-def _build(section: Section, seed: int) -> tuple[Section, DiscreteData]:
-    """The section with every default in it, and what it describes."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(DiscreteData, "data", required=True)
-    given = {**section, "init_args": {**(section.get("init_args") or {}), "seed": seed}}  # as a fit links it
-    config = parser.parse_object({"data": given})
-    config_files.check_nulls(config.data, "data")
-    return config.data.as_dict(), parser.instantiate_classes(config).data
-
-
-def _measure(model: Family, name: str, section: Section, data: DiscreteData, settings: Settings) -> Bound:
-    if isinstance(data, ZeroShotText):
-        data.complete(getattr(model, "codec", None), model.shape)
-    _refuse_other_data(model, data, name)
-    data.prepare_data()
-    rows = data.rows(settings.split)
-    known = getattr(model.network, "num_labels", None)
-    if known:
-        check_labels(rows, known, settings.split)
+def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
+    rows = one.data.rows(rows_of(one))
     begin = time.monotonic()
-    nats = bounds(model, rows, settings, name)
-    of_test = settings.split == "test" and "test" in data.splits and not isinstance(data, ZeroShotText)
+    nats = bounds(model, rows, settings, one.name)
+    of_test = settings.split == "test" and "test" in one.data.splits and not isinstance(one.data, ZeroShotText)
     return Bound(
-        name,
-        section,
-        data.part if isinstance(data, ZeroShotText) else settings.split,
+        one.name,
+        one.section,
+        one.split,
         nats,
         model.num_sites,
         text=len(model.shape) == 1,
         of_rows=len(rows),
-        characters_per_token=None if of_test else data.characters_per_token,  # known of the validation split alone
+        characters_per_token=None if of_test else one.data.characters_per_token,  # known of the validation split alone
         seconds=time.monotonic() - begin,
     )
-
-
-def _refuse_other_data(model: Family, data: DiscreteData, name: str) -> None:
-    """Equal ids of another tokenizer mean something else, and a bound on them means nothing."""
-    codec = getattr(model, "codec", None)
-    if codec is not None:
-        own = f"{type(codec).__name__} of {codec.num_classes} ids"
-        try:
-            data.load_state_dict({"codec": own, "tokenizer_hash": codec.tokenizer_hash})
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    for what, theirs, ours in (
-        ("vocabulary", data.num_classes, model.num_classes),
-        ("shape", tuple(data.shape), tuple(model.shape)),
-    ):
-        if theirs != ours:
-            raise ValueError(f"{name}: {what} mismatch: the data has {theirs}, the model {ours}; make the data agree")
 
 
 def bounds(model: Family, rows: RowSource, settings: Settings, name: str = "") -> Tensor:
@@ -324,39 +265,3 @@ def _with_error(figures: dict[str, float | None], name: str, form: str) -> str:
     if value is None:
         return ""
     return f"{value:{form}}" if error is None else f"{value:{form}} ± {error:{form}}"
-
-
-def _write(path: Path, found: list[Bound], about: dict[str, Any]) -> None:
-    """Replaces the file as a whole, or leaves it as it was."""
-    sets = [
-        {
-            "name": one.name,
-            "data": one.section,
-            "split": one.split,
-            "rows": len(one.nats),
-            "of_rows": one.of_rows,
-            "sites_per_row": one.num_sites,
-            "tokens": len(one.nats) * one.num_sites,
-            "characters_per_token": one.characters_per_token,
-            **one.figures(),
-            "seconds": round(one.seconds, 3),
-        }
-        for one in found
-    ]
-    content = {
-        "what": "upper bounds on -log p; nelbo in nats per example, bpd in bits per token or dimension",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": __version__,
-        **about,
-        "sets": sets,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1, default=str) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

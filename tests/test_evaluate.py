@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,13 @@ def checkpoint(place: Path) -> str:
     return str(place / "runs" / "toy" / "last.ckpt")
 
 
-def run(place: Path, *arguments: str, out: Path | None = None) -> dict[str, Any]:
-    out = out or place / "runs" / "toy" / "evaluation.json"
-    main(["evaluate", "--ckpt_path", checkpoint(place), *arguments])
-    return json.loads(out.read_text())
+def run(place: Path, *arguments: str, name: str = "figures") -> list[dict[str, Any]]:
+    """The files of all sets, in the order of their writing."""
+    out = place / "evaluated" / name
+    shutil.rmtree(out, ignore_errors=True)
+    main(["evaluate", "--ckpt_path", checkpoint(place), "--out", str(out), "--prepare", "true", *arguments])
+    files = sorted(out.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    return [json.loads(file.read_text()) for file in files]
 
 
 def error_of(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -138,7 +142,7 @@ def test_batch_size_and_limit_change_nothing(place: Path) -> None:
         assert torch.equal(bounds(model, rows, Settings("val", 3, 1, size, None)), whole)
     assert torch.equal(bounds(model, rows, Settings("val", 3, 1, 4, 10)), whole[:10])
     assert not torch.equal(bounds(model, rows, Settings("val", 3, 2, 50, None)), whole)
-    trained = load_family(checkpoint(place), "cpu")
+    trained = load_family(checkpoint(place), "cpu").model
     text = Rows(torch.randint(256, (20, 16), generator=torch.Generator().manual_seed(0)).numpy())
     one, two = (bounds(trained, text, Settings("val", 2, 1, size, None)) for size in (20, 3))
     assert torch.allclose(one, two, rtol=1e-5)
@@ -161,23 +165,25 @@ def test_several_sets_with_the_checkpoints_tokenizer(place: Path, capsys: pytest
     printed = capsys.readouterr()
     assert "upper bounds on -log p, 2 samples per row, seed 5" in printed.out
     assert [line.split()[:2] for line in printed.out.splitlines()[2:]] == [["ptb", "test"], ["lambada", "test"]]
-    assert "evaluation.json" in printed.err
-    assert (found["seed"], found["num_samples"], found["step"], found["limit"]) == (5, 2, 2, None)
-    assert found["model"]["class_path"] == "ggm_lightning.models.md4.MD4"
-    ptb, lambada = found["sets"]
+    assert "ptb.json" in printed.err
+    ptb, lambada = found
+    assert (ptb["seed"], ptb["num_samples"], ptb["step"], ptb["limit"], ptb["format"]) == (5, 2, 2, None, 2)
+    assert ptb["model"]["class_path"] == "ggm_lightning.models.md4.MD4"
     prices = [f"${i}" if str(i).startswith("1") else f"$ {i}" for i in range(60)]  # only "$ 1" loses its space
     characters = sum(len(f"the ? company's shares rose 1 to {price}\n") for price in prices)
     assert ptb["rows"] == characters // 16
     assert ptb["tokens"] == 16 * ptb["rows"]
     assert lambada["rows"] == sum(len(f'\n"No," she said to number {i}\n') for i in range(40)) // 16
-    for one in found["sets"]:
+    for one in found:
         assert one["bpd"] == pytest.approx(one["nelbo"] / (16 * math.log(2)))
         assert one["ppl"] == pytest.approx(math.exp(one["nats_per_token"]))
         assert one["bits_per_character"] == one["bpd"]  # bytes
         assert one["data"]["init_args"]["dataset"] == one["name"]
         assert one["data"]["init_args"]["group"] == 1000  # defaults, too
         assert one["nelbo_stderr"] > 0
-    assert not list((place / "runs" / "toy").glob(".evaluation*"))
+        nats = np.load(place / "evaluated" / "figures" / f"{one['name']}.npy")
+        assert (len(nats), nats.mean()) == (one["rows"], pytest.approx(one["nelbo"]))
+    assert not list((place / "evaluated" / "figures").glob(".*"))
 
 
 def test_it_is_what_validation_measures(place: Path) -> None:
@@ -195,27 +201,130 @@ def test_it_is_what_validation_measures(place: Path) -> None:
     assert found.characters_per_token == 1.0
 
 
-def test_overrides_limit_and_out(place: Path) -> None:
-    out = place / "there" / "figures.json"
+def test_overrides_and_limit(place: Path) -> None:
     arguments = ["--data", str(place / "ptb.yaml"), "--data.init_args.group", "20", "--data.folder=" + str(place / "g")]
-    found = run(place, *arguments, "--limit", "5", "--out", str(out), "--split", "test", out=out)
-    (one,) = found["sets"]
+    (one,) = run(place, *arguments, "--limit", "5", "--split", "test")
     assert one["data"]["init_args"]["group"] == 20
-    assert (one["rows"], found["limit"], one["split"]) == (5, 5, "test")
+    assert (one["rows"], one["limit"], one["split"]) == (5, 5, "test")
     assert one["of_rows"] > 5
 
 
 def test_a_file_without_a_class_changes_the_trainings_data(place: Path) -> None:
     (place / "less.yaml").write_text("data: {init_args: {val_fraction: 0.2, folder: " + str(place / "less") + "}}")
-    whole = run(place, "--limit", "1")
-    (less,) = run(place, "--data", str(place / "less.yaml"))["sets"]
+    (whole,) = run(place, "--limit", "1")
+    (less,) = run(place, "--data", str(place / "less.yaml"))
     assert less["data"]["class_path"] == "ggm_lightning.data.text.TextData"
-    assert less["of_rows"] > 3 * whole["sets"][0]["of_rows"]
+    assert less["of_rows"] > 3 * whole["of_rows"]
+
+
+# nothing is overwritten, nothing is prepared unasked
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_other_sets_and_settings_stand_beside_each_other(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "--ckpt_path", checkpoint(place), "--prepare", "true", "--limit", "3"]
+    main([*command, "--data", str(place / "ptb.yaml")])
+    before = tree(place / "runs" / "toy")
+    main([*command, "--data", str(place / "lambada.yaml")])
+    main([*command, "--data", str(place / "ptb.yaml"), "--seed", "7"])
+    main([*command, "--data", str(place / "ptb.yaml"), "--data.group", "20", "--data.folder", str(place / "h")])
+    after = tree(place / "runs" / "toy")
+    assert {name: after[name] for name in before} == before
+    new = sorted(name for name in after if name not in before and name.endswith(".json"))
+    assert [name.split("-seed")[1].split("/")[1][:4] for name in new] == ["lamb", "ptb-", "ptb."]
+    capsys.readouterr()
+    main([*command, "--data", str(place / "ptb.yaml")])
+    printed = capsys.readouterr()
+    assert "measured already" in printed.err
+    assert "3 of" in printed.out
+    assert tree(place / "runs" / "toy") == after
+    main([*command, "--data", str(place / "ptb.yaml"), "--again", "true"])
+    assert "measured already" not in capsys.readouterr().err
+
+
+def test_a_set_that_is_missing_is_noticed_before_any_is_measured(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(place / "absent.yaml", "ggm_lightning.data.zeroshot.ZeroShotText", {"dataset": "lm1b", "path": "nowhere"})
+    measured: list[str] = []
+    monkeypatch.setattr(evaluation, "bounds", lambda model, rows, settings, name: measured.append(name))
+    files = ["--data", str(place / "ptb.yaml"), str(place / "absent.yaml")]
+    assert "absent: data.path: 'nowhere'" in error_of(
+        capsys, ["--ckpt_path", checkpoint(place), "--prepare", "true", *files]
+    )
+    (place / "a_file").write_text("x")
+    ready = ["--ckpt_path", checkpoint(place), "--data", str(place / "ptb.yaml"), "--out", str(place / "a_file")]
+    assert "a file is there; name a folder" in error_of(capsys, ready)
+    assert measured == []
+
+
+def test_what_is_finished_is_kept_when_a_later_set_fails(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = evaluation.bounds
+
+    def fail(model: Any, rows: Any, settings: Any, name: str) -> Tensor:
+        if name == "lambada":
+            raise ValueError("the second set fails")
+        return real(model, rows, settings, name)
+
+    monkeypatch.setattr(evaluation, "bounds", fail)
+    files = ["--data", str(place / "ptb.yaml"), str(place / "lambada.yaml"), "--out", str(place / "kept")]
+    assert "the second set fails" in error_of(
+        capsys, ["--ckpt_path", checkpoint(place), "--prepare", "true", "--limit", "2", *files]
+    )
+    assert json.loads((place / "kept" / "ptb.json").read_text())["rows"] == 2
+
+
+def test_a_preparation_is_named_and_a_folder_of_others_left_alone(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data section is the checkpoint's own: whoever made it chose its folder."""
+    ckpt = ["--ckpt_path", checkpoint(place), "--limit", "2"]
+    before = tree(place / "shards")
+    elsewhere = place / "not" / "there"
+    error = error_of(capsys, [*ckpt, "--data.folder", str(elsewhere)])
+    assert f"`lightning prepare --data=ggm_lightning.data.text.TextData --data.train={place}/books.txt" in error
+    assert not elsewhere.parent.exists()
+    for prepare in ("false", "true"):
+        changed = ["--data.val_fraction", "0.3", "--prepare", prepare]
+        assert "holds data made with other options (val_fraction)" in error_of(capsys, [*ckpt, *changed])
+    books = (place / "books.txt").read_text()
+    (place / "books.txt").write_text(books + "And so on.")
+    try:
+        error = error_of(capsys, [*ckpt, "--prepare", "true"])
+        assert "holds other data (the source files differ), which are left as they are" in error
+    finally:
+        (place / "books.txt").write_text(books)
+    assert tree(place / "shards") == before
+
+
+def test_embedded_data_are_made_without_asking_in_a_new_folder_below_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fitted = ["--config", str(ROOT / "experiments" / "md4_demo.yaml"), *DEBUG, *TINY]
+    main(["fit", *fitted, "--data.global_batch_size", "4", "--name", "toy"])
+    ckpt = ["--ckpt_path", "runs/toy/last.ckpt", "--limit", "2"]
+    shutil.rmtree("runs/data")
+    main(["evaluate", *ckpt])
+    assert "DemoText" in capsys.readouterr().out
+    for folder in (str(tmp_path / "elsewhere"), "runs/../beside"):
+        error = error_of(capsys, [*ckpt, "--data.folder", folder])
+        assert "is not prepared (no finished shards there)" in error
+    (tmp_path / "runs" / "mine").mkdir()
+    (tmp_path / "runs" / "mine" / "notes.txt").write_text("my own")
+    assert "is not prepared" in error_of(capsys, [*ckpt, "--data.folder", "runs/mine"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+    assert [path.name for path in (tmp_path / "runs" / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_an_experiment_may_be_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ckpt = ["--ckpt_path", checkpoint(place)]
-    main(["evaluate", "--config", str(place / "ptb.yaml"), *ckpt, "--limit", "2"])
+    main(["evaluate", "--config", str(place / "ptb.yaml"), *ckpt, "--limit", "2", "--prepare", "true"])
     assert "ZeroShotText" in capsys.readouterr().out
     (place / "other.yaml").write_text("model: {init_args: {schedule: {class_path: Cosine}}}")
     assert "model.schedule" in error_of(capsys, ["--config", str(place / "other.yaml"), *ckpt])

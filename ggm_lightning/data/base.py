@@ -62,6 +62,7 @@ class DiscreteData(LightningDataModule, ABC):
     """
 
     splits: tuple[str, ...] = ("train", "val")
+    embedded = False  # whether all that `prepare_data` needs comes with the packages, in seconds
 
     def __init__(
         self,
@@ -112,6 +113,10 @@ class DiscreteData(LightningDataModule, ABC):
     @abstractmethod
     def load(self, split: str) -> RowSource:
         """The rows of "train" or "val", or "test" where `splits` names it. Called after `prepare_data`."""
+
+    def unprepared(self) -> str | None:
+        """Why `prepare_data` would write or fetch something, None where all that is needed is there. Writes nothing."""
+        return None
 
     def verify(self) -> str:
         """Read all that `prepare_data` wrote and compare it with its checksums; says what was compared.

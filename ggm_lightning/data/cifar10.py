@@ -73,6 +73,10 @@ class Cifar10(DiscreteData):
     def codec(self) -> Codec:
         return Images(256, SHAPE)
 
+    def unprepared(self) -> str | None:
+        """See DiscreteData.unprepared."""
+        return f"{self.path} is fetched over the network" if self.path.startswith(HUB) else None
+
     def prepare_data(self) -> None:
         """Check that the files are there (hub: download them); nothing is written."""
         if self.path.startswith(HUB):

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ggm_lightning.data import header
 from ggm_lightning.data.codecs import Characters, Codec, Subwords, dict_hash
 from ggm_lightning.data.documents import Piece
 from ggm_lightning.data.prepared import Identity, PreparedData
@@ -78,6 +77,8 @@ class DemoText(PreparedData):
         batches: global_batch_size, max_batch_per_device, eval_batch_size, num_workers, seed (see DiscreteData).
     """
 
+    embedded = True
+
     def __init__(
         self,
         encoding: str = "bpe",
@@ -122,9 +123,10 @@ class DemoText(PreparedData):
     def codec(self) -> Codec:
         return self.shards.codec
 
-    def staleness(self, source: Identity | None) -> str | None:
+    @property
+    def expected_tokenizer(self) -> None:
         """The tokenizer is made with the shards and follows from the rest."""
-        return header.staleness(self.folder, options=self.options, source=source)
+        return None
 
     def describe(self) -> str:
         return describe(TokenShards(self.folder))

@@ -49,6 +49,19 @@ def read_header(folder: str | Path) -> dict[str, Any]:
     return header
 
 
+def other_owner(folder: str | Path, *, options: dict[str, Any], tokenizer_hash: str | None = None) -> str | None:
+    """How a finished folder's data were made, if in another way than this: they are somebody's, and are kept. None: in
+    this way, or nothing finished is there. `tokenizer_hash` None: the tokenizer follows from the rest."""
+    path = Path(folder) / HEADER
+    header, fault = _parse(path) if path.is_file() else ({}, "absent")
+    if fault is not None:
+        return None
+    if tokenizer_hash not in (None, header["tokenizer_hash"]):
+        return "made with another tokenizer"
+    keys = [key for key in sorted({*options, *header["options"]}) if options.get(key) != header["options"].get(key)]
+    return f"made with other options ({', '.join(keys)})" if keys else None
+
+
 def staleness(
     folder: str | Path,
     *,
@@ -56,17 +69,15 @@ def staleness(
     source: list[dict[str, Any]] | None,
     tokenizer_hash: str | None = None,
 ) -> str | None:
-    """Why a folder's shards cannot be kept, or None. `tokenizer_hash` None: the tokenizer follows from the rest;
-    `source` None: the files are gone and cannot be compared."""
+    """Why a folder's shards cannot be kept, or None. `tokenizer_hash` as in `other_owner`; `source` None: the files are
+    gone and cannot be compared."""
     path = Path(folder) / HEADER
     if not path.is_file():
         return "no finished shards there"
     header, fault = _parse(path)
     if fault is not None:
         return f"{HEADER} is {fault}"
-    if tokenizer_hash not in (None, header["tokenizer_hash"]):
-        return "made with another tokenizer"
-    keys = [key for key in sorted({*options, *header["options"]}) if options.get(key) != header["options"].get(key)]
-    if keys:
-        return f"made with other options ({', '.join(keys)})"
+    other = other_owner(folder, options=options, tokenizer_hash=tokenizer_hash)
+    if other is not None:
+        return other
     return "the source files differ" if source not in (None, header["source"]) else None

@@ -68,16 +68,40 @@ class PreparedData(DiscreteData):
     def describe(self) -> str:
         """Counts of what the folder holds."""
 
+    @property
+    def expected_tokenizer(self) -> str | None:
+        """The hash of the tokenizer that the folder's files must be of; None where it is made with them."""
+        return self.codec.tokenizer_hash
+
     def staleness(self, source: Identity | None) -> str | None:
         """Why the folder's files cannot be kept, or None. `source` None: its files are gone and cannot be compared."""
-        return header.staleness(
-            self.folder, options=self.options, source=source, tokenizer_hash=self.codec.tokenizer_hash
-        )
+        how = {"options": self.options, "tokenizer_hash": self.expected_tokenizer}
+        return header.staleness(self.folder, source=source, **how)
+
+    def unprepared(self) -> str | None:
+        """See DiscreteData.unprepared."""
+        try:
+            source, _ = self.open_source()
+        except FileNotFoundError:
+            if self.staleness(None) is not None:
+                raise
+            return None
+        return self.staleness(source)
+
+    def refuse_other_owner(self) -> None:
+        """ValueError if the folder holds finished data that were made in another way: they are never overwritten."""
+        other = header.other_owner(self.folder, options=self.options, tokenizer_hash=self.expected_tokenizer)
+        if other is not None:
+            raise ValueError(
+                f"{self.folder}: holds data {other}, which are left as they are; give data.folder another name, or "
+                "delete that folder"
+            )
 
     def prepare_data(self) -> None:
         """Make the folder's files, unless those there were made of the same source files in the same way; once they
-        are there the source files may go."""
+        are there the source files may go. Files that were made in another way are refused, not replaced."""
         with folder_lock(self.folder):
+            self.refuse_other_owner()
             try:
                 source, opened = self.open_source()
             except FileNotFoundError:

@@ -1,7 +1,7 @@
 """A model from its checkpoint, though the checkpoint may be a stranger's.
 
-Nothing of the file is believed before it is checked: which classes it names (rundir/building.py), how large the model
-is that it describes (outlined without memory first, and compared with the weights in the file), and what its codec says.
+Nothing of the file is believed before it is checked: which classes it names (rundir/building.py), how large a model it
+describes (outlined without memory first, and compared with the weights in the file), and what its codec says.
 """
 
 from __future__ import annotations
