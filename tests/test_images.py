@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import ggm_lightning
-from ggm_lightning import commands, infill_input
+from ggm_lightning import drawing, infill_input
 from ggm_lightning.callbacks.samples import columns_of
 from ggm_lightning.cli import main
 from ggm_lightning.data.codecs import MASKED_GREY, Images
@@ -165,7 +165,7 @@ class Labelled(torch.nn.Module):
 def test_labels_of_samples() -> None:
     def drawn(label: int | str | None, num_labels: int = 3, label_dropout: float = 0.1, count: int = 7) -> list | None:
         model = MD4(Labelled(num_labels), 5, (2, 2), label_dropout=label_dropout if num_labels else 0)
-        found = commands._labels(model, label, count)
+        found = drawing.labels_of(model, label, count)
         return None if found is None else found.tolist()
 
     assert drawn(2) == [2] * 7

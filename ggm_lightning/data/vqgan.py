@@ -191,7 +191,8 @@ class VQGANCodes(PreparedData):
         val: pictures to validate on, as `source`; None: every `val_every`-th of `source` is held out (of the digits
             the 297 that data/digits.py holds out).
         resize: of pictures larger than the VQGAN's: bilinear, bicubic, box or lanczos; Pillow's, antialiased.
-        folder: of the shards; None: runs/data/codes-<hash of the options>. Once they are there, `source` may go.
+        folder: of the shards; None: runs/data/codes-<hash of the options>, and of another VQGAN that lies at the same
+            path by now, a folder of its own. Once they are there, `source` may go.
         batches: global_batch_size, max_batch_per_device, eval_batch_size, num_workers, seed (see DiscreteData).
     """
 
@@ -239,8 +240,12 @@ class VQGANCodes(PreparedData):
 
     @property
     def folder(self) -> Path:
-        key = dict_hash([self.source, self.val, self.vqgan, self.options])[:8]
-        return Path(self._given_folder or f"runs/data/codes-{key}")
+        if self._given_folder is not None:
+            return Path(self._given_folder)
+        folder = Path("runs/data") / f"codes-{dict_hash([self.source, self.val, self.vqgan, self.options])[:8]}"
+        other = headers.other_owner(folder, options=self.options, tokenizer_hash=self.codec.tokenizer_hash)
+        # the codes of a VQGAN that lay at the same path before stay as they are
+        return folder if other is None else folder.with_name(f"{folder.name}-{weights_hash(self.file)[:8]}")
 
     def open_source(self) -> tuple[Identity, Sources]:
         sources = self._open()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ggm_lightning.data.demo import DemoText, reference_text, train_bpe
-from ggm_lightning.data.tokens import TokenShards
 from ggm_lightning.metrics.text import order_k_entropy
 
 
@@ -51,8 +50,9 @@ def test_preparing_again_keeps_the_folder_until_an_option_changes(demo: DemoText
     before = (tmp_path / "header.json").stat().st_mtime_ns
     data.prepare_data()
     assert (tmp_path / "header.json").stat().st_mtime_ns == before
-    DemoText(vocab_size=301, folder=str(tmp_path)).prepare_data()
-    assert TokenShards(tmp_path).num_classes == 301
+    with pytest.raises(ValueError, match=r"holds data made with other options \(vocab_size\), which are left as they"):
+        DemoText(vocab_size=301, folder=str(tmp_path)).prepare_data()
+    assert (tmp_path / "header.json").stat().st_mtime_ns == before
     assert DemoText(vocab_size=300).folder != DemoText(vocab_size=301).folder == DemoText(vocab_size=301).folder
 
 

@@ -130,7 +130,7 @@ def test_shards_outlive_the_files_they_were_made_from(tmp_path: Path) -> None:
     data.prepare_data()
     assert len(data.rows("train")) > 0
     with pytest.raises(FileNotFoundError, match="matches no file"):  # other options would need the text
-        prepared(path, tmp_path / "s", on_error="skip")
+        prepared(path, tmp_path / "other", on_error="skip")
 
 
 def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

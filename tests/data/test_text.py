@@ -72,7 +72,9 @@ def test_documents_are_separated(tmp_path: Path) -> None:
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     trained["added_tokens"] = [{"id": 260, "content": "<|endoftext|>", **special}]
     (tmp_path / "tokenizer.json").write_text(json.dumps(trained))
-    data = _data(path, text_key="body", val_fraction=0.2, length=4, tokenizer=str(tmp_path / "tokenizer.json"))
+    tokenizer = str(tmp_path / "tokenizer.json")
+    other = str(tmp_path / "other")
+    data = _data(path, text_key="body", val_fraction=0.2, length=4, tokenizer=tokenizer, folder=other)
     assert data.num_classes == 261
     assert _tokens(data, "val").count(260) == 3
     assert TokenShards(data.folder).characters("val") == 4 * 5
@@ -115,11 +117,17 @@ def test_rebuilt_only_if_needed_and_says_why(source: Path, caplog) -> None:
     source.touch()
     assert "kept (train 1 document(s)" in prepare(length=16, stride=3)  # windows are not stored
     assert header.stat().st_mtime_ns == written
-    assert "made with other options (val_fraction)" in prepare(val_fraction=0.2)
-    assert "made with another tokenizer" in prepare(val_fraction=0.2, tokenizer="characters")
-    assert f"{TEXT.count('ï')} characters outside the alphabet" in prepare(val_fraction=0.3, tokenizer="characters")
+    for other, how in (
+        ({"val_fraction": 0.2}, r"other options \(val_fraction\)"),
+        ({"tokenizer": "characters"}, "another"),
+    ):
+        with pytest.raises(ValueError, match=f"holds data made with {how}.*left as they are; give data.folder another"):
+            prepare(**other)
+    assert header.stat().st_mtime_ns == written
+    elsewhere = {"tokenizer": "characters", "folder": str(source.parent / "elsewhere")}
+    assert f"{TEXT.count('ï')} characters outside the alphabet" in prepare(**elsewhere)
     source.write_text(TEXT.replace("line 7 ", "LINE 7 "))
-    assert "the source files differ" in prepare(val_fraction=0.3, tokenizer="characters")
+    assert "the source files differ" in prepare()
 
 
 def test_the_default_folder_follows_the_options(source: Path) -> None:

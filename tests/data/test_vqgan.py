@@ -142,20 +142,34 @@ def test_kept_until_something_changes(folder: Path, tmp_path: Path) -> None:
 
     first = prepared()
     assert prepared() == first
-    second = prepared(resize="box")
-    assert second != first
-    assert prepared(resize="box", val_every=3) != second
-    third = prepared()
+    for options in ({"resize": "box"}, {"val_every": 3}):
+        with pytest.raises(ValueError, match=f"holds data made with other options .{next(iter(options))}"):
+            prepared(**options)
     picture(99).save(folder / "3.png")
-    fourth = prepared()
-    assert fourth != third
-    released(model, extra="other bytes")
-    fifth = prepared()
-    assert fifth != fourth
+    second = prepared()
+    assert second != first
     folder.rename(tmp_path / "gone")
-    assert prepared() == fifth
+    assert prepared() == second
+    (tmp_path / "gone").rename(folder)
+    released(model, extra="other bytes")
+    with pytest.raises(ValueError, match="holds data made with another tokenizer, which are left as they are"):
+        prepared()
+    folder.rename(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match=r"data.source: there is no '.*pictures'; give a folder"):
-        prepared(resize="bicubic")
+        ready(VQGANCodes(str(folder), str(model), folder=str(tmp_path / "other")))
+
+
+def test_a_vqgan_that_was_trained_anew_gets_a_folder_of_its_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = released(tmp_path / "m")
+    first = ready(VQGANCodes(str(folder), str(model), val_every=3)).folder
+    released(model, extra="other bytes")
+    second = ready(VQGANCodes(str(folder), str(model), val_every=3)).folder
+    assert second.name.startswith(f"{first.name}-")
+    assert (first / HEADER).is_file()
+    assert (second / HEADER).is_file()
 
 
 def test_pictures_that_cannot_be(folder: Path, model: Path, tmp_path: Path) -> None:
