@@ -158,6 +158,7 @@ def check(one: EvaluationSet, model: Family) -> None:
     vocabulary or shape, missing files, labels that the network does not know."""
     _refuse_other_data(model, one.data, one.name)
     rows = one.data.rows(rows_of(one))
+    one.data.check_latents(rows, model)
     known = getattr(model.network, "num_labels", None)
     if known:
         check_labels(rows, known, one.split)

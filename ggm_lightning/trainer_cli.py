@@ -155,7 +155,7 @@ class _CLI(LightningCLI):
         config.trainer.enable_checkpointing = True
         config.trainer.default_root_dir = str(self.folder)
         config.ckpt_path = self._resolved_checkpoint(config.get("ckpt_path"), config.allow_fresh)
-        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
+        if self.subcommand in ("fit", "predict") and not config.trainer.fast_dev_run:
             refuse_unwritable(self.folder)
 
     def _resolved_checkpoint(self, given: str | None, allow_fresh: bool) -> str | None:

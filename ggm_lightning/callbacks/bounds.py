@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ggm_lightning.rundir.folder import beside
+
 
 class Bounds(BasePredictionWriter):
     """Writes <run folder>/bounds.csv: index in the data set, upper bound on -log p in nats and in bits per dimension.
+    Other bounds that are there already, of another checkpoint or other data, stay: these go to bounds-2.csv, and so on.
 
     Every rank writes its own part; rank zero joins them in the order of the data set.
     """
@@ -37,14 +41,17 @@ class Bounds(BasePredictionWriter):
         parts = [torch.load(_part(folder, rank), weights_only=True) for rank in range(trainer.world_size)]
         rows, nats = (torch.cat([part[name] for part in parts]) for name in ("row", "nats"))
         order = rows.argsort()
-        with (folder / "bounds.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["example", "nats", "bits_per_dimension"])
-            for example, bound in zip(rows[order].tolist(), nats[order].tolist(), strict=True):
-                writer.writerow([int(example), repr(bound), repr(bound / (pl_module.num_sites * math.log(2)))])
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["example", "nats", "bits_per_dimension"])
+        for example, bound in zip(rows[order].tolist(), nats[order].tolist(), strict=True):
+            writer.writerow([int(example), repr(bound), repr(bound / (pl_module.num_sites * math.log(2)))])
+        content = text.getvalue().encode()
+        file = beside(folder / "bounds.csv", content)
+        file.write_bytes(content)
         for rank in range(trainer.world_size):
             _part(folder, rank).unlink()
-        rank_zero_info(f"bounds of {len(rows)} examples: {folder / 'bounds.csv'}")
+        rank_zero_info(f"bounds of {len(rows)} examples: {file}")
 
 
 def _part(folder: Path, rank: int) -> Path:

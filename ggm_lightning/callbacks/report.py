@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ggm_lightning.callbacks.ema import EMA
 from ggm_lightning.callbacks.images import image_figures, reconstruction_figure
-from ggm_lightning.callbacks.samples import classes_in_turn, decode, undisturbed
+from ggm_lightning.callbacks.samples import classes_in_turn, decode, refuse_sampler, undisturbed
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog, Curve, read_metrics
 from ggm_lightning.rundir.curve import curve_png
 from ggm_lightning.rundir.report import write_report
@@ -49,6 +49,9 @@ class Report(Callback):
         self.num_steps = num_steps
         self.sampler = sampler
         self.seed = seed
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_sampler("Report", self.sampler, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]

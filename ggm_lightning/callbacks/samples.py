@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from ggm_lightning.rundir.folder import beside
 from ggm_lightning.rundir.pictures import grid, save_png
 
 MOST_COLUMNS = 16
@@ -71,6 +72,9 @@ class Samples(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validations = state_dict["validations"]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_sampler("Samples", self.sampler, pl_module)
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
@@ -98,6 +102,15 @@ class Samples(Callback):
                 _log(logger, decoded, trainer.global_step)
             except Exception as error:  # whatever a foreign logger raises must not end the training
                 rank_zero_warn(f"{type(logger).__name__}: samples cannot be logged ({error}); training goes on")
+
+
+def refuse_sampler(callback: str, sampler: str | None, pl_module: LightningModule) -> None:
+    """ValueError for a name that the model does not know: now, and not after the first hours of training."""
+    known = getattr(pl_module, "samplers", None)
+    if sampler is not None and known is not None and sampler not in known:
+        raise ValueError(
+            f"{callback}: sampler '{sampler}' is unknown to {type(pl_module).__name__}; choose {', '.join(known)}"
+        )
 
 
 def undisturbed(pl_module: LightningModule) -> Any:
@@ -142,11 +155,15 @@ def page(texts: list[str]) -> str:
 
 
 def _write(decoded: list[str] | np.ndarray, stem: Path, columns: int | None) -> None:
+    """A run that was continued with other settings may come to the same step again: its samples then get a number."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(decoded, list):
-        stem.with_suffix(".txt").write_text(page(decoded), encoding="utf-8")
-    else:
-        save_png(grid(decoded, columns), stem.with_suffix(".png"))
+        content = page(decoded).encode()
+        beside(stem.with_suffix(".txt"), content).write_bytes(content)
+        return
+    drawn = stem.parent / f".{stem.name}.partial.png"
+    save_png(grid(decoded, columns), drawn)
+    drawn.replace(beside(stem.with_suffix(".png"), drawn.read_bytes()))
 
 
 def _log(logger: Logger, decoded: list[str] | np.ndarray, step: int) -> None:

@@ -165,7 +165,7 @@ class DiscreteData(LightningDataModule, ABC):
         """Load and check the splits of this stage; for "fit", tell the trainer how many micro-batches make a step."""
         self.check_model(getattr(self.trainer, "lightning_module", None))
         for split in _STAGES[stage]:
-            self.rows(split)
+            self.check_latents(self.rows(split), getattr(self.trainer, "lightning_module", None))
         self._check_network(stage)
         if stage not in ("fit", None) or self.trainer is None:
             return
@@ -186,6 +186,13 @@ class DiscreteData(LightningDataModule, ABC):
                 f"these {self.num_classes} are names without an order; take another family (MD4, GGM, ..), or data of "
                 f"amounts: pixels, or ArrayData with ordered: true"
             )
+
+    @staticmethod
+    def check_latents(rows: RowSource, model: Any) -> None:
+        """ValueError for latents that another encoder than the model's made."""
+        encoder = getattr(model, "encoder", None)
+        if isinstance(rows, CachedLatents) and encoder is not None:
+            rows.check_encoder(encoder)
 
     def _check_network(self, stage: str | None) -> None:
         """Labels that the network has no embedding for are an error here, and on a GPU a device-side assert."""

@@ -29,9 +29,9 @@ def _parse(path: Path) -> tuple[dict[str, Any], str | None]:
     except (ValueError, RecursionError) as error:
         return {}, f"not valid JSON ({error})"
     if not isinstance(header, dict):
-        return {}, f"not valid JSON for a header (a {type(header).__name__})"
-    if isinstance(header.get("format"), str):  # ours are numbers; what lies here is not to be written over
-        raise ValueError(f"{path}: of format {header['format']}, no shards of tokens; choose another data.folder")
+        raise ValueError(f"{path}: a {type(header).__name__}, no header of ours; choose another data.folder")
+    if type(header.get("format")) is not int:  # ours have a number there; what lies here is not to be written over
+        raise ValueError(f"{path}: of format {header.get('format')}, no shards of ours; choose another data.folder")
     if header.get("format") != FORMAT:
         return {}, f"format {header.get('format')!r}, this version reads {FORMAT}"
     seal = header.pop("seal", None)

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ggm_lightning.data.rows import RowSource
 
+FORMAT = 2  # of the note beside the latents; 1, without a number, did not say which encoder made them
 _LOOKED_AT = 64  # rows whose ids tell one data set from another
 
 
@@ -32,6 +34,21 @@ def rows_hash(rows: RowSource) -> str:
     index = np.unique(np.linspace(0, len(rows) - 1, _LOOKED_AT).astype(np.int64))
     ids = rows[index]["x"].numpy()
     return hashlib.sha256(json.dumps([len(rows), *ids.shape]).encode() + ids.tobytes()).hexdigest()
+
+
+def encoder_identity(encoder: object) -> str | None:
+    """16 digits that tell an encoder from others of the same shape: what its method `identity()` says, or of a module
+    its class and its parameters (not the buffers: statistics of the data are set after training began). None: a plain
+    function, of which nothing can be told."""
+    if hasattr(encoder, "identity"):
+        return str(encoder.identity())
+    if not isinstance(encoder, nn.Module):
+        return None
+    digest = hashlib.sha256(f"{type(encoder).__module__}.{type(encoder).__qualname__}".encode())
+    for name, parameter in sorted(encoder.named_parameters()):
+        digest.update(f"{name}{list(parameter.shape)}".encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _note(path: Path) -> Path:
@@ -46,7 +63,8 @@ def cache_latents(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
 ) -> Path:
-    """Write encoder(x), Float[b, S, d], of every row to `path` (.npy), and beside it (.json) which rows they are.
+    """Write encoder(x), Float[b, S, d], of every row to `path` (.npy), and beside it (.json) of which rows they are and
+    by which encoder.
 
     The file appears under its name when it is complete. float16 halves it.
 
@@ -68,7 +86,8 @@ def cache_latents(
             out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
         out[index] = latent
     out.flush()  # type: ignore[union-attr]
-    _note(path).write_text(json.dumps({"rows": rows_hash(rows)}))
+    note = {"format": FORMAT, "rows": rows_hash(rows), "encoder": encoder_identity(encoder)}
+    _note(path).write_text(json.dumps(note))
     os.replace(temporary, path)
     return path
 
@@ -88,8 +107,20 @@ class CachedLatents(RowSource):
             made_of = json.loads(_note(self.path).read_text())["rows"]
         except (ValueError, LookupError, TypeError):
             raise ValueError(f"{_note(self.path)}: does not say which rows; make the latents again") from None
+        self.encoder: str | None = json.loads(_note(self.path).read_text()).get("encoder")
         if made_of != rows_hash(rows) or len(self.latent) != len(rows):
             raise ValueError(f"{path}: latents of other rows; make them again with the tokens that are now configured")
+
+    def check_encoder(self, encoder: object) -> None:
+        """ValueError unless these latents are of that encoder, as far as both can be told."""
+        own = encoder_identity(encoder)
+        if own is None or self.encoder is None:
+            rank_zero_info(f"{self.path}: which encoder made these latents is not known; they are taken as they are")
+        elif own != self.encoder:
+            raise ValueError(
+                f"{self.path}: latents of another encoder ({self.encoder}, the model's is {own}); make them again with "
+                "ggm_lightning.data.latents.cache_latents, or leave data.latents out"
+            )
 
     def _open(self) -> None:
         try:

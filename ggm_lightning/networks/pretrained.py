@@ -8,8 +8,11 @@ shards are uint32.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,6 +139,21 @@ class PretrainedEncoder(nn.Module):
     def train(self, mode: bool = True) -> PretrainedEncoder:
         """Always in eval mode: a frozen latent depends neither on dropout nor on its batch."""
         return super().train(False)
+
+    def identity(self) -> str:
+        """16 digits for this encoder (data/latents.py), of its settings and its source: of a folder the names and sizes
+        of its files, wherever it lies, of a module its weights. Nothing is loaded for it."""
+        settings: list[Any] = [self.num_latents, self.latent_dim, self.pooling, self.normalise, self.eos]
+        folder = Path(self.source)
+        if self.source and folder.is_dir():
+            settings += sorted([file.name, file.stat().st_size] for file in folder.iterdir() if file.is_file())
+        else:
+            settings.append(self.source)
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        if not self.source:
+            for name, value in sorted(self._foreign[0].state_dict().items()):
+                digest.update(name.encode() + value.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def set_statistics(self, mean: Float[Tensor, "s c"], std: Float[Tensor, "s c"]) -> None:
         """Mean and deviation of `raw` over the data. Raises ValueError unless normalise is coordinate."""

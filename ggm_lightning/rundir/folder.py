@@ -1,7 +1,8 @@
-"""The run folder before the run: can it be written, and has it room?"""
+"""The run folder: can it be written, has it room, and where does a file go that may be there already?"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +21,15 @@ def refuse_unwritable(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"{folder}: cannot be written ({reason}); choose another folder by --runs and --name") from None
+
+
+def beside(path: Path, content: bytes) -> Path:
+    """Where `content` may be written so that nothing else is lost: `path`, or, where that holds something else, the
+    first of bounds-2.csv, bounds-3.csv, ... that is free or holds just this."""
+    numbered = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2))
+    return next(
+        place for place in itertools.chain([path], numbered) if not place.exists() or place.read_bytes() == content
+    )
 
 
 def refuse_without_space(folder: Path, model: nn.Module) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ggm_lightning.data.arrays import ArrayData
 from ggm_lightning.data.latents import CachedLatents, cache_latents
 from ggm_lightning.data.rows import Rows
+from ggm_lightning.networks.pretrained import PretrainedEncoder
 
 N, V, S, C = 5, 11, 2, 3
 
@@ -22,6 +26,15 @@ def encode(x: Tensor) -> Tensor:
     """Something that depends on every token and its place."""
     table = torch.randn(N, V, S * C, generator=torch.Generator().manual_seed(0))
     return sum(table[site, x[:, site]] for site in range(N)).reshape(-1, S, C)
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(V, S * C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x).mean(1).reshape(-1, S, C)
 
 
 def rows(count: int, seed: int = 0) -> Rows:
@@ -52,6 +65,49 @@ def test_half_precision_halves_the_file(tmp_path: Path) -> None:
     assert np.load(half).nbytes * 2 == np.load(whole).nbytes
     latent = CachedLatents(source, half)[[1, 2]]["latent"]
     torch.testing.assert_close(latent, encode(source[[1, 2]]["x"]), rtol=1e-3, atol=1e-3)
+
+
+def test_latents_of_another_encoder_are_refused(tmp_path: Path) -> None:
+    """Of the same shape, on the same rows; the model's own are taken, and so are those of which nothing is known."""
+    torch.manual_seed(0)
+    source, mine, other = rows(7), Encoder(), Encoder()
+    path = cache_latents(mine, source, tmp_path / "train.npy")
+    cached = CachedLatents(source, path)
+    cached.check_encoder(mine)
+    with pytest.raises(ValueError, match=r"train.npy: latents of another encoder \(.*\); make them again with"):
+        cached.check_encoder(other)
+    note = path.with_suffix(".json")
+    note.write_text(json.dumps({"rows": json.loads(note.read_text())["rows"]}))  # as format 1 had it
+    CachedLatents(source, path).check_encoder(other)
+
+
+def test_a_fit_and_an_evaluation_compare_the_encoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = rows(7)
+    np.save(tmp_path / "x.npy", np.stack([source[[i]]["x"][0].numpy() for i in range(7)]))
+    given = {"num_classes": V, "val": str(tmp_path / "x.npy"), "latents": str(tmp_path)}
+    bare = ArrayData(str(tmp_path / "x.npy"), num_classes=V, val=str(tmp_path / "x.npy"))
+    mine, other = Encoder(), Encoder()
+    for split in ("train", "val"):
+        cache_latents(mine, bare.rows(split), tmp_path / f"{split}.npy")
+    data = ArrayData(str(tmp_path / "x.npy"), **given)
+    for encoder, refused in ((mine, False), (other, True)):
+        data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(encoder=encoder))
+        with pytest.raises(ValueError, match="of another encoder") if refused else nullcontext():
+            data.setup("validate")
+
+
+def test_a_pretrained_encoder_is_told_by_its_source_and_settings(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"12345")
+    sources = (str(tmp_path / "model"), "hub/name", nn.Embedding(V, 8), nn.Embedding(V, 8))
+    found = [PretrainedEncoder(source, 2, 3).identity() for source in sources]
+    found.append(PretrainedEncoder("hub/name", 2, 3, pooling="chunks_eos").identity())
+    assert len(set(found)) == len(found)
+    assert PretrainedEncoder("hub/name", 2, 3).identity() == found[1]
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"123456")
+    assert PretrainedEncoder(str(tmp_path / "model"), 2, 3).identity() != found[0]
 
 
 def test_latents_of_other_rows_are_refused(tmp_path: Path) -> None:
