@@ -27,7 +27,7 @@ def make_logger(name: str, folder: Path, fitting: bool = True) -> Logger:
     if name == "csv":
         return CSVLog(str(folder))
     if name == "tensorboard":
-        return forgiving(TensorBoardLog(folder), name)
+        return forgiving(TensorBoardLog(folder, fitting), name)
     if name in ("wandb", "wandb_offline"):
         return forgiving(wandb_logger(folder, offline=name == "wandb_offline", fitting=fitting), "wandb")
     raise ValueError(f"logger '{name}' is unknown; choose any of {', '.join(LOGGERS)}")

@@ -14,35 +14,29 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 class TensorBoardLog(TensorBoardLogger):
-    """Writes into <folder>/tensorboard; validate, test and predict into <folder>/tensorboard_evaluation, since their
-    steps are not those of the run.
-
-    The step of a value is the number of optimiser steps taken, as in metrics.csv.
+    """The step of a value is the number of optimiser steps taken, as in metrics.csv.
 
     Args:
         folder: the run folder.
+        fitting: write into <folder>/tensorboard. Else into <folder>/tensorboard_evaluation: the steps of validate, test
+            and predict are not those of the run, whose curves they must not disturb.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(save_dir=str(folder), name="", version="tensorboard")
+    def __init__(self, folder: Path, fitting: bool = True) -> None:
+        version = "tensorboard" if fitting else "tensorboard_evaluation"
+        super().__init__(save_dir=str(folder), name="", version=version)
         self._trainer: Trainer | None = None
         self._resumed_at: int | None = None  # until the first value after it is written
         self._epoch_step = -1  # the last step with which the epoch was written
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Any = None) -> None:  # type: ignore[override]
-        """The Trainer hands over the module here when it starts; its trainer tells a fit from an evaluation."""
+        """The Trainer hands over the module here when it starts."""
         self._trainer = model.trainer
-        version = "tensorboard" if self._trainer.state.fn == TrainerFn.FITTING else "tensorboard_evaluation"
-        if version != self._version and self._experiment is not None:
-            self._experiment.close()
-            self._experiment = None
-        self._version = version
         super().log_graph(model, input_array)
 
     def continue_after(self, step: int) -> None:
@@ -102,8 +96,3 @@ class TensorBoardLog(TensorBoardLogger):
         elif "epoch" in metrics and step is not None:
             self._epoch_step = step
         super().log_metrics(metrics, step)
-
-    @rank_zero_only
-    def save(self) -> None:
-        if self._experiment is not None:  # Lightning's would make an empty file for a run that logs nothing
-            super().save()

@@ -92,8 +92,12 @@ _started: list[Any] = []  # the run of this process, which Lightning would go on
 
 def _finish_earlier_run() -> None:
     """A run that the user has started is left alone; Lightning logs into it."""
+    import wandb
+
     while _started:
-        _started.pop().finish()
+        run = _started.pop()
+        if run is wandb.run:
+            run.finish()
 
 
 def _options(folder: Path, fitting: bool) -> dict[str, Any]:
