@@ -129,7 +129,7 @@ def _kept_id(file: Path) -> str | None:
     if not file.is_file():
         return None
     text = file.read_text(encoding="utf-8", errors="replace").strip()
-    if not re.fullmatch(r"[\w.-]{1,128}", text):
+    if not re.fullmatch(r"[^:;,#?/'\x00-\x1f]+", text):  # what wandb itself allows
         raise ValueError(f"{file}: holds no id of a wandb run; delete it, and a new wandb run begins")
     return text
 

@@ -109,13 +109,18 @@ def test_defaults_and_what_goes_before_them(
     assert calls[1]["id"] == "new1"
     wandb_logger(tmp_path / "elsewhere", offline=False, fitting=True)
     assert calls.pop()["id"] is None
-    given = {"PROJECT": "mine", "NAME": "called", "DIR": str(tmp_path / "place"), "RUN_ID": "other"}
+    given = {"PROJECT": "mine", "NAME": "called", "DIR": str(tmp_path / "place"), "RUN_ID": "an other"}
     for name, value in given.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     wandb_logger(folder, offline=False, fitting=True)
     theirs = [calls[2][name] for name in ("project", "name", "dir", "id")]
     assert theirs == list(given.values())
     assert (folder / ID_FILE).read_text() == "new1\n"  # not overwritten by another id
+    for _ in range(2):  # whatever wandb allows can be kept and read again
+        wandb_logger(tmp_path / "named by the user", offline=False, fitting=True)
+    monkeypatch.delenv("WANDB_RUN_ID")
+    wandb_logger(tmp_path / "named by the user", offline=False, fitting=True)
+    assert calls[-1]["id"] == "an other"
 
 
 @pytest.mark.parametrize("name", ["WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"])
