@@ -207,7 +207,8 @@ class _CLI(LightningCLI):
         if SLURMEnvironment.detect():  # Lightning's own requeueing saves in the middle of a step
             config["plugins"] += [SLURMEnvironment(auto_requeue=False)]
         if config.get("logger") is False and not dry:
-            config["logger"] = [make_logger(name, self.folder) for name in self._get(self.config, "logger")]
+            names, fitting = self._get(self.config, "logger"), self.subcommand == "fit"
+            config["logger"] = [make_logger(name, self.folder, fitting) for name in names]
         try:
             trainer = Trainer(**config)
         except (TypeError, MisconfigurationException) as error:

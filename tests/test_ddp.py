@@ -43,6 +43,11 @@ def bounds(run: Path) -> list[tuple[float, float]]:
     return [(float(row["val/nelbo"]), float(row["val/nelbo_stderr"])) for row in rows]
 
 
+def losses(run: Path) -> list[float]:
+    with (run / "metrics.csv").open() as file:
+        return [float(row["train/bpd"]) for row in csv.DictReader(file) if row.get("train/bpd")]
+
+
 def largest_difference(one: Path, two: Path) -> float:
     a, b = (torch.load(run / "last.ckpt", weights_only=True)["current_model_state"] for run in (one, two))
     return max(float((a[name] - b[name]).abs().max()) for name in a)
@@ -58,7 +63,11 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path: Path) -> None:
     for (ours, stderr), (theirs, stderr_theirs) in zip(bounds(one), bounds(two), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
         assert stderr == pytest.approx(stderr_theirs, rel=1e-5)
+    logged, logged_by_two = losses(one), losses(two)
+    assert logged_by_two == pytest.approx(logged, rel=1e-5)  # the mean over ranks and micro-batches
+    assert len(logged) == 4
     other = fit(tmp_path, "other", "--trainer.max_steps=4", "--seed_everything=1")
+    assert all(abs(a / b - 1) > 1e-3 for a, b in zip(losses(other), logged, strict=True))
     assert largest_difference(one, other) > 1e-3  # control: another seed is seen
 
 

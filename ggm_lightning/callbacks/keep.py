@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ggm_lightning.rundir.csv_log import CSVLog
+from ggm_lightning.rundir.tensorboard_log import TensorBoardLog
 
 
 class _Keep(ModelCheckpoint):
@@ -54,6 +55,14 @@ class KeepLast(_Keep):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._step = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLog | TensorBoardLog):
+                logger.continue_after(trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Lightning (2.6.6) tells by this count which steps are logged. After a resume from the end of an epoch it is
+        # one too high, and every row of the resumed run would belong to the step before the one that is due.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -17,8 +17,10 @@ _RESULTS = (("nelbo", "nats per example", ".3f"), ("bpd", "bits per {}", ".4f"),
 
 
 class Progress(ProgressBar):
-    """Shows the step, what the model logs with prog_bar=True, tokens per second, elapsed and remaining time. Where an
-    example has several axes, as images have, they are bits per dimension and examples per second.
+    """Shows the step, its loss, what else the model logs with prog_bar=True, tokens per second, elapsed and remaining
+    time. Where an example has several axes, as images have, they are bits per dimension and examples per second.
+
+    The loss is the mean over the step's micro-batches on this rank; the loggers get the mean over the ranks.
 
     A resumed run starts at its own step. Validation has a bar of its own, which gives way to one line with the result.
     Metrics are taken from the device only when something is shown.
@@ -27,6 +29,8 @@ class Progress(ProgressBar):
         refresh_seconds: how often the bar is brought up to date.
         plain_seconds: how often a line is printed where the output is no terminal.
     """
+
+    shows_step_means = True  # so models/trained.py need not have Lightning fetch the loss at every step
 
     def __init__(self, refresh_seconds: float = 0.5, plain_seconds: float = 10.0) -> None:
         super().__init__()
@@ -104,9 +108,10 @@ class Progress(ProgressBar):
 
     def _values(self, trainer: Trainer) -> list[str]:
         """What is shown beside the step; this waits for the device."""
+        found = {**_loss(trainer), **trainer.progress_bar_metrics}
         metrics = {
             name.removeprefix("train/"): value
-            for name, value in trainer.progress_bar_metrics.items()
+            for name, value in found.items()
             if not name.startswith(("val/", "test/"))
         }
         several = _has_several_axes(trainer)
@@ -209,6 +214,14 @@ class Progress(ProgressBar):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close_sub()
+
+
+def _loss(trainer: Trainer) -> dict[str, Any]:
+    """Name -> value of this step's loss, of the models of models/trained.py."""
+    model: Any = trainer.lightning_module
+    if not hasattr(model, "step_means"):
+        return {}
+    return {name: value for name, value in model.step_means.means().items() if name == model.loss_name}
 
 
 def _has_several_axes(trainer: Trainer) -> bool:

@@ -46,7 +46,6 @@ class Family(Trained, ABC):
     latent_samplers: tuple[str, ...] = ()  # those of `samplers` that take latent_steps
     unused_parameters = False  # whether some parameters get no gradient in some steps, which DDP has to be told
     fused: bool | None = None  # losses by core/fused.py: True, False, or where it pays
-    loss_name = "train/bpd"  # under which the training loss is logged; another where it is not bits per dimension
 
     def __init__(
         self,
@@ -290,7 +289,7 @@ class Family(Trained, ABC):
         part = int(self._micro_batch * self.trainer.world_size + self.global_rank)
         torch.manual_seed(noise.integer_seed("dropout", seed=self.seed, step=step, row=part))
         loss = self.loss(x, batch.get("label"), step=step, row=row, total=total)
-        self.log(self.loss_name, loss.detach(), prog_bar=True)
+        self.collect({self.loss_name: loss})
         return loss
 
     def on_validation_epoch_start(self) -> None:

@@ -357,7 +357,7 @@ class LatentFamily(Family):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         with self._latents_of(batch):
             loss = super().training_step(batch, batch_idx)
-        self.log_dict(self._parts)
+        self.collect(self._parts)
         return loss
 
     def _evaluate(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

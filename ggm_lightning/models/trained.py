@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,77 @@ class Optimizer:
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
 
+class StepMeans:
+    """Scalars of one optimiser step, averaged over its micro-batches as the gradient is: each of them counts the same.
+
+    Everything stays on the device; nothing here waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.step = -1  # optimiser steps done before the one that is collected; -1 as long as there is nothing
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, step: int, values: dict[str, Tensor]) -> None:
+        """Scalars of a micro-batch of this step, by name; the first ones of another step replace those before."""
+        if step != self.step:
+            self.clear()
+            self.step = step
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value.detach())
+
+    def clear(self) -> None:
+        self.step, self._values = -1, {}
+
+    def means(self) -> dict[str, Tensor]:
+        """Name -> mean over the micro-batches seen so far, on this rank. Of a single one its value, to the bit."""
+        return {name: torch.stack(seen).mean() if len(seen) > 1 else seen[0] for name, seen in self._values.items()}
+
+
 class Trained(LightningModule):
-    """What the command line trains: how it is optimised, and what its checkpoints say of it."""
+    """What the command line trains: how it is optimised, what is logged of a step, what its checkpoints say of it.
+
+    What `training_step` gives to `collect` is logged when the optimiser step has ended, as the mean over its
+    micro-batches and over the ranks: the objective of the whole global batch, however it was divided. The ranks add up
+    their means only in steps that reach the loggers (every trainer.log_every_n_steps); in between,
+    `trainer.callback_metrics` and the progress bar hold the mean of their own rank.
+    """
 
     optimizer: Optimizer
     resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
     best_by = "val/nelbo"  # best.ckpt has its lowest value
+    loss_name = "train/bpd"  # under which the training loss is logged; another where it is not bits per dimension
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step_means = StepMeans()
+
+    def collect(self, values: dict[str, Tensor]) -> None:
+        """Scalars of this micro-batch, by the names under which their means are logged."""
+        self.step_means.add(self.global_step, values)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Lightning calls this after all callbacks' hooks, just before it hands the step's metrics to the loggers
+        if self.step_means.step < 0 or self.global_step == self.step_means.step:
+            return  # nothing collected, or accumulating
+        means = self.step_means.means()
+        self.step_means.clear()
+        if self.trainer.world_size > 1 and self._is_logged():
+            # one call for all of them; a float32 beside a float64 becomes one
+            reduced = self.trainer.strategy.reduce(torch.stack(list(means.values())), reduce_op="mean")
+            means = dict(zip(means, reduced.unbind(), strict=True))
+        for name, value in means.items():
+            shown = name == self.loss_name and self._has_stock_bar()
+            self.log(name, value, prog_bar=shown, on_step=True, on_epoch=False)
+
+    def _is_logged(self) -> bool:
+        """Lightning's own rule, from the number of steps alone: the same on every rank."""
+        return bool(self.trainer._logger_connector.should_update_logs or self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+    def _has_stock_bar(self) -> bool:
+        """Whether the bar wants numbers: for what is logged with prog_bar=True, Lightning waits for the device after
+        every micro-batch. Ours (callbacks/progress.py) takes the loss from the device only when it shows it."""
+        bar = self.trainer.progress_bar_callback
+        return bar is not None and not hasattr(bar, "shows_step_means")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, as torch's optimisers take it; a group may set its own lr and weight_decay."""

@@ -136,8 +136,7 @@ class VQGAN(Trained):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss, parts = self.loss(batch["x"], self.global_step)
-        self.log(self.loss_name, loss.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in parts.items()})
+        self.collect({self.loss_name: loss, **{f"train/{name}": value for name, value in parts.items()}})
         return loss
 
     def _score(self, split: str, batch: dict[str, Tensor]) -> None:

@@ -1,11 +1,11 @@
 """metrics.csv of a run folder: one row per logged step, appended to across resumes.
 
 Lightning's CSVLogger (2.6.6) deletes the file when a run goes on in its folder. Here a resumed run appends. When the
-run was resumed from step k, the rows that the abandoned continuation had written from k on are taken out at the first
+run was resumed from step k, the rows that the abandoned continuation had written after k are taken out at the first
 row of the new one: both kept, the file would hold two values for a step, and the curve would run backwards.
 
 The step of a row is the number of optimiser steps taken. Lightning hands its loggers a count of its own, which is one
-less, and which (2.6.6) is off by one after a resume from a checkpoint that was saved after the last step.
+less, and which (2.6.6) is off by one after a resume from a checkpoint that was saved at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class CSVLog(Logger):
         self._evaluating = False
         self._trainer: Trainer | None = None
         self._first_row_of_fit = False
+        self._resumed_at: int | None = None  # told by callbacks/keep.py
         self._truncate_at: int | None = None
+        self._measured_again: set[str] = set()
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._warned = False
@@ -83,7 +85,7 @@ class CSVLog(Logger):
         self._trainer = model.trainer
         self._first_row_of_fit = self._trainer.state.fn == TrainerFn.FITTING
         self._evaluating = not self._first_row_of_fit
-        self._columns, self._truncate_at = None, None
+        self._columns, self._truncate_at, self._resumed_at = None, None, None
         self._seconds_before, self._started = 0.0, time.monotonic()
 
     @rank_zero_only
@@ -93,9 +95,7 @@ class CSVLog(Logger):
         step = 0 if step is None else int(step)
         if self._first_row_of_fit:
             self._first_row_of_fit = False
-            # a run that resumes in the middle of a validation first repeats it, after the step it was resumed from
-            trains = any(name.startswith("train/") for name in metrics)
-            self.resume_at(step if trains else step + 1)
+            self._begin(step, set(metrics))
         row = {"step": step, "epoch": metrics.get("epoch"), "seconds": round(self._seconds(), 3)}
         row |= {name: value for name, value in metrics.items() if name not in _LEADING}
         last = self._rows[-1] if self._rows else None
@@ -107,19 +107,33 @@ class CSVLog(Logger):
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
-    @rank_zero_only
-    def resume_at(self, step: int) -> None:
-        """Takes the rows with this or a later step out of the file: the run goes on from here.
+    def continue_after(self, step: int) -> None:
+        """The run has taken so many steps and goes on from here. callbacks/keep.py calls it when training starts; the
+        file is changed by the first row that follows."""
+        self._resumed_at = step
 
-        Called by the first row of a fit. A run logs at the same steps after a resume as before, so that row's step is
-        the first of the abandoned continuation, too.
-        """
-        self._truncate_at = step
+    @rank_zero_only
+    def _begin(self, step: int, names: set[str]) -> None:
+        """Before the first row of a fit: takes out what it and the rows after it replace."""
+        if self._resumed_at is None:
+            # A Trainer without KeepLast. A run logs at the same steps after a resume as before, so this step is the
+            # first of the abandoned continuation, too; but that of a validation may be the one it was resumed from.
+            trains = any(name.startswith("train/") for name in names)
+            self._truncate_at = step if trains else step + 1
+        else:
+            self._truncate_at = self._resumed_at + 1
+        # a run saved before the validation of its step does that validation again
+        self._measured_again = names - set(_LEADING) if step < self._truncate_at else set()
         self._guarded(self._truncate)
 
     def _truncate(self) -> None:
+        assert self._truncate_at is not None
         self._columns, rows = _read_rows(self.path)
         kept = [row for row in rows if int(row["step"]) < self._truncate_at]
+        for row in [row for row in kept if int(row["step"]) == self._truncate_at - 1]:
+            row |= dict.fromkeys(self._measured_again & set(row), "")
+            if not any(value for name, value in row.items() if name not in _LEADING):
+                kept.remove(row)
         self._seconds_before = max((float(row["seconds"] or 0) for row in kept), default=0.0)
         if self._columns is not None:
             self._rewrite(self._columns, kept)

@@ -15,7 +15,7 @@ from ggm_lightning import load
 from ggm_lightning.cli import main
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.rundir import checkpoint as checkpoint_files
-from ggm_lightning.rundir import csv_log, loggers
+from ggm_lightning.rundir import csv_log, wandb_log
 from tests.faults.runs import MARKOV, TINY
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -227,4 +227,4 @@ def test_wandb_without_a_server(
     assert len(told) == 1
     assert f"upload it with `wandb sync {tmp_path}/run/wandb/offline-run-*`" in told[0]
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    assert loggers._PATIENCE <= 30
+    assert wandb_log._PATIENCE <= 30
