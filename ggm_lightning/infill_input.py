@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
+from ggm_lightning.data.arrays import read_array
 from ggm_lightning.data.codecs import Codec, Images, Integers
 from ggm_lightning.data.vqgan import Codes
 from ggm_lightning.models.base import Family
@@ -94,15 +96,21 @@ def _same(codec: Codec, decoded: str, text: str) -> bool:
 
 
 def _from_npz(model: Family, path: str) -> Given:
-    with np.load(path, allow_pickle=False) as arrays:
-        missing = [name for name in ("x", "mask") if name not in arrays]
-        if missing:
-            raise ValueError(f"--input {path}: has no array '{missing[0]}'; x (integers) and mask (bool) are needed")
-        x, mask = arrays["x"], arrays["mask"]
-    if mask.dtype != bool or mask.shape != x.shape or tuple(x.shape[-len(model.shape) :]) != model.shape:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = [name for name in ("x", "mask") if name not in arrays]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"--input {path}: cannot be read as .npz ({error}); write it with numpy.savez") from None
+    if missing:
+        raise ValueError(f"--input {path}: has no array '{missing[0]}'; x (integers) and mask (bool) are needed")
+    try:
+        x, mask = read_array(Path(path), "x"), read_array(Path(path), "mask", kinds="b")
+    except ValueError as error:
+        raise ValueError(f"--input {error}") from None
+    if mask.shape != x.shape or tuple(x.shape[-len(model.shape) :]) != model.shape:
         raise ValueError(
-            f"--input {path}: x is {list(x.shape)}, mask {mask.dtype} {list(mask.shape)}; both must be [b, *shape] or "
-            f"shape with shape {list(model.shape)}, mask bool"
+            f"--input {path}: x is {list(x.shape)}, mask {list(mask.shape)}; both must be [b, *shape] or "
+            f"shape with shape {list(model.shape)}"
         )
     if not mask.any():
         raise ValueError(f"--input {path}: nothing to fill; mask must be True where x is to be filled")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Shaped
 
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.codecs import Codec, Integers
@@ -56,7 +56,9 @@ def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
         ) from None
 
 
-def _not_integers(path: Path, name: str, dtype: np.dtype) -> str:
+def _other_kind(path: Path, name: str, dtype: np.dtype, kinds: str) -> str:
+    if kinds == "b":
+        return f"{path}: {name} is {dtype}; it must be bool, True or False for each site"
     return f"{path}: {name} of dtype {dtype}, not integers; store whole numbers, as uint8 or uint16"
 
 
@@ -73,19 +75,22 @@ def _npy_header(handle: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def read_array(path: Path, name: str = "x") -> Integer[np.ndarray, " *s"]:
-    """Whole numbers, memory-mapped from a .npy or read from a .npz; ValueError in one line for anything else."""
+def read_array(path: Path, name: str = "x", kinds: str = "iu") -> Shaped[np.ndarray, " *s"]:
+    """Whole numbers (of numpy's `kinds`; "b" is bool), memory-mapped from a .npy or read from a .npz.
+
+    ValueError in one line for anything else.
+    """
     with _opened(path, name) as (handle, size):
         shape, dtype = _npy_header(handle)
         # Before numpy maps or allocates what the header promises.
         expected = handle.tell() + math.prod(shape) * dtype.itemsize
-        if dtype.kind in "iu" and size != expected:
+        if dtype.kind in kinds and size != expected:
             raise ValueError(f"expected {expected} bytes, found {size}")
-        if path.suffix == ".npz" and dtype.kind in "iu":
+        if path.suffix == ".npz" and dtype.kind in kinds:
             handle.seek(0)
             return np.lib.format.read_array(handle, allow_pickle=False)
-    if dtype.kind not in "iu":
-        raise ValueError(_not_integers(path, name, dtype))
+    if dtype.kind not in kinds:
+        raise ValueError(_other_kind(path, name, dtype, kinds))
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
@@ -150,7 +155,7 @@ class ArrayData(DiscreteData):
         path = self.paths[split]
         shape, dtype = array_header(path)
         if dtype.kind not in "iu":
-            raise ValueError(_not_integers(path, "x", dtype))
+            raise ValueError(_other_kind(path, "x", dtype, "iu"))
         if len(shape) < 2 or 0 in shape[1:]:
             raise ValueError(f"{path}: shape {shape}; it must be [rows, sites, ...], one example per row")
         return shape[1:]
