@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -145,4 +145,4 @@ def infill(
     drawing.fill(loaded, given, asked, batch_size, out, again)
 
 
-COMMANDS = {"sample": sample, "infill": infill, "inspect": inspect}
+COMMANDS: dict[str, Callable[..., None]] = {"sample": sample, "infill": infill, "inspect": inspect}

@@ -85,7 +85,7 @@ class Results:
         arrays = make()
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{os.getpid()}.npz"
-        np.savez(temporary, settings=np.array(whose), **arrays)
+        np.savez(temporary, **{**arrays, "settings": np.array(whose)})  # type: ignore[arg-type]
         os.replace(temporary, file)
         return arrays
 

@@ -75,8 +75,9 @@ class PreparedData(DiscreteData):
 
     def staleness(self, source: Identity | None) -> str | None:
         """Why the folder's files cannot be kept, or None. `source` None: its files are gone and cannot be compared."""
-        how = {"options": self.options, "tokenizer_hash": self.expected_tokenizer}
-        return header.staleness(self.folder, source=source, **how)
+        return header.staleness(
+            self.folder, options=self.options, source=source, tokenizer_hash=self.expected_tokenizer
+        )
 
     def unprepared(self) -> str | None:
         """See DiscreteData.unprepared."""

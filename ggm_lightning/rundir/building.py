@@ -177,13 +177,12 @@ class _Builder:
             return {self.value(k, options[0], where): self.value(v, options[1], where) for k, v in value.items()}
         if not isinstance(value, list | tuple):
             return _NO
+        wanted = [options[0]] * len(value)
         if origin is tuple and options[-1:] != (...,):
-            if len(value) != len(options):
-                return _NO
-            pairs = zip(value, options, strict=True)
-        else:
-            pairs = ((one, options[0]) for one in value)
-        parts = [self._try(one, option, where) for one, option in pairs]
+            wanted = list(options)
+        if len(value) != len(wanted):
+            return _NO
+        parts = [self._try(one, option, where) for one, option in zip(value, wanted, strict=True)]
         if _NO in parts:
             return _NO
         return tuple(parts) if origin is tuple else parts
