@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def test_nothing():
 def test_wrong():
     assert half(4) == 3
 """
+judge = partial(runner.judge, preload=("pytest",))
 GOOD, IDLE = "tests/test_maths.py::test_half", "tests/test_maths.py -k nothing"
 
 
@@ -59,7 +61,7 @@ def test_killed_survived_and_broken_are_told_apart_and_the_tree_stays(tree: Path
         mutant("no name", "x / 2", "y / 2"),
         mutant("no syntax", "x / 2", "x / / 2"),
     ]
-    results = runner.judge(mutants, tree, said.append)
+    results = judge(mutants, tree, said.append)
     assert [result.verdict for result in results] == ["killed", "SURVIVED", "SURVIVED", "BROKEN", "BROKEN"]
     assert results[3].said.startswith("NameError: name 'y' is not defined")
     assert contents(tree) == before
@@ -83,13 +85,13 @@ def test_killed_survived_and_broken_are_told_apart_and_the_tree_stays(tree: Path
 )
 def test_a_stale_mutant_stops_everything(tree: Path, stale: Mutant, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        runner.judge([KILLED, stale], tree, lambda line: pytest.fail("a test has run"))
+        judge([KILLED, stale], tree, lambda line: pytest.fail("a test has run"))
 
 
 def test_a_test_that_fails_by_itself_kills_nothing(tree: Path) -> None:
     alone = mutant("doubles", "x / 2", "x * 2", "tests/test_maths.py::test_wrong")
     with pytest.raises(ValueError, match=r"test_wrong does not pass without a mutant \(failed: .*mend it first"):
-        runner.judge([alone], tree, lambda line: None)
+        judge([alone], tree, lambda line: None)
 
 
 def test_the_table_fits_the_package() -> None:

@@ -23,6 +23,7 @@ from ggm_lightning.networks.transformer import Transformer
 V, N, LABELS = 7, 5, 3
 _SMALL = {"feature_dim": 8, "num_heads": 2, "num_layers": 1}
 _LATENT = {"num_latents": 2, "latent_dim": 3}
+_BLACKOUT = {"num_timesteps": 20, "t_end": 10.0}
 _COUNTS = {"output": "distribution", "loss": "cross_entropy", "network_input": "counts", "time_input": "unit"}
 
 
@@ -50,7 +51,7 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "fuji": lambda **more: FujiLDDM(*_joint(), V, (N,), schedule=Linear(0.1), independent_clocks=True, **more),
     "seq, stage 1": lambda **more: SeqLDDM(*_joint(), _latent(), V, (N,), recipe=Recipe(stage1_steps=10**6), **more),
     "seq": lambda **more: SeqLDDM(*_joint(), _latent(), V, (N,), schedule=Linear(0.1), **more),
-    "blackout": lambda **more: Blackout(_transformer(), V, (N,), num_timesteps=20, t_end=10.0, **_COUNTS, **more),
+    "blackout": lambda **more: Blackout(_transformer(), V, (N,), **{**_BLACKOUT, **_COUNTS, **more}),
     "markov": lambda **more: MarkovDiffusion(_transformer(), V, (N,), num_timesteps=10, **more),
 }
 

@@ -122,3 +122,23 @@ def test_the_network_sees_a_latent_of_that_level_and_is_told_so(family: type, op
             signal = model.latent_schedule.alpha(model.clock.time(other))[:, None, None]
             wrong = signal.sqrt() * z0 + (1 - signal).sqrt() * e
             assert (latent - wrong).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.15, 1.0])
+@pytest.mark.parametrize("family", [FujiLDDM, SeqLDDM])
+def test_exactly_the_rows_below_p_cfg_see_no_latent_and_learn_none(family: type, share: float) -> None:
+    """The latent loss is the mean of the other rows' errors (zeros count as rows). Control: of these rows' errors."""
+    u = noise.uniform("latent dropout", seed=0, step=STEP, row=ROW, num_sites=1)[:, 0]
+    hidden = u < share
+    assert hidden.any() == (share > 0)
+    model = small(family, recipe=Recipe(p_cfg=share))
+    x, _, latent, _ = what_the_network_sees(model)
+    assert torch.equal(latent.flatten(1).abs().amax(1) == 0, hidden)
+    loss = float(model._parts["train/latent_loss"])
+    asked = model.training_times(STEP, ROW, B)[2]
+    stream = "latent" if family is FujiLDDM else "asked latent"
+    noisy = model.noised(model.encode(x).detach(), asked, stream, 0, STEP, ROW)
+    zt = model.corrupt(x, T, noise.uniform("mask", seed=0, step=STEP, row=ROW, num_sites=N))
+    error = model.latent_error(x, zt, asked, noisy).detach() / (S * D)
+    assert loss == pytest.approx(float((error * ~hidden).mean()), rel=1e-5, abs=1e-9)
+    assert loss != pytest.approx(float((error * hidden).mean()), rel=0.1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,9 +19,16 @@ from xml.etree import ElementTree
 
 import yaml
 
+from tests.mutants import warm
+
 PACKAGE = "ggm_lightning"
 COPIED = (PACKAGE, "tests", "configs", "experiments", "pyproject.toml", "README.md", "Makefile")
 LIMIT = 300  # seconds of one test
+# what the tests import and the package does not own
+PRELOAD = (
+    *("torch", "lightning.pytorch", "torchmetrics", "jsonargparse", "scipy.stats"),
+    *("jaxtyping", "beartype", "hypothesis", "pytest"),
+)
 # a mutant that does not even run tells nothing of the test that it was given to
 NO_CODE = {"SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError", "NameError", "UnboundLocalError"}
 
@@ -98,42 +107,63 @@ def copied(root: Path, tree: Path) -> None:
             shutil.copy2(source, tree / name)
 
 
-def outcome(test: str, root: Path, mutant: Mutant | None = None) -> tuple[str, str, float]:
-    """(PASSED, FAILED, BROKEN or HUNG, what was raised, seconds) of a test in a fresh copy of the tree."""
-    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-        tree = Path(folder)
-        copied(root, tree)
-        if mutant is not None:
-            mutant.apply(tree)
-        command = [sys.executable, "-m", "pytest", *shlex.split(test), "-x", "-q", "-p", "no:cacheprovider"]
-        start = time.monotonic()
-        try:
-            result = subprocess.run(
-                [*command, "--junitxml", "report.xml"],
-                cwd=tree,
-                env=_environment(root, tree),
-                capture_output=True,
-                text=True,
-                timeout=LIMIT,
-            )
-        except subprocess.TimeoutExpired:
-            return HUNG, f"longer than {LIMIT} s", time.monotonic() - start
-        seconds = time.monotonic() - start
-        if result.returncode == 0:
-            return PASSED, "", seconds
-        if result.returncode != 1:  # interrupted while collecting, no such test, killed
-            last = (result.stdout + result.stderr).strip().splitlines()[-1:]
-            return BROKEN, f"pytest left with {result.returncode}: {' '.join(last)}", seconds
-        said = _raised(tree / "report.xml")
-        return (BROKEN if _exception(said) in NO_CODE else FAILED), said, seconds
+class Warm:
+    """The process of warm.py, which runs one test after the other, each in a copy of `root`."""
+
+    def __init__(self, root: Path, preload: tuple[str, ...]) -> None:
+        self.root = root
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("PYTEST_ADDOPTS", "PYTHONPATH")
+        }
+        # no bytecode: two mutants of one file have the same size and may be written within the same second
+        environment |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        environment.setdefault("GGM_DATA", str(root.parent / "shared" / "data"))
+        command = [sys.executable, str(Path(__file__).with_name("warm.py")), *preload]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload]
+
+    def __enter__(self) -> Warm:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def status(self, tree: Path, test: str) -> int:
+        """Pytest's exit status of a test in the tree."""
+        arguments = [*shlex.split(test), "-x", "-q", "-p", "no:cacheprovider", "--junitxml", "report.xml"]
+        request = {"tree": str(tree.resolve()), "arguments": arguments, "limit": LIMIT}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise ValueError("the process that runs the tests has ended; what it said stands above")
+        return int(answer)
+
+    def outcome(self, test: str, mutant: Mutant | None = None) -> tuple[str, str, float]:
+        """(PASSED, FAILED, BROKEN or HUNG, what was raised, seconds) of a test in a fresh copy of the tree."""
+        with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+            tree = Path(folder)
+            copied(self.root, tree)
+            if mutant is not None:
+                mutant.apply(tree)
+            start = time.monotonic()
+            status = self.status(tree, test)
+            verdict, said = _judged(status, tree)
+            return verdict, said, time.monotonic() - start
 
 
-def _environment(root: Path, tree: Path) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
-    # no bytecode: two mutants of one file have the same size and may be written within the same second
-    environment |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    environment.setdefault("GGM_DATA", str(root.parent / "shared" / "data"))
-    return environment
+def _judged(status: int, tree: Path) -> tuple[str, str]:
+    if status == 0:
+        return PASSED, ""
+    if status == -signal.SIGALRM:
+        return HUNG, f"longer than {LIMIT} s"
+    if status == warm.ELSEWHERE:
+        raise ValueError(f"{PACKAGE} would not be imported from the copy {tree}; nothing could be killed")
+    if status != 1:  # interrupted while collecting, no such test, killed
+        last = (tree / "output.txt").read_text(errors="replace").strip().splitlines()[-1:]
+        return BROKEN, f"pytest left with {status}: {' '.join(last)}"
+    said = _raised(tree / "report.xml")
+    return (BROKEN if _exception(said) in NO_CODE else FAILED), said
 
 
 def _raised(report: Path) -> str:
@@ -150,26 +180,14 @@ def _exception(said: str) -> str:
     return match[1].split(".")[-1] if match else ""
 
 
-def imported_from(root: Path) -> None:
-    """Raises ValueError where a copy would not be what is imported: nothing could be killed then."""
-    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-        tree = Path(folder)
-        copied(root, tree)
-        code = f"import importlib.util; print(importlib.util.find_spec('{PACKAGE}').origin)"
-        command = [sys.executable, "-c", code]
-        environment = _environment(root, tree)
-        found = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=True).stdout
-        if not Path(found.strip()).resolve().is_relative_to(tree.resolve()):
-            raise ValueError(f"PYTHONPATH does not lead to the copy: {PACKAGE} is imported from {found.strip()}")
-
-
-def judge(mutants: list[Mutant], root: Path, say: Callable[[str], None]) -> list[Result]:
+def judge(
+    mutants: list[Mutant], root: Path, say: Callable[[str], None], preload: tuple[str, ...] = PRELOAD
+) -> list[Result]:
     """Each mutant before its test; a test is first asked whether it passes without one.
 
     Raises ValueError for mutants that do not fit the tree, and for a test that fails by itself.
     """
     check(mutants, root)
-    imported_from(root)
     total = len(mutants) + len({mutant.test for mutant in mutants})
     asked: set[str] = set()
     results: list[Result] = []
@@ -178,18 +196,19 @@ def judge(mutants: list[Mutant], root: Path, say: Callable[[str], None]) -> list
     def report(what: str) -> None:
         done = len(results) + len(asked)
         left = (time.monotonic() - start) / done * (total - done)
-        say(f"[{done:3d}/{total}] {what}, {left / 60:.0f} min {left % 60:.0f} s left")
+        say(f"[{done:3d}/{total}] {what}, {int(left) // 60} min {int(left) % 60} s left")
 
-    for mutant in mutants:
-        if mutant.test not in asked:
-            verdict, said, seconds = outcome(mutant.test, root)
-            if verdict != PASSED:
-                raise ValueError(f"{mutant.test} does not pass without a mutant ({verdict}: {said}); mend it first")
-            asked.add(mutant.test)
-            report(f"{mutant.test} passes by itself ({seconds:.1f} s)")
-        verdict, said, seconds = outcome(mutant.test, root, mutant)
-        results.append(Result(mutant, VERDICTS[verdict], seconds, said))
-        report(f"{mutant.name}: {VERDICTS[verdict]} ({seconds:.1f} s)")
+    with Warm(root, preload) as tests:
+        for mutant in mutants:
+            if mutant.test not in asked:
+                verdict, said, seconds = tests.outcome(mutant.test)
+                if verdict != PASSED:
+                    raise ValueError(f"{mutant.test} does not pass without a mutant ({verdict}: {said}); mend it first")
+                asked.add(mutant.test)
+                report(f"{mutant.test} passes by itself ({seconds:.1f} s)")
+            verdict, said, seconds = tests.outcome(mutant.test, mutant)
+            results.append(Result(mutant, VERDICTS[verdict], seconds, said))
+            report(f"{mutant.name}: {VERDICTS[verdict]} ({seconds:.1f} s)")
     return results
 
 
