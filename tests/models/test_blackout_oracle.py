@@ -149,7 +149,8 @@ def test_every_recorded_step_of_the_samplers(arrays: np.lib.npyio.NpzFile, name:
         t, s = (torch.full((2,), float(get(key)[j]), dtype=torch.float64) for key in ("t", "s"))
         before = torch.from_numpy(get("state_before")[j]).long()
         law = model.reverse_law(before, t, s, sampler=sampler)
-        np.testing.assert_allclose(model.network.z.numpy(), get("netin")[j], atol=4e-6)
+        # counts up to 255, of which each side rounds once or twice
+        np.testing.assert_allclose(model.network.z.numpy(), get("netin")[j], rtol=0, atol=2 * 2.0**-24 * 256)
         np.testing.assert_allclose(law.y.detach().reshape(before.shape), get("y")[j], rtol=1e-6)
         if short == "bb":
             trials = torch.minimum(law._trials()[0], law.cap - law.zt).reshape(before.shape)

@@ -188,28 +188,40 @@ def judge(
     Raises ValueError for mutants that do not fit the tree, and for a test that fails by itself.
     """
     check(mutants, root)
-    total = len(mutants) + len({mutant.test for mutant in mutants})
+    progress = Progress(len(mutants) + len({mutant.test for mutant in mutants}), say)
     asked: set[str] = set()
     results: list[Result] = []
-    start = time.monotonic()
-
-    def report(what: str) -> None:
-        done = len(results) + len(asked)
-        left = (time.monotonic() - start) / done * (total - done)
-        say(f"[{done:3d}/{total}] {what}, {int(left) // 60} min {int(left) % 60} s left")
-
     with Warm(root, preload) as tests:
         for mutant in mutants:
             if mutant.test not in asked:
-                verdict, said, seconds = tests.outcome(mutant.test)
-                if verdict != PASSED:
-                    raise ValueError(f"{mutant.test} does not pass without a mutant ({verdict}: {said}); mend it first")
+                seconds = _by_itself(tests, mutant.test)
                 asked.add(mutant.test)
-                report(f"{mutant.test} passes by itself ({seconds:.1f} s)")
+                progress.add(f"{mutant.test} passes by itself ({seconds:.1f} s)")
             verdict, said, seconds = tests.outcome(mutant.test, mutant)
             results.append(Result(mutant, VERDICTS[verdict], seconds, said))
-            report(f"{mutant.name}: {VERDICTS[verdict]} ({seconds:.1f} s)")
+            progress.add(f"{mutant.name}: {VERDICTS[verdict]} ({seconds:.1f} s)")
     return results
+
+
+def _by_itself(tests: Warm, test: str) -> float:
+    """Seconds of a test that passes without a mutant."""
+    verdict, said, seconds = tests.outcome(test)
+    if verdict != PASSED:
+        raise ValueError(f"{test} does not pass without a mutant ({verdict}: {said}); mend it first")
+    return seconds
+
+
+class Progress:
+    """A line for each of `total` runs, with the time left."""
+
+    def __init__(self, total: int, say: Callable[[str], None]) -> None:
+        self.total, self.say = total, say
+        self.done, self.start = 0, time.monotonic()
+
+    def add(self, what: str) -> None:
+        self.done += 1
+        left = int((time.monotonic() - self.start) / self.done * (self.total - self.done))
+        self.say(f"[{self.done:3d}/{self.total}] {what}, {left // 60} min {left % 60} s left")
 
 
 def table(results: list[Result]) -> str:
