@@ -43,7 +43,9 @@ def test_last_is_renewed_every_n_steps_and_after_the_last_one(kept, tmp_path):
 
 
 def test_a_run_that_ends_by_its_steps_is_saved_too(kept, tmp_path):
-    assert kept(KeepLast(str(tmp_path), every_n_steps=100), max_steps=3)["last.ckpt"]["global_step"] == 3
+    files = kept(KeepLast(str(tmp_path), every_n_steps=100), max_steps=3)
+    assert files.keys() == {"last.ckpt"}
+    assert files["last.ckpt"]["global_step"] == 3
 
 
 def test_nothing_is_saved_within_a_step(kept, tmp_path):
