@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow check bench clean
+.PHONY: help demo demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -56,6 +56,9 @@ slow-one:  # two halves of about equal length
 
 slow-two:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --ignore tests/fuzz --ignore tests/models
+
+mutants: $(VENV)/.dev  ## small mistakes put into copies of the package, and whether the tests notice (4 minutes of one core; not in CI)
+	$(BIN)/python -m tests.mutants
 
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -113,6 +115,19 @@ def test_a_nan_never_reaches_a_checkpoint(tiny, tiny_data, fit, tmp_path, where)
     checkpoint = read(tmp_path / "last.ckpt")
     assert checkpoint["global_step"] == 6
     assert all_finite([checkpoint[part] for part in ("state_dict", "current_model_state", "optimizer_states")])
+
+
+@pytest.mark.parametrize("part", ["state_dict", "current_model_state", "optimizer_states"])
+def test_every_part_of_a_checkpoint_is_looked_at(part):
+    """The averages, the raw weights and the optimiser's moments, each of which may be spoilt alone."""
+    finite, spoilt = torch.ones(3), torch.tensor([1.0, float("inf"), 1.0])
+    checkpoint = {"state_dict": {"a": finite}, "current_model_state": {"a": finite}}
+    checkpoint["optimizer_states"] = [{"state": {0: {"exp_avg": finite, "step": torch.tensor(4.0)}}}]
+    trainer = SimpleNamespace(global_step=4, default_root_dir="nowhere")
+    Guard().on_save_checkpoint(trainer, None, checkpoint)
+    checkpoint[part] = [{"state": {0: {"exp_avg": spoilt}}}] if part == "optimizer_states" else {"a": spoilt}
+    with pytest.raises(NonFinite, match="weights or optimiser state are not finite at step 4"):
+        Guard().on_save_checkpoint(trainer, None, checkpoint)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -75,6 +75,14 @@ def test_the_next_batch_of_a_row_is_new() -> None:
     assert 0 <= noise.integer_seed("dropout", seed=-4, step=1) < 2**63
 
 
+def test_whole_seeds_differ_in_every_coordinate() -> None:
+    base = {"seed": 3, "step": 5, "row": 7}
+    seeds = {noise.integer_seed("dropout", **base), noise.integer_seed("block size", **base)}
+    seeds |= {noise.integer_seed("dropout", **{**base, name: value + 1}) for name, value in base.items()}
+    assert len(seeds) == 5
+    assert noise.integer_seed("dropout", **base) == noise.integer_seed("dropout", **base)
+
+
 @pytest.mark.parametrize("total", [1, 2, 49, 98, 103, 196])
 def test_times_are_stratified_over_the_whole_global_batch(total: int) -> None:
     t = times.stratified(seed=0, step=4, row=torch.arange(total), total=total)

@@ -82,17 +82,47 @@ def test_losses_and_times(arrays: np.lib.npyio.NpzFile, config: str) -> None:
     )
 
 
+def rounding_of_the_logits(model: MD4, x: Tensor, zt: Tensor, logits: Tensor, t: Tensor) -> np.ndarray:
+    """How far a loss whose weight is exact may lie from the truth where its cross-entropies are float32, Float64[b].
+
+    log mu_x = (z_x - max) - ln sum exp(z - max): each difference and each logarithm is rounded by at most one part in
+    2^24 of its size, so that a masked site is off by a few times (max - z_x + ln V) / 2^24, and the sum by one part per
+    term. Of 100,000 rows of random logits none was off by more than .37 of what is allowed here.
+    """
+    flat = logits.double().reshape(*zt.flatten(1).shape, -1)
+    masked = (zt == model.mask_id).flatten(1)
+    size = flat.amax(-1) - flat.gather(-1, x.flatten(1)[..., None])[..., 0] + math.log(model.num_classes)
+    nats = torch.where(masked, size, 0.0).sum(-1)
+    return (8 * 2.0**-24 * torch.where(masked.any(-1), model.weight(t) * nats, 0.0)).numpy()
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_float32_losses(arrays: np.lib.npyio.NpzFile, config: str) -> None:
-    """float32 logits against the float64 column: our weights are exact, so 1e-5 holds at every t."""
+    """float32 logits against the float64 truth: our weights are exact at every t, what is left is the logits' rounding.
+
+    The official float32 column is no yardstick: its weights come from 1 - alpha in float32, and how far they are off
+    depends on the times that were drawn (1e-7 to 4e-4 in this set, other sets differ)."""
     model, x, zt = model_of(config, arrays, torch.float32)
     t = torch.from_numpy(arrays[f"md4__{config}__t_f64"])
     nats = model.terms(x, zt, t)
     assert nats.dtype == torch.float32
-    np.testing.assert_allclose(nats.detach(), arrays[f"md4__{config}__loss_diff_nats_f64"], rtol=1e-5)
-    near_zero = bool((t < 1e-3).any())
-    official = arrays[f"md4__{config}__loss_diff_nats_f32"]
-    np.testing.assert_allclose(nats.detach(), official, rtol=1e-3 if near_zero else 1e-4)
+    allowed = rounding_of_the_logits(model, x, zt, torch.from_numpy(arrays[f"md4__{config}__logits"]), t)
+    off = np.abs(nats.detach().double().numpy() - arrays[f"md4__{config}__loss_diff_nats_f64"])
+    assert (off <= allowed).all(), (off / allowed).max()
+
+
+@pytest.mark.parametrize("config", ["tiny_t_ct", "zero_t_ct"])
+def test_control_weights_in_float32_are_off_near_zero(arrays: np.lib.npyio.NpzFile, config: str) -> None:
+    """alpha and 1 - alpha rounded as the official code rounds them, at the times below 1e-3 that were put there."""
+    model, x, zt = model_of(config, arrays, torch.float32)
+    t = torch.from_numpy(arrays[f"md4__{config}__t_f64"])
+    t32 = t.float()
+    raw = torch.cos(math.pi / 2 * (1 - t32)) if isinstance(model.schedule, schedules.Cosine) else t32
+    alpha = (1 - 2e-4) * (1 - raw) + 1e-4
+    wrong = -model.schedule.dalpha(t) / (1 - alpha).double() / model.weight(t) - 1
+    exact = arrays[f"md4__{config}__loss_diff_nats_f64"]
+    allowed = rounding_of_the_logits(model, x, zt, torch.from_numpy(arrays[f"md4__{config}__logits"]), t)
+    assert (np.abs(wrong.numpy() * exact) > 10 * allowed).any()
 
 
 @pytest.mark.parametrize("config", SAMPLERS)
@@ -118,8 +148,13 @@ def test_sampler_probabilities(arrays: np.lib.npyio.NpzFile, config: str) -> Non
         law = model.reverse_law(all_masked, t, s).probs().detach()
         np.testing.assert_allclose(law, get(f"i{i}__probs_ancestral_f64"), rtol=1e-9, atol=1e-15)
         if f"smp__{config}__i{i}__probs_topp_f32" in arrays.files:
-            law = model.reverse_law(all_masked, t, s, top_p=0.9).probs().detach()
-            np.testing.assert_allclose(law, get(f"i{i}__probs_topp_f32"), rtol=2e-3, atol=2e-7)
+            cut, whole = (model.reverse_law(all_masked, t, s, top_p=top_p).probs().detach() for top_p in (0.9, 1.0))
+            official = torch.from_numpy(get(f"i{i}__probs_topp_f32")).double()
+            # there r is made of three alphas of about 1 with three roundings to float32 each, over 1 - alpha
+            off_r = 9 * 2.0**-24 / (1 - float(alpha[1]))
+            allowed = 16 * 2.0**-24 * cut + off_r * torch.cat([cut[..., :-1] / float(r), torch.ones(b, n, 1)], -1)
+            assert bool(((cut - official).abs() <= allowed).all())
+            assert bool(((whole - official).abs() > 10 * allowed).any())  # control: no nucleus
 
 
 @pytest.mark.parametrize("config", ["lin_uni", "lin_cos"])

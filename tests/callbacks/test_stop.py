@@ -1,0 +1,66 @@
+"""A signal ends a run behind the step in which it came, with last.ckpt of that step. (Whole runs: tests/faults.)"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from lightning.pytorch import Callback
+
+from ggm_lightning.callbacks import stop
+from ggm_lightning.callbacks.keep import KeepLast
+from ggm_lightning.callbacks.stop import Stopped, StopSignals
+from ggm_lightning.rundir.checkpoint import AtomicCheckpointIO, read
+
+
+class Sends(Callback):
+    """A signal in the middle of one micro-batch."""
+
+    def __init__(self, number: int, micro_batch: int) -> None:
+        self.number, self.micro_batch, self.seen = number, micro_batch, []
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        self.seen.append(trainer.global_step)
+        if len(self.seen) == self.micro_batch:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture
+def stopped(tiny, tiny_data, fit, tmp_path):
+    """stopped(signal, micro-batch, **trainer arguments) -> (what was raised, last.ckpt, micro-batches that ran)."""
+
+    def run(number, micro_batch, **arguments):
+        keep, sends = KeepLast(str(tmp_path), every_n_steps=1000), Sends(number, micro_batch)
+        options = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()], "max_epochs": 1}
+        options |= {"limit_val_batches": 0, **arguments}
+        before = signal.getsignal(number)
+        with pytest.raises(Stopped) as raised:
+            fit(tiny(), sends, keep, StopSignals(keep), data=tiny_data(12), **options)
+        assert signal.getsignal(number) == before  # handlers are put back
+        return raised.value, read(tmp_path / "last.ckpt"), len(sends.seen)
+
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_the_step_is_finished_and_saved_and_the_code_is_the_shells(stopped, tmp_path, monkeypatch, number):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    error, checkpoint, batches = stopped(number, 3)
+    assert (checkpoint["global_step"], batches) == (3, 3)
+    assert error.exit_code == 128 + number
+    assert f"after step 3; {tmp_path}/last.ckpt is saved; continue with --ckpt_path last" in str(error)
+
+
+@pytest.mark.parametrize("micro_batch", [4, 5, 6])
+def test_all_micro_batches_of_the_step_are_made(stopped, micro_batch):
+    _, checkpoint, batches = stopped(signal.SIGTERM, micro_batch, accumulate_grad_batches=3)
+    assert (checkpoint["global_step"], batches) == (2, 6)
+
+
+def test_a_requeued_job_leaves_without_an_error(stopped, monkeypatch):
+    monkeypatch.setattr(stop, "_requeue", lambda: True)
+    error, checkpoint, _ = stopped(signal.SIGUSR1, 2)
+    assert (error.exit_code, checkpoint["global_step"]) == (0, 2)
+    assert "the job is back in the queue" in str(error)
+    assert stopped(signal.SIGTERM, 2)[0].exit_code == 128 + signal.SIGTERM  # control: only USR1 asks for it
