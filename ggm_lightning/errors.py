@@ -155,7 +155,18 @@ def _links(error: BaseException) -> Iterator[_Link]:
             return
         hidden = hidden or (current.__cause__ is None and current.__suppress_context__)
         how = "while handling" if current.__cause__ is None else "caused by"
-        current = current.__cause__ or current.__context__
+        current = _cause(current)
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """What it was raised from, or while handling. Where no type of a union takes a value, the parser chains the refusal
+    of the first one only, and a constructor's words may stand behind another."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "raise_union_unexpected_value":
+            for refusal in frame.f_locals.get("exceptions", []):
+                if any(link.origin != "parser" for link in _links(refusal)):
+                    return refusal
+    return error.__cause__ or error.__context__
 
 
 def _text(error: BaseException) -> str:
@@ -309,5 +320,5 @@ def _whole_traceback(error: BaseException) -> str:
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         parts.append("".join(traceback.format_exception(current, chain=False)))
-        current = current.__cause__ or current.__context__
+        current = _cause(current)
     return "\nwhich led to:\n\n".join(reversed(parts))

@@ -19,7 +19,7 @@ def load_family(ckpt_path: str, device: str = "auto") -> Family:
     try:
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:  # torch's words for no such device, and for a build without it
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}; give auto, cpu or cuda") from None
+        raise ValueError(f"--device {device}: {' '.join(str(error).split())}; give auto, cpu or cuda") from None
     model = checkpoint_files.load(ckpt_path, device)
     if not isinstance(model, Family):
         raise ValueError(

@@ -153,8 +153,8 @@ def read(path: str | Path, map_location: Any | None = "cpu") -> dict[str, Any]:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error's text: libraries add pages of advice."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """An error's whole text on one line: of several lines the cause is often the last."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _siblings(path: Path) -> str:
@@ -241,7 +241,7 @@ def _build(about: dict[str, Any], path: str | Path) -> LightningModule:
     except (ArgumentError, TypeError, ImportError) as error:
         from ggm_lightning import __version__
 
-        reason = " ".join(str(error).split())[:300]  # jsonargparse writes several lines
+        reason = " ".join(str(error).split())  # jsonargparse writes several lines
         raise ValueError(
             f"{path}: cannot build {spec.get('class_path')}, saved by version {about.get('version')}, with version "
             f"{__version__} ({reason}); {_FALLBACK}"
