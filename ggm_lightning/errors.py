@@ -161,11 +161,11 @@ def _links(error: BaseException) -> Iterator[_Link]:
 def _cause(error: BaseException) -> BaseException | None:
     """What it was raised from, or while handling. Where no type of a union takes a value, the parser chains the refusal
     of the first one only, and a constructor's words may stand behind another."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "raise_union_unexpected_value":
-            for refusal in frame.f_locals.get("exceptions", []):
-                if any(link.origin != "parser" for link in _links(refusal)):
-                    return refusal
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if frames and frames[-1].f_code.co_name == "raise_union_unexpected_value":
+        for refusal in frames[-1].f_locals.get("exceptions", []):
+            if any(link.origin != "parser" for link in _links(refusal)):
+                return refusal
     return error.__cause__ or error.__context__
 
 
