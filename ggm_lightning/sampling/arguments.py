@@ -8,7 +8,6 @@ where they lie on a CPU, and never within a training step.
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,38 +15,10 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import categorical
+from ggm_lightning.core.arguments import seed_number, shown, whole_number
 
 if TYPE_CHECKING:
     from ggm_lightning.models.base import Family
-
-
-def shown(value: Any) -> str:
-    """A value as a message names it: short ones themselves, others by kind and size."""
-    if isinstance(value, Tensor | np.ndarray):
-        kind = "tensor" if isinstance(value, Tensor) else "NumPy array"
-        return f"a {kind} of {str(value.dtype).removeprefix('torch.')}, shape {tuple(value.shape)}"
-    if isinstance(value, list | tuple | dict | set):
-        return f"a {type(value).__name__} of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def whole_number(name: str, value: Any, least: int | None = None) -> int:
-    """The value as an int; True and False are no numbers here."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
-        wanted = "a whole number" if least is None else f"a whole number of at least {least}"
-        raise ValueError(f"{name} is {shown(value)}; it must be {wanted}")
-    if least is not None and value < least:
-        raise ValueError(f"{name} is {value}; it must be at least {least}")
-    return int(value)
-
-
-def seed_number(value: Any) -> int:
-    """A seed: any whole number of 64 bits, negative ones too."""
-    seed = whole_number("seed", value)
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed is {seed}; it must fit into 64 bits")
-    return seed
 
 
 def whole_numbers(name: str, values: Any, device: torch.device, wanted: str) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ggm_lightning.core import categorical, noise
+from ggm_lightning.core.arguments import seed_number, shown, whole_number
 from ggm_lightning.sampling import arguments
 
 if TYPE_CHECKING:
@@ -119,15 +120,15 @@ def checked(
 ) -> Request:
     """Raises ValueError with one line: what, where, remedy."""
     family = type(model).__name__
-    num_samples = arguments.whole_number("num_samples", num_samples, 1)
-    num_steps = arguments.whole_number("num_steps", num_steps, 1)
+    num_samples = whole_number("num_samples", num_samples, 1)
+    num_steps = whole_number("num_steps", num_steps, 1)
     if latent_steps is not None:
-        latent_steps = arguments.whole_number("latent_steps", latent_steps, 1)
-    seed = arguments.seed_number(seed)
+        latent_steps = whole_number("latent_steps", latent_steps, 1)
+    seed = seed_number(seed)
     categorical.check_sharpening(temperature, top_p)
     for name, value in (("sampler", sampler), ("grid", grid)):
         if not isinstance(value, str | None):
-            raise ValueError(f"{name} is {arguments.shown(value)}; give its name, or None for the family's first")
+            raise ValueError(f"{name} is {shown(value)}; give its name, or None for the family's first")
     if sampler is not None and sampler in model.refused_samplers:
         raise ValueError(f"sampler '{sampler}' is refused: {model.refused_samplers[sampler]}")
     if sampler not in (None, *model.samplers):
@@ -168,7 +169,7 @@ def _checked_label(label: Any, num_samples: int, model: Family) -> Tensor | None
             f"each of the {num_samples} rows"
         )
     if label is not None and known == 0:
-        raise ValueError(f"label is {arguments.shown(label)}, but the network takes no labels; leave it out")
+        raise ValueError(f"label is {shown(label)}, but the network takes no labels; leave it out")
     return arguments.labels(model, label, num_samples)
 
 
@@ -176,12 +177,12 @@ def _checked_clamp(clamp: Any, num_samples: int, model: Family) -> Clamp:
     shape = model.shape
     pair = "a pair (values, mask) of what is known and where (True)"
     if not isinstance(clamp, tuple | list) or len(clamp) != 2:
-        raise ValueError(f"clamp is {arguments.shown(clamp)}; give {pair}")
+        raise ValueError(f"clamp is {shown(clamp)}; give {pair}")
     values = arguments.whole_numbers("clamp: values", clamp[0], model.device, f"values of shape {shape}")
     try:
         mask = torch.as_tensor(clamp[1]).to(model.device)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"clamp: the mask is {arguments.shown(clamp[1])}; give {pair}") from None
+        raise ValueError(f"clamp: the mask is {shown(clamp[1])}; give {pair}") from None
     for name, part in (("values", values), ("mask", mask)):
         if tuple(part.shape) not in (shape, (1, *shape), (num_samples, *shape)):
             raise ValueError(

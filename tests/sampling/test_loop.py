@@ -104,14 +104,14 @@ def test_a_long_trace_is_thinned_and_ends_in_the_sample() -> None:
         ({"sampler": "guessing"}, "sampler 'guessing' is refused: it is wrong; use counting"),
         ({"grid": "linear"}, "grid 'linear' is unknown to Counting; choose cosine or uniform"),
         (
-            {"clamp": (torch.zeros(3, 5).long(), torch.ones(SHAPE).bool())},
+            {"clamp": (torch.full((3, 5), 0), torch.ones(SHAPE).bool())},
             r"values have shape \(3, 5\); the model needs",
         ),
         (
-            {"clamp": (torch.zeros(SHAPE).long(), torch.ones(2, *SHAPE).bool())},
+            {"clamp": (torch.full(SHAPE, 0), torch.ones(2, *SHAPE).bool())},
             r"mask have shape \(2, 2, 5\); the model",
         ),
-        ({"clamp": (torch.zeros(SHAPE).long(), torch.ones(SHAPE))}, "the mask is torch.float32; it must be bool"),
+        ({"clamp": (torch.full(SHAPE, 0), torch.ones(SHAPE))}, "the mask is torch.float32; it must be bool"),
         ({"clamp": (torch.full(SHAPE, V), torch.ones(SHAPE).bool())}, r"known values lie in 7\.\.7, not 0\.\.6"),
     ],
 )
