@@ -49,7 +49,9 @@ def _annotations(init: Callable[..., None]) -> dict[str, list[type]]:
     except (NameError, TypeError, AttributeError):  # of a user's class: names that exist for type checkers only
         return {}
     found = {}
-    for name, hint in hints.items():
+    rest = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)  # whose annotation is that of each part
+    names = [p.name for p in inspect.signature(init).parameters.values() if p.kind not in rest]
+    for name, hint in ((name, hints[name]) for name in names if name in hints):
         members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         kinds = [list if get_origin(member) is list else member for member in members]
         if all(kind in _NAMES for kind in kinds):

@@ -88,9 +88,7 @@ def cache_latents(
 
 def _check_latent(latent: object, count: int) -> None:
     if not isinstance(latent, Tensor) or latent.dim() != 3 or len(latent) != count:
-        raise ValueError(
-            f"the encoder returned {shown(latent)}; it must be a tensor Float[{count}, S, d] for {count} rows"
-        )
+        raise ValueError(f"the encoder returned {shown(latent)}; it must be a tensor of shape ({count}, S, d)")
 
 
 class CachedLatents(RowSource):
