@@ -2,8 +2,8 @@
 where torch would speak of dimensions, scalar types and device-side asserts.
 
 Whole numbers may be Python's or NumPy's; labels and rows may be tensors, NumPy arrays or lists. Examples and states are
-tensors on the model's device. Shapes, types and devices are known without asking the device; values are looked at only
-where they lie on a CPU, and never within a training step.
+tensors on the model's device. Shapes, types and devices are known without asking the device; to look at values is to
+wait for it: that happens before sampling, and for losses and bounds on a CPU, but never within a training step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def whole_numbers(name: str, values: Any, device: torch.device, wanted: str) -> 
     return tensor.to(device, torch.int64)
 
 
-def labels(model: Family, label: Any, count: int, look: bool = True) -> Tensor | None:
+def labels(model: Family, label: Any, count: int, look: bool) -> Tensor | None:
     """Int64[count], the class of each row, or None.
 
     Args:
@@ -64,8 +64,8 @@ def rows(row: Any, count: int, device: torch.device) -> Tensor:
     return given
 
 
-def examples(model: Family, x: Any, look: bool = True) -> Tensor:
-    """x as Int64[b, *shape]; `look`: whether its values may be looked at (those on a CPU are)."""
+def examples(model: Family, x: Any, look: bool) -> Tensor:
+    """x as Int64[b, *shape]; `look`: whether its values may be looked at."""
     _check_sites(model, "x", x)
     if look:
         _check_range("x", x, model.num_classes, f"the model's classes are 0..{model.num_classes - 1}")
@@ -76,10 +76,11 @@ def of_bound(
     model: Family, x: Any, label: Any, row: Any, num_samples: Any, seed: Any
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """(x Int64[b, *shape], label Int64[b] or None, row Int64[b]): the arguments of `nelbo`."""
-    x = examples(model, x)
+    look = model.device.type == "cpu"  # elsewhere a network's embedding finds out
+    x = examples(model, x, look)
     whole_number("num_samples", num_samples, 1)
     seed_number(seed)
-    return x, labels(model, label, len(x)), rows(row, len(x), x.device)
+    return x, labels(model, label, len(x), look), rows(row, len(x), x.device)
 
 
 def check_terms(model: Family, x: Any, zt: Any, t: Any, label: Any) -> None:
@@ -117,8 +118,7 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def _check_range(name: str, values: Tensor, count: int, legal: str) -> None:
-    """Values in 0..count-1. A GPU would have to be waited for, so there the network's embedding finds out."""
-    if values.device.type != "cpu" or not values.numel():
+    if not values.numel():
         return
     lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest >= count:

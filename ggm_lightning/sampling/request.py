@@ -170,7 +170,7 @@ def _checked_label(label: Any, num_samples: int, model: Family) -> Tensor | None
         )
     if label is not None and known == 0:
         raise ValueError(f"label is {shown(label)}, but the network takes no labels; leave it out")
-    return arguments.labels(model, label, num_samples)
+    return arguments.labels(model, label, num_samples, look=True)
 
 
 def _checked_clamp(clamp: Any, num_samples: int, model: Family) -> Clamp:
