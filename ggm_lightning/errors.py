@@ -79,8 +79,8 @@ def _line(error: Exception, args: list[str], parsing_message: Callable[[str], st
         message = f"rank {_rank()}: {message}"
     if place is not None:
         message += f"; at {place}"
-    unworded = "[Errno" in head.text
-    if exit_code == 1 or place is not None or unworded:
+    worded = head.origin in ("package", "parser") or head.name in _SPEAKING_NAMES
+    if exit_code == 1 or place is not None or not worded or "[Errno" in head.text:
         file = _write_traceback(error, message, args)
         message += f"; traceback: {file}" if file else ""
     return message, exit_code

@@ -350,6 +350,9 @@ def test_an_installed_package_is_found_where_no_file_of_the_users_is(
 def test_this_packages_own_words_stand_alone(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours = str(Path(errors.__file__).parent / "data" / "text.py")
     assert _reported(capsys, _raised(ValueError("give more"), file=ours), ["fit"], code=2) == "give more"
+    bare = _reported(capsys, _raised(FileNotFoundError(2, "No such file", "x"), file=ours), ["fit"], code=2)
+    assert bare.startswith("[Errno 2] No such file: 'x'; traceback: ")  # the system's words, not ours
+    assert _reported(capsys, _raised(ValueError("no"), file=torch.__file__), ["fit"], 2).startswith("no; traceback: ")
     # the control: the same words from elsewhere are no deliberate message
     assert "; at theirs.py:1; traceback: " in _reported(capsys, _raised(ValueError("give more")), ["fit"])
     # nor is another kind of exception from within

@@ -145,11 +145,11 @@ class Family(Trained, ABC):
         step, row, total place these rows in a global batch for the noise; without them each call draws new noise: rows
         0..b-1 of a step that counts the calls.
         """
-        x = arguments.examples(
-            self, x, look=step is None
-        )  # with a step: in training, where nothing waits for the device
+        # with a step: in training, where nothing waits for the device
+        look = step is None and self.device.type == "cpu"
+        x = arguments.examples(self, x, look)
         b = x.shape[0]
-        label = arguments.labels(self, label, b, look=step is None)
+        label = arguments.labels(self, label, b, look)
         if step is None:
             step = self._loss_calls
             self._loss_calls += 1
@@ -191,6 +191,8 @@ class Family(Trained, ABC):
             sampler: one of the family's `samplers`; None takes the first.
             progress: show a bar with time left.
             latent_steps: steps of the latent before those of the tokens, for samplers that have them (LDDM).
+
+        Raises ValueError for what it cannot mean, in one line and before the network is called.
         """
         asked = (num_samples, num_steps, label, clamp, temperature, top_p, seed, trace, grid, sampler, row, progress)
         request = checked(self, *asked, latent_steps)
