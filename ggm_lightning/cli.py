@@ -2,7 +2,7 @@
 
     lightning fit --config experiments/md4_demo.yaml [--trainer.max_steps 100 ...]
 
-A user's mistake ends in one line (GGM_DEBUG=1 shows the traceback). Heavy imports wait until a command needs them.
+An error ends in one line (errors.py; GGM_DEBUG=1 shows the traceback). Heavy imports wait until a command needs them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import difflib
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from ggm_lightning import config as config_files
+from ggm_lightning import errors
 
 _TRAINER_COMMANDS = {
     "fit": "train: writes checkpoints, metrics.csv, curve.png and report.html into runs/<name>/",
@@ -34,8 +36,12 @@ _CHECKPOINT_COMMANDS = {
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of `lightning` and `python -m ggm_lightning`; exits with 2 after a user's mistake."""
+    """Entry point of `lightning` and `python -m ggm_lightning`.
+
+    Exits with 2 after a mistake in the command, its files or their place, with 1 after a failure in other code.
+    """
     args = sys.argv[1:] if args is None else args
+    errors.set_run_folder(None)
     try:
         _dispatch(args)
     except KeyboardInterrupt:
@@ -48,20 +54,15 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         if type(error).__name__ == "Stopped":  # callbacks/stop.py
             _leave(str(error), error.exit_code)  # type: ignore[attr-defined]
-        if os.environ.get("GGM_DEBUG") == "1" or not _is_users_mistake(error):
+        if os.environ.get("GGM_DEBUG") == "1":
             raise
-        _fail(_parsing_message(args[0], str(error)) if _is_parsing(error) else str(error))
+        sys.exit(errors.report(error, args, partial(_parsing_message, args[0])))
 
 
 def _leave(message: str, exit_code: int) -> NoReturn:
     if message:
         print(message, file=sys.stderr)
     sys.exit(exit_code)
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"lightning: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _parsing_message(command: str, message: str) -> str:
@@ -72,18 +73,6 @@ def _parsing_message(command: str, message: str) -> str:
     from ggm_lightning import commands as checkpoint_commands
 
     return config_files.one_line(message, config_files.parameters(getattr(checkpoint_commands, command)))
-
-
-def _is_parsing(error: BaseException) -> bool:
-    """Also what jsonargparse wraps around a constructor's own words."""
-    names = ("ArgumentError", "NSKeyError", "ParserError")
-    return type(error).__name__ in names or str(error).startswith(("Does not validate", "Problem with given class"))
-
-
-def _is_users_mistake(error: BaseException) -> bool:
-    """Mistakes are one line; anything else is a defect and keeps its traceback."""
-    names = ("ArgumentError", "NSKeyError", "ParserError", "MisconfigurationException", "ModuleNotFoundError")
-    return isinstance(error, ValueError | OSError) or type(error).__name__ in names
 
 
 def _dispatch(args: list[str]) -> None:

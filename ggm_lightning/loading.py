@@ -50,7 +50,7 @@ def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = ())
     try:
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:  # torch's words for no such device, and for a build without it
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}; give auto, cpu or cuda") from None
+        raise ValueError(f"--device {device}: {' '.join(str(error).split())}; give auto, cpu or cuda") from None
     checkpoint = checkpoint_files.read(ckpt_path, device)
     model = restore.restored(checkpoint, ckpt_path, device, trust)
     if not isinstance(model, Family):

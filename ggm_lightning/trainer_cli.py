@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ggm_lightning import config as config_files
+from ggm_lightning import errors
 from ggm_lightning.callbacks.bounds import Bounds
 from ggm_lightning.callbacks.exponents import Exponents
 from ggm_lightning.callbacks.guard import Guard
@@ -121,6 +122,7 @@ class _CLI(LightningCLI):
         return Path(self._get(self.config, "runs")) / self._get(self.config, "name")
 
     def before_instantiate_classes(self) -> None:
+        errors.set_run_folder(self.folder)
         config = self.config[self.subcommand]
         for section in ("model", "data"):
             if not config.get(section):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from functools import cache
+from numbers import Real
 from types import ModuleType
 
 import numpy as np
@@ -34,7 +35,7 @@ def unnormalised(logits: Float[Tensor, "k v"], temperature: float = 1.0, top_p: 
     the result does not depend on the order of the classes (as in MD4's code, models/binary_search.py). Only max, exp,
     the largest values and cumulative sums along a row are used: a row gives the same bits alone and in a batch.
     """
-    _check(temperature, top_p)
+    check_sharpening(temperature, top_p)
     scaled = logits.double()
     p = torch.exp((scaled - scaled.amax(-1, keepdim=True)) / temperature)
     if top_p == 1:
@@ -42,11 +43,14 @@ def unnormalised(logits: Float[Tensor, "k v"], temperature: float = 1.0, top_p: 
     return torch.where(p >= _threshold(p.detach(), top_p), p, 0.0)
 
 
-def _check(temperature: float, top_p: float) -> None:
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be positive and finite (towards 0 the mode is drawn)")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it is a probability mass in (0, 1], 1 keeps every class")
+def check_sharpening(temperature: object, top_p: object) -> None:
+    """ValueError for anything but numbers, temperature positive and finite, top_p in (0, 1]."""
+    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature!r}; it must be positive and finite (towards 0 the mode is drawn)"
+        )
+    if not isinstance(top_p, Real) or not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p!r}; it is a probability mass in (0, 1], 1 keeps every class")
 
 
 def _threshold(p: Float64[Tensor, "k v"], top_p: float) -> Float64[Tensor, "k 1"]:
@@ -91,7 +95,7 @@ def draw(
     exponentials keep the logits' precision (float32 at least): two thirds of the time. A GPU with Triton takes one
     kernel for all of it, in float32 for logits that are not float64.
     """
-    _check(temperature, top_p)
+    check_sharpening(temperature, top_p)
     if logits.is_cuda and logits.dtype != torch.float64:
         kernels = triton_draws()
         if kernels is not None:

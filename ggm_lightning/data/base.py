@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from ggm_lightning.data.arguments import checked_by_annotations
 from ggm_lightning.data.codecs import Codec
 from ggm_lightning.data.latents import CachedLatents
 from ggm_lightning.data.order import EvalOrder, TrainOrder, divide_batch
@@ -64,6 +65,13 @@ class DiscreteData(LightningDataModule, ABC):
     splits: tuple[str, ...] = ("train", "val")
     embedded = False  # whether all that `prepare_data` needs comes with the packages, in seconds
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Whoever calls a data set's constructor from Python, a user's own included, is told of a wrong type."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked_by_annotations(cls.__init__)  # type: ignore[method-assign]
+
+    @checked_by_annotations
     def __init__(
         self,
         global_batch_size: int = 64,
@@ -80,10 +88,15 @@ class DiscreteData(LightningDataModule, ABC):
         # With fewer rows than devices a rank has nothing to evaluate; its sums are then zeros, which is right.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self._rows: dict[str, RowSource] = {}
-        for key in ("global_batch_size", "max_batch_per_device", "eval_batch_size"):
+        for key, least in (
+            ("global_batch_size", 1),
+            ("max_batch_per_device", 1),
+            ("eval_batch_size", 1),
+            ("num_workers", 0),
+        ):
             value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"data.{key} is {value}; it must be a whole number of at least 1")
+            if value is not None and value < least:
+                raise ValueError(f"data.{key} is {value}; it must be a whole number of at least {least}")
 
     @property
     def num_classes(self) -> int:

@@ -13,7 +13,7 @@ def _fetched(what: str, remedy: str, fetch: Callable[[], Any]) -> Any:
     try:
         return fetch()
     except Exception as error:  # the hub's client and datasets raise many kinds, some of many lines
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{what}: {reason}; check the name and the network, or {remedy}") from None
 
 

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ggm_lightning.core.arguments import shown, whole_number
 from ggm_lightning.data.rows import RowSource
 
 FORMAT = 2  # of the note beside the latents; 1, without a number, did not say which encoder made them
@@ -69,8 +70,18 @@ def cache_latents(
     The file appears under its name when it is complete. float16 halves it.
 
     Raises:
-        ValueError: `path` does not end in .npy, or there are no rows.
+        ValueError: `path` does not end in .npy, there are no rows, or an argument or the encoder's answer is of another
+            kind than stated here.
     """
+    if not callable(encoder):
+        raise ValueError(f"encoder is {shown(encoder)}; give what can be called with ids Int64[b, n]")
+    if not isinstance(rows, RowSource):
+        raise ValueError(f"rows is {shown(rows)}; give the rows of a split, as data.rows('train') returns them")
+    if not isinstance(path, str | Path):
+        raise ValueError(f"path is {shown(path)}; give the path of a .npy")
+    whole_number("batch_size", batch_size, 1)
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype is {shown(dtype)}; choose 'float32' or 'float16'")
     path = Path(path)
     if path.suffix != ".npy" or len(rows) == 0:
         raise ValueError(f"{path}: latents of {len(rows)} rows; give a name that ends in .npy, and a split with rows")
@@ -80,7 +91,9 @@ def cache_latents(
     for start in tqdm(range(0, len(rows), batch_size), desc=f"encode {path.name}", unit="batch", disable=None):
         index = np.arange(start, min(start + batch_size, len(rows)))
         with torch.no_grad():
-            latent = encoder(rows[index]["x"].to(device)).float().cpu().numpy()
+            encoded = encoder(rows[index]["x"].to(device))
+        _check_latent(encoded, len(index))
+        latent = encoded.float().cpu().numpy()
         if out is None:
             shape = (len(rows), *latent.shape[1:])
             out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
@@ -90,6 +103,11 @@ def cache_latents(
     _note(path).write_text(json.dumps(note))
     os.replace(temporary, path)
     return path
+
+
+def _check_latent(latent: object, count: int) -> None:
+    if not isinstance(latent, Tensor) or latent.dim() != 3 or len(latent) != count:
+        raise ValueError(f"the encoder returned {shown(latent)}; it must be a tensor of shape ({count}, S, d)")
 
 
 class CachedLatents(RowSource):

@@ -100,7 +100,7 @@ def _released(path: Path) -> dict[str, Any]:
         sizes = {ours: found.pop(theirs) for theirs, ours in _NAMES.items()}
         double, side, channels, out = (found.pop(name) for name in _FURTHER)
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
+        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ValueError(f"{path}: not the YAML of a VQGAN ({what}); get it again beside its checkpoint") from None
     if target != TARGET or params.get("remap") or double or channels != out or found:
         wrong = f"{target}, double_z {double}, remap {params.get('remap')}, {channels} to {out} channels, {found or ''}"

@@ -21,7 +21,7 @@ from ggm_lightning.metrics.likelihood import Likelihood
 from ggm_lightning.models import readout
 from ggm_lightning.models.readout import Readout
 from ggm_lightning.models.trained import Optimizer, Trained
-from ggm_lightning.sampling import loop
+from ggm_lightning.sampling import arguments, loop
 from ggm_lightning.sampling.request import Clamp, Request, Samples, checked
 
 
@@ -144,11 +144,15 @@ class Family(Trained, ABC):
         step, row, total place these rows in a global batch for the noise; without them each call draws new noise: rows
         0..b-1 of a step that counts the calls.
         """
+        # with a step: in training, where nothing waits for the device
+        look = step is None and self.device.type == "cpu"
+        x = arguments.examples(self, x, look)
         b = x.shape[0]
+        label = arguments.labels(self, label, b, look)
         if step is None:
             step = self._loss_calls
             self._loss_calls += 1
-        row = torch.arange(b, device=x.device) if row is None else row
+        row = arguments.rows(row, b, x.device)
         draws = StepNoise(self.seed, step, row, total or b)
         label = self.network_label(label, b, drop=draws.uniform("label", 1)[:, 0] < self.label_dropout)
         return self.training_loss(x, label, draws)
@@ -177,7 +181,7 @@ class Family(Trained, ABC):
             num_samples: b.
             num_steps: reverse steps from t = 1 to 0 on the grid; a step in which no site changes costs no network
                 call, so network_calls may be smaller.
-            label: Int64[b], class of each sample.
+            label: Int64[b], class of each sample; it, row and both parts of clamp may be NumPy arrays or lists.
             clamp: (values, mask): sites where mask is True keep `values` all along (infilling).
             temperature, top_p: sharpen the law of the values; 1 and 1 draw from the model itself.
             seed, row: the draw of row r is a function of (seed, r); row defaults to 0..b-1.
@@ -186,6 +190,8 @@ class Family(Trained, ABC):
             sampler: one of the family's `samplers`; None takes the first.
             progress: show a bar with time left.
             latent_steps: steps of the latent before those of the tokens, for samplers that have them (LDDM).
+
+        Raises ValueError for what it cannot mean, in one line and before the network is called.
         """
         asked = (num_samples, num_steps, label, clamp, temperature, top_p, seed, trace, grid, sampler, row, progress)
         request = checked(self, *asked, latent_steps)

@@ -29,6 +29,7 @@ from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.softplus_loss import softplus_loss
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Optimizer
+from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
 OUTPUTS = ("softplus", "scaled", "deaths", "distribution")
@@ -184,6 +185,7 @@ class Blackout(Family):
         """Float64[b], nats. Bound continuous: 2 F p sum(y - m + m ln(m/y)), eq. (5), whose mean over f ~ U(-F, F) and
         z_t ~ q(. | x) is the diffusion term. Else t is one of t_1, ..., t_{T-1}, and the mean over them is the sum of
         the chain's steps."""
+        arguments.check_terms(self, x, zt, t, label)
         if self.bound != "continuous":
             k = self.index_of(t).round().long()
             return (self.num_timesteps - 1) * self._step_divergence(x, zt, t, self.grid[k], label, self.bound)
@@ -266,8 +268,8 @@ class Blackout(Family):
     ) -> Tensor:
         """Float64[b], nats: diffusion term averaged over num_samples (t, x_t), plus reconstruction (one more network
         call) and prior. Times are stratified over a row's own samples."""
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         b = x.shape[0]
-        row = torch.arange(b, device=x.device) if row is None else row
         uniform = partial(noise.uniform, seed=seed, row=row, num_sites=self.num_sites)
         nats = torch.zeros(b, dtype=torch.float64, device=x.device)
         with self.evaluating():
@@ -311,6 +313,7 @@ class Blackout(Family):
     ) -> BirthLaw:
         """p(x_s | x_t) site by site; t, s Float64[b], s < t, s = 0 is the end. temperature and top_p sharpen p(x_0 |
         x_t), so need sampler "posterior"."""
+        arguments.check_law(self, zt, t, s, label, temperature, top_p)
         kernel = self.samplers[0] if sampler is None else sampler
         if kernel not in self.samplers:
             raise ValueError(f"sampler '{kernel}' is unknown to Blackout; choose one of {', '.join(self.samplers)}")

@@ -24,6 +24,7 @@ from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.vector_masking import VectorMaskedLaw
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Optimizer
+from ggm_lightning.sampling import arguments
 
 
 class GenMD4(Family):
@@ -99,6 +100,7 @@ class GenMD4(Family):
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Float[b], nats: the integrand of eq. (12) at t, differentiable in the exponents that stand in it. Its mean
         over z_t ~ q(. | x), integrated over t from t1 to 1, is L."""
+        arguments.check_terms(self, x, zt, t, label)
         masked = (zt == self.mask_id).flatten(1)
         nats = self.readout(zt, t, label).nats(x.flatten(1), masked, self.exponents())
         return nats / t.to(nats.dtype)
@@ -154,8 +156,8 @@ class GenMD4(Family):
 
         t is stratified over a row's own samples, so the estimate of a row is a function of (seed, row) alone.
         """
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         b = x.shape[0]
-        row = torch.arange(b, device=x.device) if row is None else row
         nats = torch.zeros(b, dtype=torch.float64, device=x.device)
         with self.evaluating():
             for j, t0 in enumerate(times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)):
@@ -179,6 +181,7 @@ class GenMD4(Family):
         top_p: float = 1.0,
     ) -> VectorMaskedLaw:
         """p(z_s | z_t) site by site, appendix I.2; t, s Float64[b]. The network sees t."""
+        arguments.check_law(self, zt, t, s, label, temperature, top_p)
 
         def logits_at(sites: Tensor) -> Tensor:
             return self.logits_at(zt, t, label, sites)

@@ -30,7 +30,7 @@ from ggm_lightning.core.sweeps import Sweeps
 from ggm_lightning.models import readout
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Optimizer
-from ggm_lightning.sampling import sweeping
+from ggm_lightning.sampling import arguments, sweeping
 from ggm_lightning.sampling.request import Request, Samples
 
 _COUNTED = 2**24  # tokens of the training data that the unigram law is measured on
@@ -204,6 +204,7 @@ class GGM(Family):
 
         The visited site's own token is summed out: zt there does not matter.
         """
+        arguments.check_terms(self, x, zt, t, label)
         return self._terms(x, zt, t, label)[0]
 
     def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -231,7 +232,7 @@ class GGM(Family):
         self, x: Tensor, label: Tensor | None, num_samples: int, seed: int, row: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(bound Float64[b], deviations of the self-normalisation Float64[num_samples, b])."""
-        row = torch.arange(x.shape[0], device=x.device) if row is None else row
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         chain, flat = self.sweeps, x.flatten(1)
         last = chain.survival_at(torch.full_like(row, chain.num_steps))
         total, deviations = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device), []
@@ -271,6 +272,7 @@ class GGM(Family):
         With temperature or top_p the data law p0 in p_t is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp):
         tokens that the network is shown even in a hidden block.
         """
+        arguments.check_law(self, zt, t, s, label, temperature, top_p)
         chain, first = self.sweeps, s.long()
         size = chain.step_size(first, t.long(), simultaneous=sampler == "parallel")
         r, sites = first // self.num_sites, chain.block_sites(first, size)[0]

@@ -32,6 +32,7 @@ from ggm_lightning.core.schedules import Schedule
 from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.trained import Optimizer
+from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling import latent as latent_first
 from ggm_lightning.sampling.request import Request, Samples
 
@@ -130,6 +131,7 @@ class FujiLDDM(LatentFamily):
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
         """Float64[b], nats: the integrand of eq. (5) at t, given x_t = zt and z_t = latent Float64[b, S, d]; its mean
         over t ~ U(0, 1) and q is the bound less `prior_nats`. For finite T, t in {1/T, ..., 1}, and eq. (4)."""
+        arguments.check_terms(self, x, zt, t, label)
         logits_at, z0_hat = self.predict(zt, t, latent, t, label)
         error = (self.encode(x).double() - z0_hat.double()).square().sum((1, 2))
         return self._weighted(self._cross_entropy(x, zt, logits_at), t).double() + self.clock.weight(t) * error
@@ -147,6 +149,7 @@ class FujiLDDM(LatentFamily):
         sampler: str = "ddpm",
     ) -> JointLaw:
         """p(x_s, z_s | x_t, z_t), eq. (2); t, s Float64[b]. In the last step, s = 0, the latent has done its work."""
+        arguments.check_law(self, zt, t, s, label, temperature, top_p)
         logits_at, z0 = self.predict(zt, t, latent, t, label)
         law = gaussian.step(
             sampler, self.latent_schedule, latent.double(), z0.double(), self.clock.time(t), self.clock.time(s)
@@ -247,6 +250,7 @@ class SeqLDDM(LatentFamily):
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
         """Float64[b], nats: the tokens' integrand of eq. (6) at t, given x_t = zt and the cleanest latent z_1. The
         latent's own is `latent_terms` (any tokens will do); both means and `prior_nats` make the bound."""
+        arguments.check_terms(self, x, zt, t, label)
         return self.token_terms(x, zt, t, latent, label).double()
 
     def reverse_law(  # type: ignore[override]
@@ -261,6 +265,7 @@ class SeqLDDM(LatentFamily):
         latent: Tensor,
     ) -> MaskedLaw:
         """p(x_s | x_t, z_1), eq. (3); t, s Float64[b]."""
+        arguments.check_law(self, zt, t, s, label, temperature, top_p)
         return latent_first.token_step(self, zt, t, s, label, temperature, top_p, latent)
 
     def latent_law(

@@ -27,6 +27,7 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.readout import Readout
 from ggm_lightning.models.trained import Optimizer
+from ggm_lightning.sampling import arguments
 
 _PROBED = 8  # validation batches on which the use of the latent is measured, two more network calls each
 _OF_USE = 0.01  # nats per example; less is a collapsed latent
@@ -253,8 +254,8 @@ class LatentFamily(Family):
         row's own samples, so the estimate of a row is a function of (seed, row) alone. It bounds the law of sampler
         "ddpm"; of the deterministic "ddim" no bound is known.
         """
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         b = x.shape[0]
-        row = torch.arange(b, device=x.device) if row is None else row
         other = noise.integer_seed("latent time", seed=seed, step=0)
         all_t = times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)
         all_u = times.stratified_per_row(seed=other, row=row, num_samples=num_samples)

@@ -24,6 +24,7 @@ from ggm_lightning.core.markov import Process
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Optimizer
+from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
 PROCESSES = ("uniform", "absorbing", "gaussian")
@@ -145,6 +146,7 @@ class MarkovDiffusion(Family):
     ) -> StateLaw:
         """p(x_s | x_t) site by site; 0 <= s < t <= 1. known: (x_0 Int64[b, n], Bool[b, n]), sites that follow the
         bridge of their own value."""
+        arguments.check_law(self, zt, t, s, label, temperature, top_p)
         everywhere = torch.ones(zt.flatten(1).shape, dtype=torch.bool, device=zt.device)
         logits = self.logits_at(zt, t, label, everywhere).reshape(*everywhere.shape, -1)
         rows = self.possible(logits, zt, t).flatten(0, 1)
@@ -159,6 +161,7 @@ class MarkovDiffusion(Family):
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Float64[b], nats: T times the divergence of the step from t to t - 1/T, t in {1/T, ..., 1}; its mean over t
         and x_t is the bound without the prior."""
+        arguments.check_terms(self, x, zt, t, label)
         s = (torch.round(t.double() * self.num_timesteps) - 1) / self.num_timesteps
         model = self.reverse_law(zt, t, s, label).p
         own = nn.functional.one_hot(x.flatten(1), self.num_classes).double()
@@ -183,7 +186,7 @@ class MarkovDiffusion(Family):
         self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
     ) -> Tensor:
         """Float64[b], nats: the steps averaged over num_samples (t, x_t), plus the prior."""
-        row = torch.arange(x.shape[0], device=x.device) if row is None else row
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         nats = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         with self.evaluating():
             for j, u in enumerate(times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)):

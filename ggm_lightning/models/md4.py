@@ -22,7 +22,7 @@ from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Optimizer
-from ggm_lightning.sampling import first_hitting
+from ggm_lightning.sampling import arguments, first_hitting
 from ggm_lightning.sampling.request import Request, Samples
 
 
@@ -83,6 +83,7 @@ class MD4(Family):
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Float[b], nats: weight(t) * (-sum over masked n of log mu_n(x_n | z_t, t)), whose mean over t ~ U(0,1) and
         z_t ~ q(. | x) is L_inf, eq. (5); for finite T, t in {1/T, ..., 1}, and the mean is L_T, eq. (4)."""
+        arguments.check_terms(self, x, zt, t, label)
         masked = (zt == self.mask_id).flatten(1)
         nats = self.readout(zt, t, label).nats(x.flatten(1), masked)
         # nothing masked: 0, also where the weight is infinite
@@ -119,8 +120,8 @@ class MD4(Family):
 
         t is stratified over a row's own samples, so the estimate of a row is a function of (seed, row) alone.
         """
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         b = x.shape[0]
-        row = torch.arange(b, device=x.device) if row is None else row
         t_all = times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)
         nats = torch.zeros(b, dtype=torch.float64, device=x.device)
         with self.evaluating():
@@ -146,6 +147,7 @@ class MD4(Family):
         top_p: float = 1.0,
     ) -> MaskedLaw:
         """p(z_s | z_t) site by site, eq. (6); t, s Float64[b]. The network sees t."""
+        arguments.check_law(self, zt, t, s, label, temperature, top_p)
         flat = zt.flatten(1)
         r = self.schedule.reveal_probability(t.double(), s.double())
         reveal = torch.where(flat == self.mask_id, r[:, None], 0.0)

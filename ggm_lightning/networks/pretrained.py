@@ -47,7 +47,7 @@ def load_transformers(source: str) -> nn.Module:
     try:
         model = AutoModel.from_pretrained(source)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())
         raise OSError(f"encoder.source: {source} cannot be loaded ({reason}); give a model's folder or name") from None
     model.config.use_cache = False  # keys and values of every layer, which nothing here asks for again
     return model

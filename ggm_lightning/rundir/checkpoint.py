@@ -207,8 +207,8 @@ def identity(path: str | Path) -> str:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error's text: libraries add pages of advice."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """An error's whole text on one line: of several lines the cause is often the last."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _siblings(path: Path) -> str:

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ggm_lightning.core import noise
+from ggm_lightning.core import categorical, noise
+from ggm_lightning.core.arguments import seed_number, shown, whole_number
+from ggm_lightning.sampling import arguments
 
 if TYPE_CHECKING:
     from ggm_lightning.models.base import Family
@@ -118,9 +120,15 @@ def checked(
 ) -> Request:
     """Raises ValueError with one line: what, where, remedy."""
     family = type(model).__name__
-    for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("latent_steps", latent_steps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    num_samples = whole_number("num_samples", num_samples, 1)
+    num_steps = whole_number("num_steps", num_steps, 1)
+    if latent_steps is not None:
+        latent_steps = whole_number("latent_steps", latent_steps, 1)
+    seed = seed_number(seed)
+    categorical.check_sharpening(temperature, top_p)
+    for name, value in (("sampler", sampler), ("grid", grid)):
+        if not isinstance(value, str | None):
+            raise ValueError(f"{name} is {shown(value)}; give its name, or None for the family's first")
     if sampler is not None and sampler in model.refused_samplers:
         raise ValueError(f"sampler '{sampler}' is refused: {model.refused_samplers[sampler]}")
     if sampler not in (None, *model.samplers):
@@ -132,13 +140,10 @@ def checked(
     if latent_steps is not None and chosen not in model.latent_samplers:
         which = f"take sampler {' or '.join(model.latent_samplers)}" if model.latent_samplers else "leave it out"
         raise ValueError(f"latent_steps is {latent_steps}, but {family}'s '{chosen}' has no steps of a latent; {which}")
-    row = torch.arange(num_samples) if row is None else row
-    if row.shape != (num_samples,):
-        raise ValueError(f"row has shape {tuple(row.shape)}; one number per sample is needed, [{num_samples}]")
     return Request(
         num_samples,
         num_steps,
-        label,
+        _checked_label(label, num_samples, model),
         None if clamp is None else _checked_clamp(clamp, num_samples, model),
         temperature,
         top_p,
@@ -146,7 +151,7 @@ def checked(
         trace,
         grid,
         chosen,
-        row.to(model.device),
+        arguments.rows(row, num_samples, model.device),
         progress,
         latent_steps,
     )
@@ -156,9 +161,28 @@ def _choice(names: tuple[str, ...]) -> str:
     return f"choose {' or '.join(names)}" if len(names) > 1 else f"it has only {names[0]}"
 
 
-def _checked_clamp(clamp: Clamp, num_samples: int, model: Family) -> Clamp:
+def _checked_label(label: Any, num_samples: int, model: Family) -> Tensor | None:
+    known = getattr(model.network, "num_labels", None)
+    if label is None and known and not model.label_dropout:
+        raise ValueError(
+            f"label is missing: the network was trained with a class for every example; give one of 0..{known - 1} for "
+            f"each of the {num_samples} rows"
+        )
+    if label is not None and known == 0:
+        raise ValueError(f"label is {shown(label)}, but the network takes no labels; leave it out")
+    return arguments.labels(model, label, num_samples, look=True)
+
+
+def _checked_clamp(clamp: Any, num_samples: int, model: Family) -> Clamp:
     shape = model.shape
-    values, mask = (part.to(model.device) for part in clamp)
+    pair = "a pair (values, mask) of what is known and where (True)"
+    if not isinstance(clamp, tuple | list) or len(clamp) != 2:
+        raise ValueError(f"clamp is {shown(clamp)}; give {pair}")
+    values = arguments.whole_numbers("clamp: values", clamp[0], model.device, f"values of shape {shape}")
+    try:
+        mask = torch.as_tensor(clamp[1]).to(model.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"clamp: the mask is {shown(clamp[1])}; give {pair}") from None
     for name, part in (("values", values), ("mask", mask)):
         if tuple(part.shape) not in (shape, (1, *shape), (num_samples, *shape)):
             raise ValueError(
@@ -171,4 +195,4 @@ def _checked_clamp(clamp: Clamp, num_samples: int, model: Family) -> Clamp:
     if known.numel() and (int(known.min()) < 0 or int(known.max()) >= model.num_classes):
         lowest, highest = int(known.min()), int(known.max())
         raise ValueError(f"clamp: known values lie in {lowest}..{highest}, not 0..{model.num_classes - 1}")
-    return torch.where(mask, values.long(), 0), mask
+    return torch.where(mask, values, 0), mask

@@ -348,7 +348,7 @@ def test_the_hub_is_asked_by_name(batches: dict, places: dict[str, Path], monkey
     x, label = read_cifar10("hub:uoft-cs/cifar10", "test")
     assert (x == _expected(batches, "test")[0]).all()
     assert (label == _expected(batches, "test")[1]).all()
-    with pytest.raises(ValueError, match=r"data.path: hub:other: no; check the name and the network"):
+    with pytest.raises(ValueError, match=r"data.path: hub:other: no network; check the name and the network"):
         Cifar10("hub:other").prepare_data()
 
 

@@ -98,11 +98,13 @@ def test_without_network_the_message_names_the_remedy(tmp_path: Path, monkeypatc
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(
-        ValueError, match=r"^data.tokenizer: hub:gpt2: no route to the hub; .* the path of its tokenizer"
+        ValueError, match=r"^data.tokenizer: hub:gpt2: no route to the hub and much more; .* the path of its tokenizer"
     ):
         _ = OpenWebText().num_classes
     data = OpenWebText(tokenizer="bytes", folder=str(tmp_path))
-    with pytest.raises(ValueError, match=r"^data.train: hub:Sky.*: no route to the hub; .*give data.train their glob$"):
+    with pytest.raises(
+        ValueError, match=r"^data.train: hub:Sky.*: no route to the hub and much more; .*give data.train their glob$"
+    ):
         data.prepare_data()
 
 

@@ -261,7 +261,7 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(datasets, "load_dataset", fails)
     with pytest.raises(
         ValueError,
-        match=r"hub:ptb-text-only/ptb_text_only: no route; check the name and the network, or get ptb.test.txt of Mik",
+        match=r"hub:ptb-text-only/ptb_text_only: no route to the host; check the name and the network, or get ptb",
     ):
         prepared(Path("hub:"), "ptb", Path("bytes"), folder=str(tmp_path))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": ["a"]}))

@@ -54,7 +54,7 @@ def x() -> Tensor:
 def test_both_paths_give_the_same_numbers(model: GenMD4, x: Tensor) -> None:
     plain = GenMD4(Plain(model.network), V, (N,))
     plain.raw_exponents = model.raw_exponents
-    assert torch.allclose(model.nelbo(x, 3), plain.nelbo(x, 3), rtol=1e-6)
+    assert torch.allclose(model.nelbo(x, num_samples=3), plain.nelbo(x, num_samples=3), rtol=1e-6)
     assert torch.allclose(model.loss(x, step=3), plain.loss(x, step=3), rtol=1e-6)
     assert torch.equal(model.sample(3, 4).x, plain.sample(3, 4).x)
 
@@ -67,9 +67,9 @@ def test_every_parameter_learns(model: GenMD4, x: Tensor) -> None:
 
 
 def test_a_row_alone_is_the_row_in_a_batch(model: GenMD4, x: Tensor) -> None:
-    whole = model.nelbo(x, 3, seed=5)
+    whole = model.nelbo(x, num_samples=3, seed=5)
     for i in range(B):
-        alone = model.nelbo(x[i : i + 1], 3, seed=5, row=torch.tensor([i]))
+        alone = model.nelbo(x[i : i + 1], num_samples=3, seed=5, row=torch.tensor([i]))
         assert torch.allclose(alone[0], whole[i], rtol=1e-6)
     drawn = model.sample(B, 6, seed=2).x
     assert torch.equal(model.sample(1, 6, seed=2, row=torch.tensor([3])).x[0], drawn[3])

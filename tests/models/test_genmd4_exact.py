@@ -121,8 +121,8 @@ def test_the_whole_bound_is_above_the_entropy(law: ExactLaw) -> None:
     stderr = drawn.std(0) / math.sqrt(12)
     assert ((drawn.mean(0) - whole).abs() < 5 * stderr).all()
     published = genmd4(TimedLaw(law, W), published_estimate=True, count_prior=False)
-    ratio = published.nelbo(law.x, 50) - published.reconstruction(law.x)
-    ours = model.nelbo(law.x, 50) - model.reconstruction(law.x) - model.prior_nats
+    ratio = published.nelbo(law.x, num_samples=50) - published.reconstruction(law.x)
+    ours = model.nelbo(law.x, num_samples=50) - model.reconstruction(law.x) - model.prior_nats
     assert torch.allclose(ratio * 0.999, ours, rtol=1e-12)
 
 

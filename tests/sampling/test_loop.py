@@ -24,7 +24,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.device, self.shape, self.num_classes, self.num_sites = torch.device("cpu"), SHAPE, V, 10
-        self.network_calls = 0
+        self.network_calls, self.network = 0, object()
         self.times: list[tuple[float, float]] = []
         self.uniforms: list[Tensor] = []
 
@@ -103,9 +103,15 @@ def test_a_long_trace_is_thinned_and_ends_in_the_sample() -> None:
         ({"sampler": "other"}, "sampler 'other' is unknown to Counting; it has only counting"),
         ({"sampler": "guessing"}, "sampler 'guessing' is refused: it is wrong; use counting"),
         ({"grid": "linear"}, "grid 'linear' is unknown to Counting; choose cosine or uniform"),
-        ({"clamp": (torch.zeros(3, 5), torch.ones(SHAPE).bool())}, r"values have shape \(3, 5\); the model needs"),
-        ({"clamp": (torch.zeros(SHAPE), torch.ones(2, *SHAPE).bool())}, r"mask have shape \(2, 2, 5\); the model"),
-        ({"clamp": (torch.zeros(SHAPE), torch.ones(SHAPE))}, "the mask is torch.float32; it must be bool"),
+        (
+            {"clamp": (torch.full((3, 5), 0), torch.ones(SHAPE).bool())},
+            r"values have shape \(3, 5\); the model needs",
+        ),
+        (
+            {"clamp": (torch.full(SHAPE, 0), torch.ones(2, *SHAPE).bool())},
+            r"mask have shape \(2, 2, 5\); the model",
+        ),
+        ({"clamp": (torch.full(SHAPE, 0), torch.ones(SHAPE))}, "the mask is torch.float32; it must be bool"),
         ({"clamp": (torch.full(SHAPE, V), torch.ones(SHAPE).bool())}, r"known values lie in 7\.\.7, not 0\.\.6"),
     ],
 )
