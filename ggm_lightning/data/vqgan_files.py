@@ -116,12 +116,28 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=4)
 def _own(path: Path, *stamp: int) -> dict[str, Any]:
-    about = read(path).get("ggm_lightning") or {}
+    checkpoint = read(path)
+    about = checkpoint.get("ggm_lightning") or {}
     network = ((about.get("model") or {}).get("init_args") or {}).get("network") or {}
     if network.get("class_path") != _NETWORK:
         kind = (about.get("model") or {}).get("class_path", "something else")
         raise ValueError(f"{path}: holds {kind}, not a VQGAN (a released one needs its YAML beside it); {_GET}")
-    return dict(network["init_args"])
+    return _checked(dict(network.get("init_args") or {}), len(checkpoint["state_dict"]), path)
+
+
+def _checked(arguments: dict[str, Any], held: int, path: Path) -> dict[str, Any]:
+    """Arguments out of a checkpoint, which may be a stranger's: plain values that the network takes, or ValueError."""
+    from ggm_lightning.rundir import restore
+
+    try:
+        with torch.device("meta"):  # sizes alone
+            restore.outline({"class_path": _NETWORK, "init_args": arguments}, torch.nn.Module, held)
+        channels, height, width = arguments["shape"]
+        if min(channels, height, width, arguments["num_codes"]) < 1:
+            raise ValueError(f"shape {arguments['shape']}, num_codes {arguments['num_codes']}")
+    except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{path}: describes a VQGAN that cannot be ({error}); {_GET}") from None
+    return arguments
 
 
 def read(path: Path) -> dict[str, Any]:

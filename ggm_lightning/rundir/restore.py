@@ -66,11 +66,9 @@ def _built(
     try:
         building.check_names(spec, trust)
         if not building.foreign(spec):  # classes of the user's own need not be able to do without memory
-            _refuse_numbers(spec)
-            with _no_more_parameters(4 * len(weights) + _SPARE_PARAMETERS):
-                outline = building.build(spec, LightningModule, trust, old, outline=True)
-            _refuse_misfit(outline, weights, path)
-            _refuse_size(outline, weights, path)
+            without_memory = outline(spec, LightningModule, len(weights), trust, old)
+            _refuse_misfit(without_memory, weights, path)
+            _refuse_size(without_memory, weights, path)
         model = building.build(spec, LightningModule, trust, old)
     except Refused as error:
         raise ValueError(f"{path}: refused, {error}") from None
@@ -82,6 +80,16 @@ def _built(
         raise ValueError(f"{path}: {_cannot(described, error)}") from error
     _refuse_misfit(model, weights, path)
     return model
+
+
+def outline(
+    spec: dict[str, Any], kind: type[nn.Module], held: int, trust: Sequence[str] = (), first_format: bool = False
+) -> nn.Module:
+    """A module that a file describes, its parts on the meta device: sizes and no memory. Raises Refused for sizes that
+    nothing has, and for more parameters than a file of `held` tensors could fill."""
+    _refuse_numbers(spec)
+    with _no_more_parameters(4 * held + _SPARE_PARAMETERS):
+        return building.build(spec, kind, trust, first_format, outline=True)
 
 
 def _cannot(described: dict[str, Any], error: Exception) -> str:

@@ -106,3 +106,25 @@ def test_files_of_something_else(tmp_path: Path, model: Path) -> None:
     assert "not a VQGAN (a released one needs its YAML beside it)" in told(alone)
     alone.with_suffix(".yaml").write_text(yaml.safe_dump(description()))
     vqgan_files.load(vqgan_files.find(alone))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (None, "describes a VQGAN that cannot be"),
+        ({"shape": "os.system", "num_codes": 8}, "shape is 'os.system'; it must be tuple"),
+        ({"shape": {"class_path": "os.system"}, "num_codes": 8}, "the class os.system, which is not of this package"),
+        ({"shape": [3, 16], "num_codes": 8}, "describes a VQGAN that cannot be"),
+        ({"shape": [3, 16, 16], "num_codes": 10**12}, "no size of a model is above"),
+        ({"shape": [3, 16, 16], "num_codes": 8, "num_blocks": 10**7}, "more than 10,0"),
+        ({"shape": [3, 16, 16], "num_codes": 8, "code": "x"}, "takes no argument 'code'"),
+    ],
+)
+def test_a_strangers_own_vqgan(tmp_path: Path, arguments: dict | None, message: str) -> None:
+    """A checkpoint of the form that models/vqgan.py writes, with something else in its description."""
+    section = {"class_path": vqgan_files._NETWORK, "init_args": arguments}
+    about = {"model": {"class_path": "ggm_lightning.models.vqgan.VQGAN", "init_args": {"network": section}}}
+    torch.save({"state_dict": {"network.x": torch.zeros(2)}, "ggm_lightning": about}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=message) as caught:
+        vqgan_files.find(tmp_path / "x.ckpt")
+    assert "\n" not in str(caught.value)
