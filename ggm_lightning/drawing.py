@@ -106,8 +106,8 @@ def results_of(command: str, loaded: Loaded, asked: Asked, given: str, out: str 
         progress=False,
         **asked.options,
     )
-    if model.codec is not None:
-        model.codec.check()
+    # decoded once as the results will be: a codec of other sizes, or a VQGAN that is gone, is noticed here
+    _decoded(model, torch.zeros(1, *model.shape, dtype=torch.int64))
     settings = {
         "command": command,
         "checkpoint": loaded.path.name,

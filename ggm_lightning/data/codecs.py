@@ -37,9 +37,6 @@ class Codec(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON from which `codec_from_dict` makes the codec again."""
 
-    def check(self) -> None:  # noqa: B027 - most need nothing
-        """Raises now what `decode` would raise when the ids have been drawn: a file that it needs and that is gone."""
-
     def _text(self, ids: list[int]) -> str:
         """Ids without masks -> text."""
         raise ValueError(f"{type(self).__name__} has no text; decode whole states")

@@ -106,10 +106,6 @@ class Codes(Codec):
             "put it back"
         )
 
-    def check(self) -> None:
-        """See Codec.check: the VQGAN must be there."""
-        _ = self.network
-
     @torch.no_grad()
     def encode_pictures(self, pictures: UInt8[np.ndarray, "b c side side"]) -> Int64[np.ndarray, "b h w"]:
         from ggm_lightning.networks.vqgan import scaled
