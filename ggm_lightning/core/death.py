@@ -60,6 +60,26 @@ def death_probability(t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
     return -torch.expm1(-t)
 
 
+def log_transition(
+    xt: Int64[Tensor, "b n"], t: Float64[Tensor, " b"], cap: int, dtype: torch.dtype = torch.float64
+) -> Float[Tensor, "b n v"]:
+    """ln q(x_t | x_0) of eq. (1) for x_0 = 0..cap, but for what does not depend on x_0; -inf below x_t:
+
+        ln x_0! - ln (x_0 - x_t)! + (x_0 - x_t) ln(1 - p)
+
+    0 for all x_0 where nobody is left alive and t is large: such an x_t tells nothing.
+    """
+    x0 = torch.arange(cap + 1, device=xt.device)
+    ln = counting.log_factorial(cap, xt.device)
+    died = (x0 - x0[:, None]).clamp(min=0)  # [x_t, x_0]
+    choices = (ln - ln[died]).to(dtype)
+    died_now = (x0 - xt[..., None]).clamp(min=0).to(dtype)
+    each = torch.log(death_probability(t)).to(dtype)[:, None, None]
+    # nobody has died at t = 0: 0 log 0 is 0
+    log_q = choices[xt] + torch.where(died_now > 0, died_now * each, 0.0)
+    return torch.where(x0 >= xt[..., None], log_q, -torch.inf)
+
+
 def bridge_probability(t: Float64[Tensor, "*b"], s: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
     """pi of eq. (3), s < t: p (e^{t-s} - 1) / (1 - p), which cancels at neither end; exactly 1 at s = 0."""
     pi = survival(t) * torch.expm1(t - s) / death_probability(t)
@@ -144,5 +164,5 @@ def prior_divergence(cap: int, t_end: float, mean: float) -> Float64[Tensor, " v
     rate = p * mean
     x = torch.arange(cap + 1, dtype=torch.float64)
     log_q = counting.log_pmf(x, x[:, None], p, -torch.expm1(torch.tensor(-t_end, dtype=torch.float64)))
-    log_poisson = x * torch.log(rate) - rate - counting.log_factorial(cap)
+    log_poisson = torch.xlogy(x, rate) - rate - counting.log_factorial(cap)  # a mean of 0 where there is but one level
     return torch.where(log_q > -torch.inf, log_q.exp() * (log_q - log_poisson), 0.0).sum(-1)

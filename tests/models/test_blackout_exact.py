@@ -46,6 +46,12 @@ BOUNDS = {
 }
 
 
+@pytest.fixture(params=["prior", "posterior"])
+def both_readings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the logits of output distribution, by every model and exact network of a test."""
+    monkeypatch.setattr(Counts, "parametrisation", request.param)
+
+
 @pytest.mark.parametrize("num_steps", [10, 100, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "sampler"), TABLE)
 def test_law_of_the_samplers(name: str, sampler: str, num_steps: int) -> None:
@@ -71,6 +77,7 @@ def test_law_of_the_samplers_on_bytes(sampler: str, num_steps: int, expected: fl
     assert distance(sampler_law(law, num_steps, sampler), law.p) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.usefixtures("both_readings")
 @pytest.mark.parametrize("name", LAWS)
 @pytest.mark.parametrize("num_steps", [1, 3, 10, 100])
 def test_posterior_and_bridge_is_exact_at_any_number_of_steps(name: str, num_steps: int) -> None:
@@ -141,6 +148,7 @@ def test_continuous_bound_is_the_entropy(name: str) -> None:
     assert bits == pytest.approx(law.entropy / math.log(2), abs=1e-5)
 
 
+@pytest.mark.usefixtures("both_readings")
 @pytest.mark.parametrize("output", ["softplus", "scaled", "distribution"])
 def test_the_bound_does_not_depend_on_the_parameterisation(output: str) -> None:
     law, other = Counts(LAWS["mix21"]), Counts(LAWS["mix21"], output)
@@ -167,6 +175,7 @@ def test_bound_of_the_chain(name: str, kernel: str, num_timesteps: int) -> None:
     assert bits >= law.entropy / math.log(2) - 1e-9
 
 
+@pytest.mark.usefixtures("both_readings")
 def test_bound_of_the_chain_with_the_posterior_is_the_entropy() -> None:
     law = Counts(LAWS["mix21"], "distribution")
     model = model_of(law, bound="posterior", num_timesteps=10, data_mean=float(law.p @ law.x[:, 0].double()))
@@ -178,6 +187,7 @@ def correlated() -> Counts:
     return Counts(0.7 * np.eye(5) / 5 + 0.3 / 25)
 
 
+@pytest.mark.usefixtures("both_readings")
 @pytest.mark.parametrize(
     ("sampler", "expected"),
     [
@@ -201,6 +211,7 @@ def test_two_pixels_continuous_bound_is_the_entropy() -> None:
     assert continuous_bits(law, pieces=400) == pytest.approx(law.entropy / math.log(2), abs=1e-5)
 
 
+@pytest.mark.usefixtures("both_readings")
 @pytest.mark.parametrize("sampler", ["capped", "poisson", "stochastic", "rounded", "posterior"])
 @pytest.mark.filterwarnings("ignore:sampler 'rounded'")
 def test_samples_follow_the_enumerated_law(sampler: str) -> None:

@@ -1,4 +1,7 @@
-"""Diffusion by any process is exact by enumeration: bound, sampler, infilling; MD4 is its absorbing case."""
+"""Diffusion by any process is exact by enumeration: bound, sampler, infilling; MD4 is its absorbing case.
+
+Each test runs with both readings of the logits: the exact denoiser then says another thing, the numbers are the same.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ PROCESSES = ["uniform", "absorbing", "gaussian", RING]
 
 
 class Posterior(nn.Module):
-    """log p(x_0 | x_t) of every site, for a law of n sites, by enumeration; knows its model for the process."""
+    """log p(x_0 | x_t) of every site, for a law of n sites, by enumeration; knows its model for the process. Where its
+    model multiplies P(x_t | x_0) in, it is divided out; what cannot be reached gets any value."""
 
     def __init__(self, table: np.ndarray) -> None:
         super().__init__()
@@ -39,12 +43,26 @@ class Posterior(nn.Module):
         joint = self.p * K[row, z[:, None, :], self.x[None]].prod(-1)
         value = nn.functional.one_hot(self.x, V).double()
         posterior = torch.einsum("bi,inv->bnv", joint, value)
-        return torch.log(posterior / joint.sum(1)[:, None, None].clamp(min=1e-300))
+        posterior = torch.log(posterior / joint.sum(1)[:, None, None].clamp(min=1e-300))
+        if model.parametrisation == "posterior":
+            return posterior
+        reach = K[:, :, :V].take_along_dim(z[..., None], 1)
+        return torch.where(reach > 0, posterior - reach.log(), 5.0)
+
+
+@pytest.fixture(autouse=True, params=["prior", "posterior"])
+def parametrisation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every model here is built with it."""
+    monkeypatch.setattr("tests.models.test_markov_exact.READING", request.param)
+    return request.param
+
+
+READING = "prior"
 
 
 def model_of(table: np.ndarray, process: object, **kwargs: object) -> MarkovDiffusion:
     network = Posterior(table)
-    model = MarkovDiffusion(network, V, (table.ndim,), process=process, **kwargs)
+    model = MarkovDiffusion(network, V, (table.ndim,), process=process, parametrisation=READING, **kwargs)
     network.models.append(model)
     return model
 
@@ -125,7 +143,8 @@ def test_absorbing_is_md4() -> None:
     """alpha = e^-tau: the terms are those of MD4's finite-T bound where the schedules agree."""
     law = ExactLaw(TWO)
     T = 6
-    model = MarkovDiffusion(law, V, (2,), process="absorbing", num_timesteps=T, t_end=1.0, power=1.0)
+    options = {"num_timesteps": T, "t_end": 1.0, "power": 1.0, "parametrisation": READING}
+    model = MarkovDiffusion(law, V, (2,), process="absorbing", **options)
     md4 = MD4(law, V, (2,), schedule=schedules.Linear(0.0), num_timesteps=T)
     x, zt = torch.tensor([[0, 2], [1, 1], [2, 0]]), torch.tensor([[3, 2], [3, 3], [2, 3]])
     for k in range(1, T + 1):
@@ -169,5 +188,5 @@ def test_samples_rows_and_known_sites(process: object) -> None:
 )
 def test_what_is_wrong_is_refused_in_one_line(given: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        model_of(P0, given.pop("process", "uniform"), **given)
+        model_of(P0, **({"process": "uniform"} | given))
     assert "\n" not in str(caught.value)
