@@ -164,5 +164,5 @@ def prior_divergence(cap: int, t_end: float, mean: float) -> Float64[Tensor, " v
     rate = p * mean
     x = torch.arange(cap + 1, dtype=torch.float64)
     log_q = counting.log_pmf(x, x[:, None], p, -torch.expm1(torch.tensor(-t_end, dtype=torch.float64)))
-    log_poisson = torch.xlogy(x, rate) - rate - counting.log_factorial(cap)  # a mean of 0 where there is but one level
+    log_poisson = x * torch.log(rate) - rate - counting.log_factorial(cap)
     return torch.where(log_q > -torch.inf, log_q.exp() * (log_q - log_poisson), 0.0).sum(-1)

@@ -53,7 +53,7 @@ def log_matmul(a: Float[Tensor, "b n k"], m: Float[Tensor, "b m k"]) -> Float[Te
 class _LogMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, m: Tensor) -> Tensor:
-        out = torch.cat([log_sum(part[:, :, None] + m[:, None]) for part in a.split(_rows(m), 1)], 1)
+        out = torch.cat([_scaled_sum(part[:, :, None] + m[:, None]) for part in a.split(_rows(m), 1)], 1)
         ctx.save_for_backward(a, m, out)
         return out
 
@@ -63,9 +63,20 @@ class _LogMatmul(torch.autograd.Function):
         a, m, out = ctx.saved_tensors
         finite = torch.where(out > -torch.inf, out, torch.inf)  # e^-inf: a sum of zeros has no gradient
         parts = zip(a.split(_rows(m), 1), finite.split(_rows(m), 1), d_out.split(_rows(m), 1), strict=True)
-        shares = [(torch.exp(x[:, :, None] + m[:, None] - y[..., None]) * d[..., None]).sum(2) for x, y, d in parts]
-        return torch.cat(shares, 1), None
+        return torch.cat([_shares(part[:, :, None] + m[:, None], y, d) for part, y, d in parts], 1), None
 
 
 def _rows(m: Tensor) -> int:
     return max(1, _CHUNK_ENTRIES // m.numel())
+
+
+def _scaled_sum(terms: Tensor) -> Tensor:
+    """log_sum, overwriting its terms."""
+    top = terms.amax(-1, keepdim=True)
+    top = torch.where(top > -torch.inf, top, 0.0)
+    return terms.sub_(top).exp_().sum(-1).log_() + top[..., 0]
+
+
+def _shares(terms: Tensor, total: Tensor, d: Tensor) -> Tensor:
+    """sum over m of d_m e^{terms_mk - total_m}, overwriting the terms."""
+    return terms.sub_(total[..., None]).exp_().mul_(d[..., None]).sum(2)

@@ -105,6 +105,8 @@ class Blackout(Family):
             raise ValueError(f"loss {loss}, bound {bound}: the law of x_0 is needed; set output: distribution")
         if output == "distribution" and loss != "cross_entropy":
             raise ValueError(f"loss is {loss}, which trains the mean of a distribution only; set loss: cross_entropy")
+        if num_classes < 2:
+            raise ValueError("num_classes is 1: counts of a single level never die; Blackout needs data of 2 levels")
         if num_timesteps < 2:
             raise ValueError(f"num_timesteps is {num_timesteps}; give at least 2, 1000 is published")
         if data_mean is not None and not 0 < data_mean <= num_classes - 1:

@@ -156,8 +156,7 @@ class MarkovDiffusion(Family):
         top_p: float = 1.0,
     ) -> Tensor:
         """log p(x_0 | x_t) site by site, Float64[b, n, V], from one call of the network."""
-        everywhere = torch.ones(zt.flatten(1).shape, dtype=torch.bool, device=zt.device)
-        logits = self.logits_at(zt, t, label, everywhere).reshape(*everywhere.shape, -1).double()
+        logits = self.readout(zt, t, label)().reshape(len(zt), self.num_sites, self.num_classes).double()
         reach = step.reach(zt.flatten(1), self.num_classes)
         if self.parametrisation == "prior":
             logits = logits + reach
