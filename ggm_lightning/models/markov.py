@@ -195,8 +195,8 @@ class MarkovDiffusion(Family):
 
     def prior(self, x: Tensor) -> Tensor:
         """Float64[b], nats: KL(q(x_1 | x) || prior_law)."""
-        end = torch.tensor([self.t_end], dtype=torch.float64, device=x.device)
-        q = self.process.transition(end)[0].T[: self.num_classes]
+        last = torch.tensor([self.num_timesteps], device=x.device)
+        q = self.grid.transition(last)[0].T[: self.num_classes]
         nats = torch.xlogy(q, q) - q * torch.log(torch.where(q > 0, self.prior_law, 1.0))
         return nats.sum(-1)[x.flatten(1)].sum(-1)
 

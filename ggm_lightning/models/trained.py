@@ -6,7 +6,9 @@ AdamW, arXiv 1711.05101, its learning rate along half a cosine, arXiv 1608.03983
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -57,6 +59,9 @@ class Trained(LightningModule):
     optimizer: Optimizer
     resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
     best_by = "val/nelbo"  # best.ckpt has its lowest value
+    # what a checkpoint means that does not name these arguments because they did not exist: the constructor's defaults
+    # have become others since. Whoever loads a checkpoint of format 1, or of none, fills them in
+    defaults_before: Mapping[str, Any] = MappingProxyType({})
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, as torch's optimisers take it; a group may set its own lr and weight_decay."""

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from torch import Tensor, nn
 
 from ggm_lightning.core import births, death
@@ -153,6 +154,35 @@ def test_continuous_bound_is_the_entropy(name: str) -> None:
 def test_the_bound_does_not_depend_on_the_parameterisation(output: str) -> None:
     law, other = Counts(LAWS["mix21"]), Counts(LAWS["mix21"], output)
     assert continuous_bits(other, pieces=40) == pytest.approx(continuous_bits(law, pieces=40), abs=1e-6)
+
+
+@pytest.mark.parametrize("reading", ["prior", "posterior"])
+def test_equal_logits_begin_at_ln_v(reading: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say that every count is equally likely, and with prior nothing else. Control: read as p(x_0 | x_t) they
+    forget what x_t tells."""
+    monkeypatch.setattr(Counts, "parametrisation", reading)
+    monkeypatch.setattr(Counts, "forward", lambda self, z, f, label=None: torch.zeros(*z.shape, 5).double())
+    law = Counts(np.array([0.1, 0.3, 0.2, 0.25, 0.15]), "distribution")
+    nats = continuous_bits(law, pieces=300) * math.log(2)
+    chain = model_of(law, bound="posterior", num_timesteps=10, data_mean=2.0)
+    steps = sum(at_all_states(chain, law, t) for t in chain.grid[2:].tolist()) / 9
+    steps = float(steps + ends(chain, law))
+    if reading == "prior":
+        assert [nats, steps] == pytest.approx([math.log(5)] * 2, abs=1e-4)
+    else:
+        assert min(nats, steps) > math.log(5) + 4
+
+
+def test_what_a_checkpoint_of_before_means() -> None:
+    """Its configuration does not name the argument: it was trained as posterior, whatever is the default now."""
+    options = {"output": "distribution", "loss": "cross_entropy"}
+    now, before = (Blackout(Simple(), 5, (1,), **options, **given) for given in ({}, Blackout.defaults_before))
+    assert (now.parametrisation, before.parametrisation) == ("prior", "posterior")
+    zt, t = torch.tensor([[1]]), torch.tensor([0.4], dtype=torch.float64)
+    laws = [m.log_posterior(zt, t, torch.zeros(1, 1, 5).double()).softmax(-1)[0, 0] for m in (now, before)]
+    assert laws[1].tolist() == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
+    q = binom.pmf(1, np.arange(5), math.exp(-0.4))
+    assert laws[0].tolist() == pytest.approx(list(q / q.sum()), rel=1e-12)
 
 
 def test_a_wrong_predictor_is_above() -> None:
