@@ -63,16 +63,16 @@ def death_probability(t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
 def log_transition(
     xt: Int64[Tensor, "b n"], t: Float64[Tensor, " b"], cap: int, dtype: torch.dtype = torch.float64
 ) -> Float[Tensor, "b n v"]:
-    """ln q(x_t | x_0) of eq. (1) for x_0 = 0..cap, but for what does not depend on x_0; -inf below x_t:
+    """ln q(x_t | x_0) of eq. (1) for x_0 = 0..cap without x_t ln p, which is the same for all; -inf below x_t:
 
-        ln x_0! - ln (x_0 - x_t)! + (x_0 - x_t) ln(1 - p)
+        ln C(x_0, x_t) + (x_0 - x_t) ln(1 - p)
 
-    0 for all x_0 where nobody is left alive and t is large: such an x_t tells nothing.
+    0 for all x_0 where t is large and nobody is left: then x_t tells nothing.
     """
     x0 = torch.arange(cap + 1, device=xt.device)
-    ln = counting.log_factorial(cap, xt.device)
     died = (x0 - x0[:, None]).clamp(min=0)  # [x_t, x_0]
-    choices = (ln - ln[died]).to(dtype)
+    ln = counting.log_factorial(cap, xt.device)
+    choices = (ln - ln[died] - ln[:, None]).to(dtype)
     died_now = (x0 - xt[..., None]).clamp(min=0).to(dtype)
     each = torch.log(death_probability(t)).to(dtype)[:, None, None]
     # nobody has died at t = 0: 0 log 0 is 0

@@ -3,6 +3,7 @@
 A law whose classes are 760 nats apart cannot be written as probabilities: e^-760 is 0 in float64, and its logarithm an
 infinite bound. Here such numbers stay logarithms. A sum of zeros alone is 0, log -inf, and its gradient is 0, where
 torch's own functions give NaN: nothing is known of the slope there, but the finite rows beside it must keep theirs.
+What is NaN stays NaN.
 
 Log-space filtering and these sums are folklore; they serve the bounds of GGM (arXiv 2405.17035), of Blackout and of any
 finite Markov process (arXiv 2305.11089).
@@ -22,21 +23,21 @@ _CHUNK_ENTRIES = 1 << 22  # terms formed at once by log_matmul: 32 MB in float64
 
 def log_sum(x: Float[Tensor, "*k v"]) -> Float[Tensor, "*k"]:
     """log sum_v e^{x_v} along the last axis."""
-    possible = (x > -torch.inf).any(-1)
-    return torch.where(possible, torch.logsumexp(torch.where(possible[..., None], x, 0.0), -1), -torch.inf)
+    impossible = (x == -torch.inf).all(-1)
+    return torch.where(impossible, -torch.inf, torch.logsumexp(torch.where(impossible[..., None], 0.0, x), -1))
 
 
 def log_add(x: Float[Tensor, "*#s"], y: Float[Tensor, "*#s"]) -> Float[Tensor, "*s"]:
     """log(e^x + e^y)."""
-    possible = (x > -torch.inf) | (y > -torch.inf)
-    total = torch.logaddexp(torch.where(possible, x, 0.0), torch.where(possible, y, 0.0))
-    return torch.where(possible, total, -torch.inf)
+    impossible = (x == -torch.inf) & (y == -torch.inf)
+    total = torch.logaddexp(torch.where(impossible, 0.0, x), torch.where(impossible, 0.0, y))
+    return torch.where(impossible, -torch.inf, total)
 
 
 def log_normalised(x: Float[Tensor, "*k v"]) -> Float[Tensor, "*k v"]:
     """log softmax along the last axis; a row in which no class is possible stays -inf: it has no law."""
-    possible = (x > -torch.inf).any(-1, keepdim=True)
-    return torch.where(possible, torch.log_softmax(torch.where(possible, x, 0.0), -1), -torch.inf)
+    impossible = (x == -torch.inf).all(-1, keepdim=True)
+    return torch.where(impossible, -torch.inf, torch.log_softmax(torch.where(impossible, 0.0, x), -1))
 
 
 def divergence(q: Float[Tensor, "*k v"], log_p: Float[Tensor, "*k v"]) -> Float[Tensor, "*k"]:
@@ -61,7 +62,7 @@ class _LogMatmul(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         a, m, out = ctx.saved_tensors
-        finite = torch.where(out > -torch.inf, out, torch.inf)  # e^-inf: a sum of zeros has no gradient
+        finite = torch.where(out == -torch.inf, torch.inf, out)  # e^-inf: a sum of zeros has no gradient
         parts = zip(a.split(_rows(m), 1), finite.split(_rows(m), 1), d_out.split(_rows(m), 1), strict=True)
         return torch.cat([_shares(part[:, :, None] + m[:, None], y, d) for part, y, d in parts], 1), None
 
@@ -73,7 +74,7 @@ def _rows(m: Tensor) -> int:
 def _scaled_sum(terms: Tensor) -> Tensor:
     """log_sum, overwriting its terms."""
     top = terms.amax(-1, keepdim=True)
-    top = torch.where(top > -torch.inf, top, 0.0)
+    top = torch.where(top == -torch.inf, 0.0, top)
     return terms.sub_(top).exp_().sum(-1).log_() + top[..., 0]
 
 

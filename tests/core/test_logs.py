@@ -88,6 +88,7 @@ def test_rows_without_a_class_are_minus_inf_and_leave_the_others_their_gradient(
         torch.where(out > -INF, out * torch.arange(1, out[0].numel() + 1).reshape(out[0].shape), 0.0).sum().backward()
         assert not bool(torch.isnan(x.grad).any()), name
         assert float(x.grad[0].abs().max()) > 0.01, name
+        assert bool(torch.isnan(function(torch.full((2, 6), torch.nan).double())).all()), name
     x = torch.full((6,), -INF, dtype=torch.float64, requires_grad=True)
     torch.logsumexp(x, 0).backward()
     assert bool(torch.isnan(x.grad).all())  # control: torch's own
