@@ -5,8 +5,7 @@ infinite bound. Here such numbers stay logarithms. A sum of zeros alone is 0, lo
 torch's own functions give NaN: nothing is known of the slope there, but the finite rows beside it must keep theirs.
 What is NaN stays NaN.
 
-Log-space filtering and these sums are folklore; they serve the bounds of GGM (arXiv 2405.17035), of Blackout and of any
-finite Markov process (arXiv 2305.11089).
+They serve the bounds of GGM (arXiv 2405.17035), of Blackout and of any finite Markov process (arXiv 2305.11089).
 """
 
 from __future__ import annotations
