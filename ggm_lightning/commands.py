@@ -15,6 +15,7 @@ from ggm_lightning import drawing, evaluation, infill_input, inspection
 from ggm_lightning.drawing import Asked
 from ggm_lightning.loading import load_family, trusted_names
 from ggm_lightning.rundir import checkpoint as checkpoint_files
+from ggm_lightning.rundir import restore
 
 
 def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
@@ -42,7 +43,7 @@ inspect = inspection.inspect
 
 
 def _refuse_another_model(section: dict[str, Any], path: str) -> None:
-    theirs = checkpoint_files.about(checkpoint_files.read(path)).get("model") or {}
+    theirs = restore.model_section(checkpoint_files.read(path)) or {}
     found = [text for text in config_files.differences(section, theirs) if not text.split(" is ")[1].startswith("None")]
     if found:
         raise ValueError(f"--config and --ckpt_path {path} disagree: {'; '.join(found[:3])}; leave --config out")

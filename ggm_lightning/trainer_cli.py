@@ -40,6 +40,7 @@ from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.models import blackout, genmd4, ggm, lddm, markov, md4, vqgan  # noqa: F401
 from ggm_lightning.models.trained import Trained
 from ggm_lightning.rundir import checkpoint as checkpoint_files
+from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
 from ggm_lightning.rundir.loggers import LOGGERS, make_logger
 
@@ -261,7 +262,7 @@ def _refuse_another_model(model: LightningModule, path: str, resuming: bool) -> 
     Evaluation may differ in how the optimiser is set and how the bound is estimated; a resumed fit in neither.
     """
     theirs, ours = (
-        checkpoint_files.about(checkpoint_files.read(path)).get("model"),
+        restore.model_section(checkpoint_files.read(path)),
         checkpoint_files.describe(model)["model"],
     )
     if theirs is None or ours is None:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from ggm_lightning.core import categorical, counting, death
+from ggm_lightning.core import categorical, counting, death, logs
 
 KERNELS = ("capped", "poisson", "stochastic", "rounded", "posterior")
 ROUNDED_BIAS = (
@@ -50,7 +50,7 @@ class BirthLaw:
         pi: Float64[b], in [0, 1].
         cap: the largest count.
         kernel: one of KERNELS.
-        posterior: Float64[b, n, v], unnormalised p(x_0 = v | x_t), 0 below x_t; for kernel "posterior" alone.
+        log_posterior: Float64[b, n, v], log p(x_0 = v | x_t), -inf below x_t; for kernel "posterior" alone.
     """
 
     zt: Int64[Tensor, "b n"]
@@ -58,7 +58,7 @@ class BirthLaw:
     pi: Float64[Tensor, " b"]
     cap: int
     kernel: str = "capped"
-    posterior: Float64[Tensor, "b n v"] | None = None
+    log_posterior: Float64[Tensor, "b n v"] | None = None
 
     def _trials(self) -> tuple[Int64[Tensor, "b n"], Float64[Tensor, "b n"]]:
         """(N, fraction): Binomial(N, pi) with probability 1 - fraction, else Binomial(N + 1, pi); not yet at most M."""
@@ -74,8 +74,8 @@ class BirthLaw:
             return self.zt + counting.poisson(self.pi[:, None] * self.y, room, u)
         if self.kernel == "capped":
             return self.zt + counting.binomial(room, capped_probability(self.y, self.pi, room), u)
-        if self.kernel == "posterior" and self.posterior is not None:
-            rows = self.posterior.flatten(0, 1).log()
+        if self.kernel == "posterior" and self.log_posterior is not None:
+            rows = self.log_posterior.flatten(0, 1)
             trials = categorical.draw(rows, uniform("origin").flatten()).reshape(room.shape) - self.zt
         else:
             low, fraction = self._trials()
@@ -92,6 +92,8 @@ class BirthLaw:
         elif self.kernel == "capped":
             p = capped_probability(self.y, self.pi, room[..., 0])[..., None]
             law = counting.log_pmf(births, room.double(), p, 1 - p).exp()
+        elif self.kernel == "posterior":
+            law = self.log_births().exp()
         else:
             law = self._mixed(births, room)
         law = torch.where(births < room, law, 0.0)
@@ -104,22 +106,29 @@ class BirthLaw:
     def _mixed(self, births: Tensor, room: Tensor) -> Tensor:
         """Binomial(N, pi) averaged over the law of N."""
         table = binomial_table(self.pi, self.cap)  # [b, trials, births]
-        if self.kernel == "posterior" and self.posterior is not None:
-            p = self.posterior / self.posterior.sum(-1, keepdim=True)
-            v = births.long() + self.zt[..., None]
-            weight = torch.where(v <= self.cap, p.gather(-1, v.clamp(max=self.cap)), 0.0)
-        else:
-            low, fraction = (part[..., None] for part in self._trials())
-            at = [torch.minimum(low + more, room) == births for more in (0, 1)]
-            weight = (1 - fraction) * at[0] + fraction * at[1]
+        low, fraction = (part[..., None] for part in self._trials())
+        at = [torch.minimum(low + more, room) == births for more in (0, 1)]
+        weight = (1 - fraction) * at[0] + fraction * at[1]
         return weight @ table
+
+    def log_births(self) -> Float64[Tensor, "b n v"]:
+        """Kernel "posterior": log P(n births), n in 0..cap, Binomial(v - x_t, pi) averaged over v ~ p(x_0 | x_t)."""
+        assert self.log_posterior is not None
+        v = torch.arange(self.cap + 1, device=self.zt.device) + self.zt[..., None]
+        log_trials = torch.where(v <= self.cap, self.log_posterior.gather(-1, v.clamp(max=self.cap)), -torch.inf)
+        return logs.log_matmul(log_trials, log_binomial_table(self.pi, self.cap).transpose(1, 2))
+
+
+def log_binomial_table(pi: Float64[Tensor, " b"], cap: int) -> Float64[Tensor, "b v w"]:
+    """log P(n births of m trials) [b, m, n], m and n in 0..cap."""
+    n = torch.arange(cap + 1, dtype=torch.float64, device=pi.device)
+    p = pi[:, None, None]
+    return counting.log_pmf(n, n[:, None], p, 1 - p)
 
 
 def binomial_table(pi: Float64[Tensor, " b"], cap: int) -> Float64[Tensor, "b v w"]:
     """P(n births of m trials) [b, m, n], m and n in 0..cap."""
-    n = torch.arange(cap + 1, dtype=torch.float64, device=pi.device)
-    p = pi[:, None, None]
-    return counting.log_pmf(n, n[:, None], p, 1 - p).exp()
+    return log_binomial_table(pi, cap).exp()
 
 
 def kernel_divergence(law: BirthLaw, m: Int64[Tensor, "b n"], log_y: Float64[Tensor, "b n"]) -> Float64[Tensor, "b n"]:
@@ -155,8 +164,7 @@ def kernel_divergence(law: BirthLaw, m: Int64[Tensor, "b n"], log_y: Float64[Ten
         gone = (room - deaths * pi) * torch.log1p(-p)
         return falling - room_falling + torch.xlogy(deaths * pi, pi) + stay - births - gone
     truth = table.gather(1, m[..., None].expand(-1, -1, law.cap + 1))
-    model = law._mixed(torch.arange(law.cap + 1, dtype=torch.float64, device=m.device), (law.cap - law.zt)[..., None])
-    return (torch.xlogy(truth, truth) - torch.where(truth > 0, truth * torch.log(model), 0.0)).sum(-1)
+    return logs.divergence(truth, law.log_births())
 
 
 def chain(

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from ggm_lightning.core import logs
 from ggm_lightning.core.losses import at_least_float32
 
 # entries processed at once: 2^24 are 128 MB in float64
@@ -84,6 +85,18 @@ def probabilities(logits: Float[Tensor, "k v"], temperature: float = 1.0, top_p:
     """The law that `draw` draws from, normalised."""
     p = unnormalised(logits, temperature, top_p)
     return p / p.cumsum(-1)[:, -1:]
+
+
+def log_probabilities(
+    logits: Float[Tensor, "*k v"], temperature: float = 1.0, top_p: float = 1.0
+) -> Float64[Tensor, "*k v"]:
+    """The logarithms of `probabilities`, however small; -inf outside the nucleus, and where no class is possible."""
+    check_sharpening(temperature, top_p)
+    scaled = logits.double() / temperature
+    if top_p < 1:
+        kept = unnormalised(logits.flatten(0, -2), temperature, top_p).reshape(logits.shape) > 0
+        scaled = torch.where(kept, scaled, -torch.inf)
+    return logs.log_normalised(scaled)
 
 
 def draw(

@@ -60,6 +60,26 @@ def death_probability(t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
     return -torch.expm1(-t)
 
 
+def log_transition(
+    xt: Int64[Tensor, "b n"], t: Float64[Tensor, " b"], cap: int, dtype: torch.dtype = torch.float64
+) -> Float[Tensor, "b n v"]:
+    """ln q(x_t | x_0) of eq. (1) for x_0 = 0..cap without x_t ln p, which is the same for all; -inf below x_t:
+
+        ln C(x_0, x_t) + (x_0 - x_t) ln(1 - p)
+
+    0 for all x_0 where t is large and nobody is left: then x_t tells nothing.
+    """
+    x0 = torch.arange(cap + 1, device=xt.device)
+    died = (x0 - x0[:, None]).clamp(min=0)  # [x_t, x_0]
+    ln = counting.log_factorial(cap, xt.device)
+    choices = (ln - ln[died] - ln[:, None]).to(dtype)
+    died_now = (x0 - xt[..., None]).clamp(min=0).to(dtype)
+    each = torch.log(death_probability(t)).to(dtype)[:, None, None]
+    # nobody has died at t = 0: 0 log 0 is 0
+    log_q = choices[xt] + torch.where(died_now > 0, died_now * each, 0.0)
+    return torch.where(x0 >= xt[..., None], log_q, -torch.inf)
+
+
 def bridge_probability(t: Float64[Tensor, "*b"], s: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
     """pi of eq. (3), s < t: p (e^{t-s} - 1) / (1 - p), which cancels at neither end; exactly 1 at s = 0."""
     pi = survival(t) * torch.expm1(t - s) / death_probability(t)

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ggm_lightning.core import categorical
+from ggm_lightning.core import categorical, logs
 from ggm_lightning.core.losses import at_least_float32
 from ggm_lightning.core.sweeps import Sweeps
 
@@ -126,7 +126,7 @@ def log_mixed(
     log_p0: Float[Tensor, "k v"], log_pi: Float[Tensor, " v"], a: Float[Tensor, " k"]
 ) -> Float[Tensor, "k v"]:
     """log(a p0 + (1 - a) pi), eq. (5); a = 1 gives p0."""
-    return torch.logaddexp(a.log()[:, None] + log_p0, torch.log1p(-a)[:, None] + log_pi)
+    return logs.log_add(a.log()[:, None] + log_p0, torch.log1p(-a)[:, None] + log_pi)
 
 
 def unmixed(
@@ -223,12 +223,9 @@ def step_nats(
     m = (1 - a)[:, None] * pi
     m = m.scatter_add(1, x0[:, None], a[:, None])
     keep = keep[:, None]
-    return _divergence(m, p) - _divergence(keep * m + (1 - keep) * pi, keep * p + (1 - keep) * pi)
-
-
-def _divergence(q: Float64[Tensor, "k v"], p: Float64[Tensor, "k v"]) -> Float64[Tensor, " k"]:
-    """KL(q || p) with 0 log 0 = 0."""
-    return torch.where(q > 0, q * (q.log() - p.log()), 0.0).sum(-1)
+    after = torch.log(keep * p + (1 - keep) * pi)
+    # log_p itself: a law may hold classes of probability e^-760, which is 0 among the p
+    return logs.divergence(m, log_p) - logs.divergence(keep * m + (1 - keep) * pi, after)
 
 
 def prior_nats(

@@ -8,17 +8,22 @@ own equation numbers. Columns are where the process comes from: L[a, b] is the r
     reverse map   P(x_s = a | x_t = b) = K_{s->t}[b, a] p_s(a) / p_t(b), exact for any s < t                     (3)
     bridge        P(x_s = a | x_t = b, x_0 = o) = K_{s->t}[b, a] K_{0->s}[a, o] / K_{0->t}[b, o]                 (4)
 
-Rates and maps given x_t alone are averages of those given x_0 = o over p(o | x_t), which is what a network learns.
+Rates and maps given x_t alone are averages of those given x_0 = o over p(o | x_t), which is what a network learns. What
+training and bounds need of them is kept as logarithms (`Step`): laws may hold classes of probability e^-760.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from ggm_lightning.core import logs
+
+_TABLE_BYTES = 1 << 29  # of all matrices of a grid; a larger grid makes them anew where they are asked for
 _TAYLOR = 20  # terms; the argument has norm at most 1, so that the rest is below 1e-19
 
 
@@ -74,7 +79,8 @@ def discretised_gaussian(num_states: int, width: float = 1.0) -> Float64[Tensor,
         raise ValueError(f"discretised_gaussian: width is {width}; it must be positive and finite")
     x = torch.arange(num_states, dtype=torch.float64)
     rates = torch.exp(-((x[:, None] - x) ** 2) / (2 * width**2)).fill_diagonal_(0.0)
-    return from_rates(rates / rates.sum(0).max())
+    largest = rates.sum(0).max()
+    return from_rates(rates / torch.where(largest > 0, largest, 1.0))  # 0: a single state, which stays
 
 
 def lattice(drift: Float64[Tensor, " v"], diffusion: float, spacing: float) -> Float64[Tensor, "v v"]:
@@ -123,10 +129,18 @@ class Process:
         return self if self.L.device == device else Process(self.L.to(device))
 
     def transition(self, t: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
-        """K_t[a, b] = P(x_t = a | x_0 = b)."""
+        """K_t[a, b] = P(x_t = a | x_0 = b), made once for each distinct time. Asks the device for numbers: a training
+        step looks its matrices up instead, see Grid."""
         if bool((t < 0).any()):
             raise ValueError(f"transition: a time is {float(t.min()):.3g}; times run forward from 0, give s <= t")
-        return _exponential(self.L, t)
+        if t.requires_grad:
+            return _exponential(self.L, t)
+        distinct, which = torch.unique(t, return_inverse=True)
+        return _exponential(self.L, distinct)[which]
+
+    def step(self, t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]) -> Step:
+        """What a reverse step from t to s needs."""
+        return Step(self.transition(s).log(), self.transition(t).log(), self.transition(t - s).log())
 
     def marginal(self, p0: Float64[Tensor, " v"], t: Float64[Tensor, " b"]) -> Float64[Tensor, "b v"]:
         """p_t for x_0 ~ p0."""
@@ -167,3 +181,66 @@ class Process:
         ratio = torch.where(at > 0, K / torch.where(at > 0, at, 1.0), 0.0)
         rates = self.L[state] * (ratio @ posterior[:, :, None])[:, :, 0]
         return rates.scatter(1, state[:, None], 0.0)
+
+
+@dataclass
+class Step:
+    """One reverse step, from time t to s, of b rows: the logarithms of three matrices, each Float64[b, v, v].
+
+    Attributes:
+        before: log P(x_s = a | x_0 = o) [a, o].
+        at: log P(x_t = c | x_0 = o) [c, o].
+        between: log P(x_t = c | x_s = a) [c, a].
+    """
+
+    before: Float64[Tensor, "b v v"]
+    at: Float64[Tensor, "b v v"]
+    between: Float64[Tensor, "b v v"]
+
+    def reach(self, zt: Int64[Tensor, "b n"], num_classes: int) -> Float64[Tensor, "b n o"]:
+        """log P(x_t | x_0 = o) for o = 0..num_classes-1."""
+        return self.at[..., :num_classes].take_along_dim(zt[..., None], 1)
+
+    def bridge(self, zt: Int64[Tensor, "b n"], x0: Int64[Tensor, "b n"]) -> Float64[Tensor, "b n v"]:
+        """log P(x_s | x_t, x_0), eq. (4)."""
+        from_x0 = self.before.transpose(1, 2).take_along_dim(x0[..., None], 1)
+        return logs.log_normalised(self.between.take_along_dim(zt[..., None], 1) + from_x0)
+
+    def mixed(self, zt: Int64[Tensor, "b n"], log_posterior: Float64[Tensor, "b n o"]) -> Float64[Tensor, "b n v"]:
+        """log P(x_s | x_t), eq. (4) averaged over log p(x_0 | x_t). -inf everywhere where no x_0 is possible."""
+        o = log_posterior.shape[-1]
+        reach = self.reach(zt, o)
+        # p(o | x_t) / P(x_t | o); what cannot be reached has probability 0 in both
+        share = torch.where(reach > -torch.inf, log_posterior - reach, -torch.inf)
+        to_state = self.between.take_along_dim(zt[..., None], 1)
+        return logs.log_normalised(to_state + logs.log_matmul(share, self.before[..., :o].contiguous()))
+
+
+class Grid:
+    """The matrices of a process between fixed times, made once: a step that looks them up asks the device for nothing.
+
+    Args:
+        process: whose matrices.
+        times: Float64[T + 1], 0 = t_0 < ... < t_T.
+    """
+
+    def __init__(self, process: Process, times: Float64[Tensor, " t"]) -> None:
+        self.process, self.times = process, times
+        self._tables: list[Tensor] | None = None
+        if 2 * len(times) * process.num_states**2 * 8 <= _TABLE_BYTES:
+            self._tables = [process.transition(times), process.transition(times.diff())]
+
+    def to(self, device: torch.device) -> Grid:
+        return self if self.times.device == device else Grid(self.process.to(device), self.times.to(device))
+
+    def transition(self, k: Int64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
+        """P(x_{t_k} = a | x_0 = b) [b, a, b]."""
+        return self.process.transition(self.times[k]) if self._tables is None else self._tables[0][k]
+
+    def step(self, k: Int64[Tensor, " b"]) -> Step:
+        """From t_k to t_{k-1}; k in 1..T."""
+        if self._tables is None:
+            between = self.process.transition(self.times[k] - self.times[k - 1])
+        else:
+            between = self._tables[1][k - 1]
+        return Step(self.transition(k - 1).log(), self.transition(k).log(), between.log())

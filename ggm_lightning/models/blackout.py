@@ -18,12 +18,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ggm_lightning.core import births, categorical, death, losses, noise, times
+from ggm_lightning.core import births, categorical, death, logs, losses, noise, times
 from ggm_lightning.core.births import BirthLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.softplus_loss import softplus_loss
@@ -36,6 +37,7 @@ OUTPUTS = ("softplus", "scaled", "deaths", "distribution")
 LOSSES = ("instantaneous", "finite_time", "likelihood", "cross_entropy")
 BOUNDS = ("continuous", "poisson", "capped", "posterior")
 TIME_INPUTS = ("index", "logit", "unit")
+PARAMETRISATIONS = ("prior", "posterior")
 
 
 class Blackout(Family):
@@ -50,7 +52,7 @@ class Blackout(Family):
     Args:
         network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
         output: softplus, published: y = softplus(raw). scaled: y = (1 - p) softplus(raw), which keeps small t accurate.
-            deaths: the network returns y >= 0 itself. distribution: logits of x_0; what lies below x_t is left out.
+            deaths: the network returns y >= 0 itself. distribution: logits of x_0, read as `parametrisation` says.
         loss: instantaneous or finite_time, published, at the T observation times; likelihood: the integral of eq. (5),
             bits per dimension; cross_entropy: of x_0, for output distribution alone.
         bound: of nelbo: continuous; or that of the T-step chain with poisson, capped or posterior births.
@@ -58,6 +60,10 @@ class Blackout(Family):
         time_input: index, published: 0..T-1, between two of them a fraction; logit: f; unit: index/(T-1).
         network_input: centred as above; counts: x_t as Int64, for the package's networks of categories.
         data_mean: mean count, for the prior of the bound; None is the middle. A wrong one costs about e^-t_end.
+        parametrisation: of output distribution, what softmax(logits) is. prior: the law of x_0 at a site given the x_t
+            of the others, before its own x_t is looked at: q(x_t | x_0), which is known, is multiplied in, and equal
+            logits have a bound of about N ln V. posterior: p(x_0 | x_t) itself, with all of q(x_t | x_0) left to the
+            network. What lies below x_t is left out. Either can say any law; -inf excludes a count.
         official: as the published code, finite_time is not multiplied by T (1000 times smaller); dropout stays on while
             sampling.
     """
@@ -65,6 +71,7 @@ class Blackout(Family):
     samplers = births.KERNELS
     grids = ()
     needs_order = True  # a count passes through all that lie below it
+    defaults_before = MappingProxyType({"parametrisation": "posterior"})
 
     def __init__(
         self,
@@ -79,6 +86,7 @@ class Blackout(Family):
         time_input: str = "index",
         network_input: str = "centred",
         data_mean: float | None = None,
+        parametrisation: str = "prior",
         official: bool = False,
         optimizer: Optimizer = Optimizer(),
         label_dropout: float = 0.0,
@@ -90,6 +98,7 @@ class Blackout(Family):
         chosen: dict[str, tuple[str, tuple[str, ...]]]
         chosen = {"output": (output, OUTPUTS), "loss": (loss, LOSSES), "bound": (bound, BOUNDS)}
         chosen |= {"time_input": (time_input, TIME_INPUTS), "network_input": (network_input, ("centred", "counts"))}
+        chosen |= {"parametrisation": (parametrisation, PARAMETRISATIONS)}
         for name, (value, known) in chosen.items():
             if value not in known:
                 raise ValueError(f"{name} is '{value}'; choose one of {', '.join(known)}")
@@ -97,11 +106,13 @@ class Blackout(Family):
             raise ValueError(f"loss {loss}, bound {bound}: the law of x_0 is needed; set output: distribution")
         if output == "distribution" and loss != "cross_entropy":
             raise ValueError(f"loss is {loss}, which trains the mean of a distribution only; set loss: cross_entropy")
+        if num_classes < 2:
+            raise ValueError("num_classes is 1: counts of a single level never die; Blackout needs data of 2 levels")
         if num_timesteps < 2:
             raise ValueError(f"num_timesteps is {num_timesteps}; give at least 2, 1000 is published")
         if data_mean is not None and not 0 < data_mean <= num_classes - 1:
             raise ValueError(f"data_mean is {data_mean}; a mean count lies in (0, {num_classes - 1}]")
-        self.output, self.objective, self.bound = output, loss, bound
+        self.output, self.objective, self.bound, self.parametrisation = output, loss, bound, parametrisation
         self.loss_name = "train/bpd" if loss == "likelihood" else f"train/{loss}"
         self.num_timesteps, self.t_end = num_timesteps, t_end
         self.time_input, self.network_input, self.official = time_input, network_input, official
@@ -164,20 +175,25 @@ class Blackout(Family):
         """(y, ln y), Float64[b, n], from what the network returned."""
         gone = death.death_probability(t.double())[:, None]
         if self.output == "distribution":
-            p = categorical.probabilities(self.possible(zt, raw).flatten(0, 1)).reshape(raw.shape)
-            x0 = torch.arange(self.num_classes, device=raw.device)
-            y = (p * (x0 - zt.flatten(1)[..., None]).clamp(min=0)).sum(-1)
-            return y, torch.log(y)
+            return self._mean_deaths(zt, categorical.log_probabilities(self.log_posterior(zt, t, raw)))
         if self.output == "deaths":
             y = raw.double()
             return y, torch.log(torch.where(y > 0, y, 0.0))
         y, log_y = functional.softplus(raw).double(), death.log_softplus(raw).double()
         return (gone * y, torch.log(gone) + log_y) if self.output == "scaled" else (y, log_y)
 
-    def possible(self, zt: Tensor, logits: Tensor) -> Tensor:
-        """Logits of x_0 with what lies below x_t left out."""
+    def log_posterior(self, zt: Tensor, t: Tensor, logits: Tensor) -> Tensor:
+        """log p(x_0 | x_t) but for a constant per site, Float[b, n, V], from the network's logits; -inf below x_t."""
+        if self.parametrisation == "prior":
+            return logits + death.log_transition(zt.flatten(1), t.double(), self.cap, logits.dtype)
         x0 = torch.arange(self.num_classes, device=logits.device)
         return torch.where(x0 >= zt.flatten(1)[..., None], logits, -torch.inf)
+
+    def _mean_deaths(self, zt: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+        """(y, ln y) of log p(x_0 | x_t) Float64[b, n, V]; y = 0 where no count from x_t upwards is possible."""
+        x0 = torch.arange(self.num_classes, device=log_p.device)
+        died = (x0 - zt.flatten(1)[..., None]).clamp(min=0).double()
+        return (log_p.exp() * died).sum(-1), logs.log_sum(log_p + died.log())
 
     # ------------------------------------------------------------------ losses given a corrupted state
 
@@ -229,7 +245,8 @@ class Blackout(Family):
             return self._integrand(x, zt, t, label, centred) / (self.num_sites * math.log(2))
         raw = self.answer(zt, t, label, centred)
         if self.objective == "cross_entropy":
-            return losses.cross_entropy(self.possible(zt, raw), x.flatten(1)).double().mean(-1)
+            log_p = logs.log_normalised(self.log_posterior(zt, t, raw))
+            return -log_p.gather(-1, x.flatten(1)[..., None])[..., 0].double().mean(-1)
         if self.fuses:
             scale = death.death_probability(t.double()) if self.output == "scaled" else torch.ones_like(t)
             per_site = softplus_loss(raw, x.flatten(1), zt.flatten(1), scale) / self.num_sites
@@ -294,12 +311,11 @@ class Blackout(Family):
         """The law of x_s, and ln y."""
         raw = self.answer(zt, t, label)
         y, log_y = self.deaths(zt, t, raw)
-        posterior = None
+        log_p = None
         if kernel == "posterior":
-            rows = self.possible(zt, raw).flatten(0, 1)
-            posterior = categorical.unnormalised(rows, temperature, top_p).reshape(raw.shape)
+            log_p = categorical.log_probabilities(self.log_posterior(zt, t, raw), temperature, top_p)
         pi = death.bridge_probability(t.double(), s.double())
-        return BirthLaw(zt.flatten(1), y, pi, self.cap, kernel, posterior), log_y
+        return BirthLaw(zt.flatten(1), y, pi, self.cap, kernel, log_p), log_y
 
     def reverse_law(
         self,

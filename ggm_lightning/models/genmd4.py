@@ -122,7 +122,10 @@ class GenMD4(Family):
     def _surrogate(self, x: Tensor, z1: Tensor, z2: Tensor, t: Tensor, difference: Tensor) -> Tensor:
         w, flat = self.exponents(), x.flatten(1)
         log_q1, log_q2 = (vector_masking.log_probability((z == self.mask_id).flatten(1), flat, t, w) for z in (z1, z2))
-        return 0.5 * difference.detach() * (log_q1 - log_q2)
+        difference = difference.detach()
+        # a class of logit -inf makes l1 or l2 infinite: the loss is, but nothing is known of this slope
+        difference = torch.where(torch.isfinite(difference), difference, 0.0)
+        return 0.5 * difference * (log_q1 - log_q2)
 
     def _fused_terms(self, x: Tensor, z1: Tensor, z2: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """(mean of (l1 + l2)/2, Float[b] surrogate): `leave_one_out` without logits."""

@@ -44,7 +44,8 @@ class GGM(Family):
     Bool[b, n] (sites that sweep r had visited before). It returns o, Float[b, n, V] or Float[b, *shape, V], of which
     only the hidden sites are used: the logits s = o + log(Pi_r(phi)/beta_r), so that o = 0 is the calibrated p_t = pi
     and o = log p_t(x|y) - log pi(x) the exact one. With loss ce_x0 it is log p0(x|y) - log pi(x) instead. Constants
-    matter to bce alone.
+    matter to bce alone. -inf excludes a token from p0 or p_t; but in p_t noise may put any token anywhere, so that the
+    bound is then infinite for all data.
 
     Times: t = 0..T = R n counts visits; `corrupt`, `terms` and `reverse_law` take t as the time of the state they get.
 

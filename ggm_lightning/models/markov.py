@@ -1,7 +1,7 @@
 """Diffusion by any Markov process on finitely many states, after the general part of arXiv 2305.11089 (Blackout).
 
     x_t        every site moves by itself with the rates L: P(x_t | x_0) = exp(L tau(t)), tau = t_end t^power
-    p(x_0|x_t) is what the network says, site by site
+    p(x_0|x_t) site by site: softmax of the network's logits + log P(x_t | x_0), the latter known      `parametrisation`
     p(x_s|x_t) = sum over o of p(o | x_t) P(x_s | x_t, x_0 = o), the exact bridge                    core/markov.py, (4)
     -log p(x) <= KL(q(x_1 | x) || prior) + sum over T steps of E KL(P(x_s | x_t, x) || p(x_s | x_t))
 
@@ -15,12 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, markov, masking, noise, times
-from ggm_lightning.core.markov import Process
+from ggm_lightning.core import categorical, logs, markov, masking, noise, times
+from ggm_lightning.core.markov import Grid, Process, Step
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Optimizer
@@ -28,27 +29,29 @@ from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
 PROCESSES = ("uniform", "absorbing", "gaussian")
+PARAMETRISATIONS = ("prior", "posterior")
 
 
 @dataclass
 class StateLaw:
-    """The law of x_s given x_t, site by site: p Float64[b, n, states], normalised."""
+    """The law of x_s given x_t, site by site: log_p Float64[b, n, states], normalised."""
 
-    p: Tensor
+    log_p: Tensor
 
     def draw(self, uniform: Callable[[str], Tensor]) -> Tensor:
         """Int64[b, n]."""
-        return categorical.draw(self.p.flatten(0, 1).log(), uniform("state").flatten()).reshape(self.p.shape[:2])
+        return categorical.draw(self.log_p.flatten(0, 1), uniform("state").flatten()).reshape(self.log_p.shape[:2])
 
     def probs(self) -> Tensor:
-        return self.p
+        return self.log_p.exp()
 
 
 class MarkovDiffusion(Family):
     """Diffusion by a process that is given as a matrix of rates.
 
     The network is called as network(z, t, label=None) with z Int64[b, *shape] in 0..S-1 and t Float[b] in [0, 1]; it
-    returns logits of x_0, Float[b, n, V] or Float[b, *shape, V].
+    returns logits of x_0, Float[b, n, V] or Float[b, *shape, V], read as `parametrisation` says. Constants of a row do
+    not matter; -inf excludes a class, and is an infinite bound where the data have it.
 
     Args:
         network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
@@ -58,9 +61,14 @@ class MarkovDiffusion(Family):
         t_end: the process's time at t = 1. power: tau = t_end t^power.
         num_timesteps: T of loss and bound; a sampler may take any number of steps.
         width: of the gaussian process, in states.
+        parametrisation: what softmax(logits) is. prior: the law of x_0 at a site given the x_t of the others, before
+            its own x_t is looked at: P(x_t | x_0), which is known, is multiplied in, and equal logits have a bound of
+            about N ln V. posterior: p(x_0 | x_t) itself, with all of P(x_t | x_0) left to the network; x_0 that cannot
+            become x_t are left out. Either can say any law.
     """
 
     grids = ("uniform", "cosine")
+    defaults_before = MappingProxyType({"parametrisation": "posterior"})
 
     def __init__(
         self,
@@ -72,6 +80,7 @@ class MarkovDiffusion(Family):
         power: float = 2.0,
         num_timesteps: int = 100,
         width: float = 1.0,
+        parametrisation: str = "prior",
         optimizer: Optimizer = Optimizer(),
         label_dropout: float = 0.0,
         eval_samples: int = 1,
@@ -82,9 +91,13 @@ class MarkovDiffusion(Family):
         for name, value in (("t_end", t_end), ("power", power), ("num_timesteps", num_timesteps)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be positive and finite")
+        if parametrisation not in PARAMETRISATIONS:
+            raise ValueError(f"parametrisation is '{parametrisation}'; choose {' or '.join(PARAMETRISATIONS)}")
+        self.parametrisation = parametrisation
         self.t_end, self.power, self.num_timesteps = t_end, power, num_timesteps
         self.needs_order = process == "gaussian"
         self._process = Process(_rates(process, num_classes, width))
+        self._grid: Grid | None = None
         law = torch.zeros(self._process.num_states, dtype=torch.float64)
         law[:num_classes] = 1 / num_classes
         # x_1 of data that are uniform: no state that q(x_1 | x) can be in has probability 0
@@ -101,6 +114,19 @@ class MarkovDiffusion(Family):
         self._process = self._process.to(self.device)
         return self._process
 
+    @property
+    def grid(self) -> Grid:
+        """The process at the times of loss and bound, k/T: made at its first use."""
+        if self._grid is None:
+            k = torch.arange(self.num_timesteps + 1, dtype=torch.float64, device=self.device)
+            self._grid = Grid(self.process, self.tau(k / self.num_timesteps))
+        self._grid = self._grid.to(self.device)
+        return self._grid
+
+    def step_of(self, t: Tensor) -> Tensor:
+        """k Int64[b] of t = k/T."""
+        return torch.round(t.double() * self.num_timesteps).long()
+
     def tau(self, t: Tensor) -> Tensor:
         """The process's time."""
         return self.t_end * t.double() ** self.power
@@ -109,7 +135,11 @@ class MarkovDiffusion(Family):
 
     def corrupt(self, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
         """x_t Int64[b, *shape] from x, t Float64[b] in [0, 1] and uniforms u Float64[b, n]."""
-        cumulative = self.process.transition(self.tau(t)).transpose(1, 2).cumsum(-1)  # [b, x_0, x_t]
+        return self._drawn(x, self.process.transition(self.tau(t)), u)
+
+    def _drawn(self, x: Tensor, transition: Tensor, u: Tensor) -> Tensor:
+        """x_t Int64[b, *shape] of P(x_t = a | x_0 = o) = transition Float64[b, states, states] [a, o]."""
+        cumulative = transition.transpose(1, 2).cumsum(-1)  # [b, x_0, x_t]
         last = cumulative.shape[-1]
         rows = cumulative.gather(1, x.flatten(1)[..., None].expand(-1, -1, last))
         drawn = torch.searchsorted(rows, (u * rows[..., -1])[..., None], right=True)[..., 0]
@@ -117,22 +147,23 @@ class MarkovDiffusion(Family):
 
     # ------------------------------------------------------------------ reverse step
 
-    def bridged(self, posterior: Tensor, zt: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """sum over o of posterior(o) P(x_s | x_t, x_0 = o), Float64[b, n, states]; posterior Float64[b, n, V]."""
-        before, at = self.process.transition(self.tau(s)), self.process.transition(self.tau(t))
-        step = self.process.transition(self.tau(t) - self.tau(s))
-        z, v = zt.flatten(1)[..., None], posterior.shape[-1]
-        reach = at[..., :v].gather(1, z.expand(-1, -1, v))  # P(x_t | o)
-        share = torch.where(reach > 0, posterior / torch.where(reach > 0, reach, 1.0), 0.0)
-        to = step.gather(1, z.expand(-1, -1, step.shape[-1]))  # P(x_t | x_s)
-        p = to * (share @ before[..., :v].transpose(1, 2))
-        return p / p.sum(-1, keepdim=True)
-
-    def possible(self, logits: Tensor, zt: Tensor, t: Tensor) -> Tensor:
-        """Logits Float[b, n, V] without the x_0 from which x_t cannot be reached."""
-        at = self.process.transition(self.tau(t))[..., : self.num_classes]
-        reach = at.gather(1, zt.flatten(1)[..., None].expand(-1, -1, self.num_classes))
-        return torch.where(reach > 0, logits, -torch.inf)
+    def log_posterior(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        step: Step,
+        label: Tensor | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """log p(x_0 | x_t) site by site, Float64[b, n, V], from one call of the network."""
+        logits = self.readout(zt, t, label)().reshape(len(zt), self.num_sites, self.num_classes).double()
+        reach = step.reach(zt.flatten(1), self.num_classes)
+        if self.parametrisation == "prior":
+            logits = logits + reach
+        else:
+            logits = torch.where(reach > -torch.inf, logits, -torch.inf)
+        return categorical.log_probabilities(logits, temperature, top_p)
 
     def reverse_law(
         self,
@@ -147,14 +178,12 @@ class MarkovDiffusion(Family):
         """p(x_s | x_t) site by site; 0 <= s < t <= 1. known: (x_0 Int64[b, n], Bool[b, n]), sites that follow the
         bridge of their own value."""
         arguments.check_law(self, zt, t, s, label, temperature, top_p)
-        everywhere = torch.ones(zt.flatten(1).shape, dtype=torch.bool, device=zt.device)
-        logits = self.logits_at(zt, t, label, everywhere).reshape(*everywhere.shape, -1)
-        rows = self.possible(logits, zt, t).flatten(0, 1)
-        posterior = categorical.probabilities(rows, temperature, top_p).reshape(logits.shape)
+        step = self.process.step(self.tau(t), self.tau(s))
+        posterior = self.log_posterior(zt, t, step, label, temperature, top_p)
         if known is not None:
-            own = nn.functional.one_hot(known[0], self.num_classes).double()
+            own = torch.log(nn.functional.one_hot(known[0], self.num_classes).double())
             posterior = torch.where(known[1][..., None], own, posterior)
-        return StateLaw(self.bridged(posterior, zt, t, s))
+        return StateLaw(step.mixed(zt.flatten(1), posterior))
 
     # ------------------------------------------------------------------ loss and bound
 
@@ -162,25 +191,23 @@ class MarkovDiffusion(Family):
         """Float64[b], nats: T times the divergence of the step from t to t - 1/T, t in {1/T, ..., 1}; its mean over t
         and x_t is the bound without the prior."""
         arguments.check_terms(self, x, zt, t, label)
-        s = (torch.round(t.double() * self.num_timesteps) - 1) / self.num_timesteps
-        model = self.reverse_law(zt, t, s, label).p
-        own = nn.functional.one_hot(x.flatten(1), self.num_classes).double()
-        truth = self.bridged(own, zt, t, s)
-        nats = torch.xlogy(truth, truth) - truth * torch.log(torch.where(truth > 0, model, 1.0))
-        return self.num_timesteps * nats.sum((1, 2))
+        step, flat = self.grid.step(self.step_of(t)), zt.flatten(1)
+        model = step.mixed(flat, self.log_posterior(zt, t, step, label))
+        truth = step.bridge(flat, x.flatten(1))
+        return self.num_timesteps * logs.divergence(truth.exp(), model).sum(1)
 
     def prior(self, x: Tensor) -> Tensor:
         """Float64[b], nats: KL(q(x_1 | x) || prior_law)."""
-        end = torch.tensor([self.t_end], dtype=torch.float64, device=x.device)
-        q = self.process.transition(end)[0].T[: self.num_classes]
+        last = torch.tensor([self.num_timesteps], device=x.device)
+        q = self.grid.transition(last)[0].T[: self.num_classes]
         nats = torch.xlogy(q, q) - q * torch.log(torch.where(q > 0, self.prior_law, 1.0))
         return nats.sum(-1)[x.flatten(1)].sum(-1)
 
     def training_loss(self, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
         """Bits per dimension, mean over the rows, without the prior."""
         t = masking.to_grid(times.of_step(draws), self.num_timesteps)
-        u = draws.uniform("state", self.num_sites)
-        return self.terms(x, self.corrupt(x, t, u), t, label).mean() / (self.num_sites * math.log(2))
+        zt = self._drawn(x, self.grid.transition(self.step_of(t)), draws.uniform("state", self.num_sites))
+        return self.terms(x, zt, t, label).mean() / (self.num_sites * math.log(2))
 
     def nelbo(
         self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
@@ -192,7 +219,8 @@ class MarkovDiffusion(Family):
             for j, u in enumerate(times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)):
                 t = masking.to_grid(u, self.num_timesteps)
                 sites = noise.uniform("eval state", seed=seed, step=j, row=row, num_sites=self.num_sites)
-                nats += self.terms(x, self.corrupt(x, t, sites), t, label)
+                zt = self._drawn(x, self.grid.transition(self.step_of(t)), sites)
+                nats += self.terms(x, zt, t, label)
             return nats / num_samples + self.prior(x)
 
     # ------------------------------------------------------------------ sampling

@@ -6,7 +6,9 @@ AdamW, arXiv 1711.05101, its learning rate along half a cosine, arXiv 1608.03983
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -90,6 +92,9 @@ class Trained(LightningModule):
     resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
     best_by = "val/nelbo"  # best.ckpt has its lowest value
     loss_name = "train/bpd"  # under which the training loss is logged; another where it is not bits per dimension
+    # what a checkpoint of format 1 means where it does not name these arguments, which did not exist then: the
+    # constructor's defaults have become others since (rundir/building.py fills them in)
+    defaults_before: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self) -> None:
         super().__init__()

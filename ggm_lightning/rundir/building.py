@@ -102,6 +102,18 @@ def build(
     return _Builder(trust, first_format, outline).object_of(section, kind, "", given)
 
 
+def completed(section: Any, kind: type) -> Any:
+    """A description of a checkpoint of format 1 in today's terms: what it leaves open and what had another default then
+    is filled in (`defaults_before`). One that names no class of this package is given back as it is."""
+    try:
+        check_names(section)
+        cls = _Builder((), True, False).class_of(section.get("class_path"), kind, "")
+    except (Refused, AttributeError):
+        return section
+    before = getattr(cls, "defaults_before", {})
+    return {**section, "init_args": {**before, **_mapping(section, "init_args", "")}} if before else section
+
+
 @dataclasses.dataclass(frozen=True)
 class _Builder:
     trust: Sequence[str]
@@ -111,7 +123,7 @@ class _Builder:
     def object_of(self, section: Any, kind: type, where: str, given: Mapping[str, Any]) -> Any:
         if not isinstance(section, Mapping) or not section.keys() <= {"class_path", "init_args", "dict_kwargs"}:
             raise Refused(f"{where or 'the description'} is {_shown(section)}; it must be class_path and init_args")
-        cls = self._class(section.get("class_path"), kind, where)
+        cls = self.class_of(section.get("class_path"), kind, where)
         described = {**_mapping(section, "init_args", where), **_mapping(section, "dict_kwargs", where)}
         known = parameters_of(cls)
         if self.first_format:
@@ -121,7 +133,7 @@ class _Builder:
         with torch.device("meta") if inside else nullcontext():
             return cls(**self.arguments(described, known, where or cls.__name__))
 
-    def _class(self, path: Any, kind: type, where: str) -> type:
+    def class_of(self, path: Any, kind: type, where: str) -> type:
         if not isinstance(path, str):
             raise Refused(f"{where or 'the description'} names no class")
         module, _, name = path.rpartition(".")

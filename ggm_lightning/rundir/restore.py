@@ -82,6 +82,13 @@ def _built(
     return model
 
 
+def model_section(checkpoint: dict[str, Any]) -> Any:
+    """What a checkpoint says of its model, in today's terms, to be compared with a configuration; None where it does
+    not say."""
+    section = about(checkpoint).get("model")
+    return building.completed(section, LightningModule) if format_of(checkpoint) == 1 and section else section
+
+
 def outline(
     spec: dict[str, Any], kind: type[nn.Module], held: int, trust: Sequence[str] = (), first_format: bool = False
 ) -> nn.Module:

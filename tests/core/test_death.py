@@ -205,3 +205,16 @@ def test_prior() -> None:
         expected = np.where(q > 0, q * (np.log(np.maximum(q, 1e-300)) - log_k), 0.0).sum()
         assert float(nats[x0]) == pytest.approx(expected, abs=1e-12)
     assert float(death.prior_divergence(255, 15.0, 100.0).max()) < 1e-4
+
+
+def test_log_transition_is_the_binomial_law_but_for_a_constant_per_count() -> None:
+    t = torch.tensor([1e-6, 0.4, 15.0], dtype=torch.float64)
+    xt = torch.tensor([[0, 3, 7, 12]]).expand(3, -1)
+    log_q = death.log_transition(xt, t, 12)
+    expected = binom.logpmf(xt[..., None], np.arange(13), death.survival(t)[:, None, None])
+    expected = expected + xt[..., None].numpy() * t[:, None, None].numpy()  # without x_t ln p
+    np.testing.assert_allclose(log_q, expected, rtol=1e-9, atol=1e-9)
+    assert bool((log_q[:, 1, :3] == -math.inf).all())  # below x_t
+    assert float(log_q[2, 0].abs().max()) < 1e-5  # nobody left, late: it tells nothing
+    assert death.log_transition(xt[:1], 0 * t[:1], 12)[0, 1].tolist() == [-math.inf] * 3 + [0.0] + [-math.inf] * 9
+    assert float((log_q[1, 1] - log_q[1, 0])[3:].std()) > 0.5  # control: it depends on x_0

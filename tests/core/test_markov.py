@@ -117,7 +117,7 @@ def test_pure_death_is_core_death() -> None:
     assert (torch.diagonal(R, -1) - rate[:-1]).abs().max() < 1e-10
     assert (R - torch.diag(R.diagonal()) - torch.diag(torch.diagonal(R, -1), -1)).abs().max() < 1e-12
 
-    law = BirthLaw(x[None], y[None], death.bridge_probability(t, s), 20, "posterior", posterior[None])
+    law = BirthLaw(x[None], y[None], death.bridge_probability(t, s), 20, "posterior", posterior[None].log())
     assert (law.probs()[0].T - process.reverse_map(p0, t, s)[0]).abs().max() < 1e-12
     mean_only = BirthLaw(x[None], y[None], death.bridge_probability(t, s), 20, "capped")
     assert (mean_only.probs()[0].T - process.reverse_map(p0, t, s)[0]).abs().max() > 1e-2

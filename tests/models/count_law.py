@@ -37,7 +37,12 @@ def img256() -> np.ndarray:
 
 class Counts(nn.Module):
     """P as a table of shape (V,) * n; as a network, given f = logit p, it returns E[x_0 - x_t | x_t] of every site, or
-    (distribution) the logits of each site's x_0, or the raw value of one of the published parameterisations."""
+    (distribution) the logits of each site's x_0, or the raw value of one of the published parameterisations.
+
+    `parametrisation` is the model's: with prior, q(x_t | x_0) of the site is divided out of the logits, and what lies
+    below x_t gets any value."""
+
+    parametrisation = "prior"
 
     def __init__(self, table: np.ndarray, output: str = "deaths") -> None:
         super().__init__()
@@ -51,14 +56,17 @@ class Counts(nn.Module):
     def entropy(self) -> float:
         return float(-torch.xlogy(self.p, self.p).sum())
 
-    def likelihood(self, f: float) -> Tensor:
-        """P(x_t | x_0) [x_0, x_t] at p = sigmoid(f)."""
+    def of_one_site(self, f: float) -> np.ndarray:
+        """P(x_t | x_0) of a single count [x_0, x_t] at p = sigmoid(f)."""
         log_p, log_q = -np.logaddexp(0, -f), -np.logaddexp(0, f)
         n = np.arange(self.cap + 1)
         with np.errstate(invalid="ignore"):
             choose = gammaln(n[:, None] + 1) - gammaln(n + 1) - gammaln(n[:, None] - n + 1)
-            one = np.exp(np.where(n[:, None] >= n, choose + n * log_p + (n[:, None] - n) * log_q, -np.inf))
-        x = self.x.numpy()
+            return np.exp(np.where(n[:, None] >= n, choose + n * log_p + (n[:, None] - n) * log_q, -np.inf))
+
+    def likelihood(self, f: float) -> Tensor:
+        """P(x_t | x_0) [x_0, x_t] at p = sigmoid(f)."""
+        one, x = self.of_one_site(f), self.x.numpy()
         return torch.from_numpy(one[x[:, None], x[None]]).prod(-1)
 
     def index(self, x: Tensor) -> Tensor:
@@ -77,7 +85,11 @@ class Counts(nn.Module):
         posterior = self.posterior(float(f[0]))[self.index(x)]
         if self.output == "distribution":
             value = nn.functional.one_hot(self.x, self.cap + 1).double()
-            return torch.log(torch.einsum("bi,inv->bnv", posterior, value))
+            log_posterior = torch.log(torch.einsum("bi,inv->bnv", posterior, value))
+            if self.parametrisation == "posterior":
+                return log_posterior
+            reach = torch.from_numpy(self.of_one_site(float(f[0]))).T[x]  # [b, n, x_0]
+            return torch.where(reach > 0, log_posterior - reach.log(), 5.0)
         y = (posterior @ self.x.double() - x).clamp(min=0)
         if self.output == "deaths":
             return y
@@ -86,7 +98,8 @@ class Counts(nn.Module):
 
 
 def model_of(law: Counts, **kwargs: object) -> Blackout:
-    kwargs = {"output": law.output, "time_input": "logit", "loss": "likelihood"} | kwargs
+    reading = {"output": law.output, "parametrisation": law.parametrisation}
+    kwargs = reading | {"time_input": "logit", "loss": "likelihood"} | kwargs
     if law.output == "distribution":
         kwargs["loss"] = "cross_entropy"
     return Blackout(law, law.cap + 1, (law.num_sites,), **kwargs)

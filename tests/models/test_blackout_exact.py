@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from torch import Tensor, nn
 
 from ggm_lightning.core import births, death
@@ -46,6 +47,12 @@ BOUNDS = {
 }
 
 
+@pytest.fixture(params=["prior", "posterior"])
+def both_readings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the logits of output distribution, by every model and exact network of a test."""
+    monkeypatch.setattr(Counts, "parametrisation", request.param)
+
+
 @pytest.mark.parametrize("num_steps", [10, 100, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "sampler"), TABLE)
 def test_law_of_the_samplers(name: str, sampler: str, num_steps: int) -> None:
@@ -71,6 +78,7 @@ def test_law_of_the_samplers_on_bytes(sampler: str, num_steps: int, expected: fl
     assert distance(sampler_law(law, num_steps, sampler), law.p) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.usefixtures("both_readings")
 @pytest.mark.parametrize("name", LAWS)
 @pytest.mark.parametrize("num_steps", [1, 3, 10, 100])
 def test_posterior_and_bridge_is_exact_at_any_number_of_steps(name: str, num_steps: int) -> None:
@@ -141,10 +149,40 @@ def test_continuous_bound_is_the_entropy(name: str) -> None:
     assert bits == pytest.approx(law.entropy / math.log(2), abs=1e-5)
 
 
+@pytest.mark.usefixtures("both_readings")
 @pytest.mark.parametrize("output", ["softplus", "scaled", "distribution"])
 def test_the_bound_does_not_depend_on_the_parameterisation(output: str) -> None:
     law, other = Counts(LAWS["mix21"]), Counts(LAWS["mix21"], output)
     assert continuous_bits(other, pieces=40) == pytest.approx(continuous_bits(law, pieces=40), abs=1e-6)
+
+
+@pytest.mark.parametrize("reading", ["prior", "posterior"])
+def test_equal_logits_begin_at_ln_v(reading: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say that every count is equally likely, and with prior nothing else. Control: read as p(x_0 | x_t) they
+    forget what x_t tells."""
+    monkeypatch.setattr(Counts, "parametrisation", reading)
+    monkeypatch.setattr(Counts, "forward", lambda self, z, f, label=None: torch.zeros(*z.shape, 5).double())
+    law = Counts(np.array([0.1, 0.3, 0.2, 0.25, 0.15]), "distribution")
+    nats = continuous_bits(law, pieces=300) * math.log(2)
+    chain = model_of(law, bound="posterior", num_timesteps=10, data_mean=2.0)
+    steps = sum(at_all_states(chain, law, t) for t in chain.grid[2:].tolist()) / 9
+    steps = float(steps + ends(chain, law))
+    if reading == "prior":
+        assert [nats, steps] == pytest.approx([math.log(5)] * 2, abs=1e-4)
+    else:
+        assert min(nats, steps) > math.log(5) + 4
+
+
+def test_what_a_checkpoint_of_before_means() -> None:
+    """Its configuration does not name the argument: it was trained as posterior, whatever is the default now."""
+    options = {"output": "distribution", "loss": "cross_entropy"}
+    now, before = (Blackout(Simple(), 5, (1,), **options, **given) for given in ({}, Blackout.defaults_before))
+    assert (now.parametrisation, before.parametrisation) == ("prior", "posterior")
+    zt, t = torch.tensor([[1]]), torch.tensor([0.4], dtype=torch.float64)
+    laws = [m.log_posterior(zt, t, torch.zeros(1, 1, 5).double()).softmax(-1)[0, 0] for m in (now, before)]
+    assert laws[1].tolist() == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
+    q = binom.pmf(1, np.arange(5), math.exp(-0.4))
+    assert laws[0].tolist() == pytest.approx(list(q / q.sum()), rel=1e-12)
 
 
 def test_a_wrong_predictor_is_above() -> None:
@@ -167,6 +205,7 @@ def test_bound_of_the_chain(name: str, kernel: str, num_timesteps: int) -> None:
     assert bits >= law.entropy / math.log(2) - 1e-9
 
 
+@pytest.mark.usefixtures("both_readings")
 def test_bound_of_the_chain_with_the_posterior_is_the_entropy() -> None:
     law = Counts(LAWS["mix21"], "distribution")
     model = model_of(law, bound="posterior", num_timesteps=10, data_mean=float(law.p @ law.x[:, 0].double()))
@@ -178,6 +217,7 @@ def correlated() -> Counts:
     return Counts(0.7 * np.eye(5) / 5 + 0.3 / 25)
 
 
+@pytest.mark.usefixtures("both_readings")
 @pytest.mark.parametrize(
     ("sampler", "expected"),
     [
@@ -201,6 +241,7 @@ def test_two_pixels_continuous_bound_is_the_entropy() -> None:
     assert continuous_bits(law, pieces=400) == pytest.approx(law.entropy / math.log(2), abs=1e-5)
 
 
+@pytest.mark.usefixtures("both_readings")
 @pytest.mark.parametrize("sampler", ["capped", "poisson", "stochastic", "rounded", "posterior"])
 @pytest.mark.filterwarnings("ignore:sampler 'rounded'")
 def test_samples_follow_the_enumerated_law(sampler: str) -> None:

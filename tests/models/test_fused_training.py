@@ -17,6 +17,7 @@ from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_stages import Recipe
+from ggm_lightning.models.markov import MarkovDiffusion
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.networks.transformer import Transformer
 from tests.models import small_lddm
@@ -57,6 +58,8 @@ def family(name: str) -> Family:
         return Blackout(Deaths(), V, (N,))
     if name == "blackout_scaled":
         return Blackout(Deaths(), V, (N,), output="scaled", loss="finite_time")
+    if name == "markov":
+        return MarkovDiffusion(transformer(), V, (N,))
     recipe = Recipe(stage1_steps=10, token_loss="elbo" if name == "fuji" else "plain")
     return small_lddm.small(FujiLDDM if name == "fuji" else SeqLDDM, recipe=recipe)
 

@@ -1,4 +1,7 @@
-"""Diffusion by any process is exact by enumeration: bound, sampler, infilling; MD4 is its absorbing case."""
+"""Diffusion by any process is exact by enumeration: bound, sampler, infilling; MD4 is its absorbing case.
+
+Each test runs with both readings of the logits: the exact denoiser then says another thing, the numbers are the same.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import schedules
+from ggm_lightning.core import markov, schedules
 from ggm_lightning.core.times import sampling_grid
 from ggm_lightning.models.markov import MarkovDiffusion
 from ggm_lightning.models.md4 import MD4
@@ -23,7 +26,8 @@ PROCESSES = ["uniform", "absorbing", "gaussian", RING]
 
 
 class Posterior(nn.Module):
-    """log p(x_0 | x_t) of every site, for a law of n sites, by enumeration; knows its model for the process."""
+    """log p(x_0 | x_t) of every site, for a law of n sites, by enumeration; knows its model for the process. Where its
+    model multiplies P(x_t | x_0) in, it is divided out; what cannot be reached gets any value."""
 
     def __init__(self, table: np.ndarray) -> None:
         super().__init__()
@@ -39,12 +43,26 @@ class Posterior(nn.Module):
         joint = self.p * K[row, z[:, None, :], self.x[None]].prod(-1)
         value = nn.functional.one_hot(self.x, V).double()
         posterior = torch.einsum("bi,inv->bnv", joint, value)
-        return torch.log(posterior / joint.sum(1)[:, None, None].clamp(min=1e-300))
+        posterior = torch.log(posterior / joint.sum(1)[:, None, None].clamp(min=1e-300))
+        if model.parametrisation == "posterior":
+            return posterior
+        reach = K[:, :, :V].take_along_dim(z[..., None], 1)
+        return torch.where(reach > 0, posterior - reach.log(), 5.0)
+
+
+@pytest.fixture(autouse=True, params=["prior", "posterior"])
+def parametrisation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every model here is built with it."""
+    monkeypatch.setattr("tests.models.test_markov_exact.READING", request.param)
+    return request.param
+
+
+READING = "prior"
 
 
 def model_of(table: np.ndarray, process: object, **kwargs: object) -> MarkovDiffusion:
     network = Posterior(table)
-    model = MarkovDiffusion(network, V, (table.ndim,), process=process, **kwargs)
+    model = MarkovDiffusion(network, V, (table.ndim,), process=process, **({"parametrisation": READING} | kwargs))
     network.models.append(model)
     return model
 
@@ -81,6 +99,30 @@ def test_one_site_is_exact_at_any_number_of_steps(process: object, num_timesteps
     assert float(model.network.p @ bound(model)) == pytest.approx(entropy + prior_gap, abs=1e-10)
     worse = model_of(np.array([0.2, 0.5, 0.3]), process, num_timesteps=num_timesteps, t_end=3.0)
     assert float(model.network.p @ bound(worse)) > entropy + prior_gap + 1e-3
+
+
+class Equal(nn.Module):
+    """All logits 0; `x` are all examples, for `bound`."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.x = torch.tensor(list(itertools.product(range(V), repeat=n)))
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        return torch.zeros(*z.shape, V)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_equal_logits_begin_at_n_ln_v(process: object, parametrisation: str) -> None:
+    """They say that every x is equally likely, and with prior nothing else: the bound is -log p of that law for every x
+    at any number of steps. Control: read as p(x_0 | x_t) they forget what x_t tells (an absorbed one tells nothing)."""
+    options = {"num_timesteps": 5, "t_end": 3.0, "parametrisation": parametrisation}
+    model = MarkovDiffusion(Equal(2), V, (2,), process=process, **options)
+    nats = bound(model)
+    if parametrisation == "prior" or process == "absorbing":
+        assert (nats - 2 * math.log(V)).abs().max() < 1e-10
+    else:
+        assert float(nats.min()) > 2 * math.log(V) + 0.5
 
 
 def sampler_law(model: MarkovDiffusion, num_steps: int) -> Tensor:
@@ -125,7 +167,8 @@ def test_absorbing_is_md4() -> None:
     """alpha = e^-tau: the terms are those of MD4's finite-T bound where the schedules agree."""
     law = ExactLaw(TWO)
     T = 6
-    model = MarkovDiffusion(law, V, (2,), process="absorbing", num_timesteps=T, t_end=1.0, power=1.0)
+    options = {"num_timesteps": T, "t_end": 1.0, "power": 1.0, "parametrisation": READING}
+    model = MarkovDiffusion(law, V, (2,), process="absorbing", **options)
     md4 = MD4(law, V, (2,), schedule=schedules.Linear(0.0), num_timesteps=T)
     x, zt = torch.tensor([[0, 2], [1, 1], [2, 0]]), torch.tensor([[3, 2], [3, 3], [2, 3]])
     for k in range(1, T + 1):
@@ -157,6 +200,47 @@ def test_samples_rows_and_known_sites(process: object) -> None:
     assert bool(torch.isfinite(model.loss(model.network.x)))
 
 
+def test_what_a_checkpoint_of_before_means() -> None:
+    """Its configuration does not name the argument: it was trained as posterior, whatever is the default now."""
+    now, before = (MarkovDiffusion(Equal(2), V, (2,), **given) for given in ({}, MarkovDiffusion.defaults_before))
+    assert (now.parametrisation, before.parametrisation) == ("prior", "posterior")
+    zt, t = torch.tensor([[0, 2]]), torch.tensor([0.3], dtype=torch.float64)
+    laws = [
+        model.log_posterior(zt, t, model.process.step(model.tau(t), model.tau(t / 2))).exp() for model in (now, before)
+    ]
+    assert (laws[1] - 1 / V).abs().max() < 1e-12
+    K = now.process.transition(now.tau(t))[0][zt[0]]
+    assert (laws[0][0] - K / K.sum(1, keepdim=True)).abs().max() < 1e-12
+    assert (laws[0] - laws[1]).abs().max() > 0.1
+
+
+def test_matrices_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and bound: at the first use of all. Other times, as a sampler's: once for each distinct one. Too many to
+    keep: the same numbers, made anew."""
+    made = []
+    whole = markov._exponential
+    monkeypatch.setattr(markov, "_exponential", lambda L, t: made.append(len(t)) or whole(L, t))
+    x = torch.tensor([[0, 1], [2, 1], [1, 1], [0, 0], [2, 2]])
+    results = []
+    for limit in (markov._TABLE_BYTES, 0):
+        monkeypatch.setattr(markov, "_TABLE_BYTES", limit)
+        model = MarkovDiffusion(Equal(2), V, (2,), num_timesteps=4)
+        model.loss(x, step=0)
+        made.clear()
+        loss, nats = model.loss(x, step=1), model.nelbo(x, num_samples=2)
+        results.append((loss, nats - model.prior(x)))
+        assert bool(made) == (limit == 0)
+        assert all(number <= 4 for number in made[:4])  # 5 rows, 4 times
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+    made.clear()
+    times = torch.tensor([0.5, 0.25, 0.5, 0.5, 0.25], dtype=torch.float64)
+    together = model.process.transition(times)
+    assert made == [2]
+    for t, K in zip(times, together, strict=True):
+        assert (model.process.transition(t[None])[0] - K).abs().max() < 1e-14
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -165,9 +249,10 @@ def test_samples_rows_and_known_sites(process: object) -> None:
         ({"process": [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]}, "negative"),
         ({"t_end": 0.0}, "t_end is 0"),
         ({"num_timesteps": 0}, "num_timesteps is 0"),
+        ({"parametrisation": "x0"}, "parametrisation is 'x0'"),
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line(given: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        model_of(P0, given.pop("process", "uniform"), **given)
+        model_of(P0, **({"process": "uniform"} | given))
     assert "\n" not in str(caught.value)
