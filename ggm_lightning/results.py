@@ -113,6 +113,8 @@ def place(parent: Path, name: str, settings: dict[str, Any], out: str | None, ag
     done = _settings_of(folder) == plain and not again
     if not done:
         _refuse_unwritable(folder)
+    if again:
+        shutil.rmtree(folder / _PARTS, ignore_errors=True)  # what a stopped command left is done again, too
     return Results(folder, plain, done)
 
 
