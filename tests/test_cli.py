@@ -127,6 +127,29 @@ def test_validate_test_and_predict_agree(run: Path, capsys: pytest.CaptureFixtur
     assert printed.count(str(last)[:10]) == 2  # validate and test, in batches of another size
 
 
+def test_bounds_of_another_checkpoint_stand_beside_the_first(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "toy").mkdir()
+    common = ["predict", "--config", str(MARKOV), *SMALL, "--runs", str(tmp_path), "--name", "toy", "--ckpt_path"]
+    main([*common, str(run / "last.ckpt")])
+    first = (tmp_path / "toy" / "bounds.csv").read_bytes()
+    main([*common, str(run / "last.ckpt")])
+    assert [file.name for file in (tmp_path / "toy").glob("bounds*")] == ["bounds.csv"]
+    main([*common, str(run / "last.ckpt"), "--model.eval_seed", "7"])
+    assert (tmp_path / "toy" / "bounds.csv").read_bytes() == first
+    assert (tmp_path / "toy" / "bounds-2.csv").read_bytes() != first
+
+
+@pytest.mark.parametrize("callback", ["samples.Samples", "report.Report"])
+def test_a_callbacks_sampler_is_checked_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], callback: str
+) -> None:
+    part = f"{{class_path: ggm_lightning.callbacks.{callback}, init_args: {{sampler: fast}}}}"
+    arguments = ["fit", "--config", str(MARKOV), *SMALL, "--runs", str(tmp_path), f"--trainer.callbacks+={part}"]
+    error = error_of(capsys, arguments)
+    assert f"{callback.split('.')[1]}: sampler 'fast' is unknown to MD4; choose ancestral, first_hitting" in error
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_loggers_by_one_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder = fit(tmp_path, "--logger", "[csv,tensorboard,wandb_offline]", "--trainer.max_steps=2")

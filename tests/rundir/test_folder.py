@@ -1,0 +1,19 @@
+"""Files that may be there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ggm_lightning.rundir.folder import beside
+
+
+def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "bounds.csv"
+    assert beside(file, b"first") == file
+    file.write_bytes(b"first")
+    assert beside(file, b"first") == file
+    second = beside(file, b"second")
+    assert second == tmp_path / "bounds-2.csv"
+    second.write_bytes(b"second")
+    assert beside(file, b"second") == second
+    assert beside(file, b"third") == tmp_path / "bounds-3.csv"
