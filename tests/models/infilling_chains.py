@@ -220,4 +220,3 @@ def drawn_law(model: Family, num_steps: int, num_samples: int, **options: object
     x = model.sample(num_samples, num_steps, clamp=(VALUES, KNOWN), **options).x
     assert bool((x[:, KNOWN] == VALUES[KNOWN]).all())
     return cell(x).bincount(minlength=V ** len(UNKNOWN)).double() / num_samples
-

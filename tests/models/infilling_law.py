@@ -29,6 +29,9 @@ ONE_HOT = nn.functional.one_hot(CLEAN, V).double()
 VALUES = torch.tensor([1, 0, 0, 2])
 KNOWN = torch.tensor([True, False, False, True])
 UNKNOWN = torch.nonzero(~KNOWN)[:, 0]
+# Whether the networks of MarkovDiffusion and Blackout (output: distribution) count the noisy value of the asked site
+# itself: True where the family reads softmax(logits) as p(x_0 | x_t), False where it adds log P(x_t | x_0) to them.
+OWN = True
 EXPONENTS = torch.tensor([0.5, 1.0, 2.5], dtype=torch.float64)  # of GenMD4
 
 _agrees = ((CLEAN == VALUES) | ~KNOWN).all(-1)
@@ -49,6 +52,11 @@ def cell(x: Tensor) -> Tensor:
     return x[:, UNKNOWN] @ torch.tensor([V, 1])
 
 
+# what is drawn with the known sites ignored, and with the unknown ones independent given them: the scale of an error
+IGNORANT = torch.zeros(len(TARGET), dtype=torch.float64).index_add(0, cell(CLEAN), P)
+INDEPENDENT = (TARGET.reshape(V, V).sum(1)[:, None] * TARGET.reshape(V, V).sum(0)).flatten()
+
+
 def log_posterior(reach: Tensor, weight: Tensor = P, own: bool = True) -> Tensor:
     """log p(x_n = v | z), Float64[b, n, V], from reach Float64[b, n, V] = P(z_n | x_n = v) and the weights of the clean
     states, Float64[81] or [b, 81].
@@ -57,11 +65,15 @@ def log_posterior(reach: Tensor, weight: Tensor = P, own: bool = True) -> Tensor
     family adds log P(z_n | x_n = v) itself.
     """
     factors = reach[:, torch.arange(N), CLEAN]  # [b, 81, n]
-    rows = []
-    for n in range(N):
-        used = [m for m in range(N) if own or m != n]
-        rows.append((weight * factors[..., used].prod(-1)) @ ONE_HOT[:, n])
-    joint = torch.stack(rows, 1)
+    if own:
+        return log_marginals(weight * factors.prod(-1))
+    others = [[m for m in range(N) if m != n] for n in range(N)]
+    return torch.stack([log_marginals(weight * factors[..., some].prod(-1))[:, n] for n, some in enumerate(others)], 1)
+
+
+def log_marginals(weight: Tensor) -> Tensor:
+    """log p(x_n = v), Float64[b, n, V], of the law on clean states with these weights, Float64[b, 81]."""
+    joint = (weight @ ONE_HOT.flatten(1)).reshape(-1, N, V)
     return torch.log(joint / joint.sum(-1, keepdim=True))
 
 
@@ -164,11 +176,13 @@ class Counts(Exact):
         return log_posterior(reach).exp() @ x0 - z
 
 
-def latent_weight(latent: Tensor, latent_time: Tensor) -> Tensor:
-    """P(x) p(z_t | x) up to a factor of each row, Float64[b, 81]."""
+def latent_law(latent: Tensor, latent_time: Tensor, z: Tensor) -> Tensor:
+    """p(x | latent, visible tokens of z), Float64[b, 81]; normalised in logs, for latents far out."""
     schedule = gaussian.Sqrt()
     signal, noise = schedule.alpha(latent_time)[:, None], schedule.masked_fraction(latent_time)[:, None]
-    return (P.log() - 0.5 * (latent.flatten(1) - signal.sqrt() * CODE) ** 2 / noise).softmax(-1)
+    log_weight = P.log() - 0.5 * (latent.flatten(1) - signal.sqrt() * CODE) ** 2 / noise
+    agrees = ((z[:, None] == CLEAN) | (z[:, None] == V)).all(-1)
+    return torch.where(agrees, log_weight, -torch.inf).softmax(-1)
 
 
 class Joint(Exact):
@@ -179,10 +193,8 @@ class Joint(Exact):
     def forward(
         self, z: Tensor, t: Tensor, label: Tensor | None = None, *, latent: Tensor, latent_time: Tensor
     ) -> tuple[Tensor, Tensor]:
-        weight, reach = latent_weight(latent, latent_time), seen(z)
-        state = weight * reach[:, torch.arange(N), CLEAN].prod(-1)
-        z0 = state @ CODE / state.sum(-1)
-        return log_posterior(reach, weight), z0.reshape(-1, 1, 1)
+        p = latent_law(latent, latent_time, z)
+        return log_marginals(p), (p @ CODE).reshape(-1, 1, 1)
 
 
 class Latent(Exact):
@@ -191,7 +203,8 @@ class Latent(Exact):
     num_latents, latent_dim = 1, 1
 
     def forward(self, latent: Tensor, latent_time: Tensor, label: Tensor | None = None) -> Tensor:
-        return (latent_weight(latent, latent_time) @ CODE).reshape(-1, 1, 1)
+        masked = torch.full((len(latent), N), V)
+        return (latent_law(latent, latent_time, masked) @ CODE).reshape(-1, 1, 1)
 
 
 def md4() -> MD4:
@@ -211,24 +224,24 @@ def ggm(**options: object) -> GGM:
     return model
 
 
-def markov(process: object = "uniform", own: bool = True) -> MarkovDiffusion:
+def markov(process: object = "uniform", own: bool = OWN) -> MarkovDiffusion:
     network = Through(own)
     model = MarkovDiffusion(network, V, (N,), process=process)
     network.model.append(model)
     return model
 
 
-def blackout(distribution: bool = False, own: bool = True) -> Blackout:
+def blackout(distribution: bool = False, own: bool = OWN) -> Blackout:
     output, loss = ("distribution", "cross_entropy") if distribution else ("deaths", "likelihood")
     network = Counts(distribution, own)
     return Blackout(network, V, (N,), output, loss, time_input="logit", network_input="counts")
 
 
-def fuji() -> FujiLDDM:
-    encoder = Code(CLEAN, CODE)
-    return FujiLDDM(Joint(), encoder, V, (N,), independent_clocks=True, recipe=Recipe(stage1_steps=0))
+def fuji(infill_latents: int = 16) -> FujiLDDM:
+    options = {"recipe": Recipe(stage1_steps=0), "infill_latents": infill_latents}
+    return FujiLDDM(Joint(), Code(CLEAN, CODE), V, (N,), independent_clocks=True, **options)
 
 
 def seq(infill_latents: int = 16) -> SeqLDDM:
-    encoder, recipe = Code(CLEAN, CODE), Recipe(stage1_steps=0)
-    return SeqLDDM(Joint(), encoder, Latent(), V, (N,), recipe=recipe, infill_latents=infill_latents)
+    options = {"recipe": Recipe(stage1_steps=0), "infill_latents": infill_latents}
+    return SeqLDDM(Joint(), Code(CLEAN, CODE), Latent(), V, (N,), **options)
