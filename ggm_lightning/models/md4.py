@@ -33,8 +33,8 @@ class MD4(Family):
     it returns logits over the V classes, Float[b, n, V] or Float[b, *shape, V].
 
     With an exact network and a schedule of eps = 0 the bound is -log p(x) for every x. With the default eps = 1e-4 it
-    bounds -log p of the sampler's law, which is not quite p: on a law of 4 sites of 3 classes it is 1.7e-4 nats above
-    -log p(x) in the mean, and for single x off by -3.0e-3 to +4.2e-4.
+    belongs to a law that is not quite p (what is still masked at t = 0 is decoded uniformly): on a law of 4 sites of 3
+    classes it is 1.7e-4 nats above -log p(x) in the mean, and for single x off by -3.0e-3 to +4.2e-4.
 
     Infilling: exact with sampler first_hitting (up to eps); with ancestral its error vanishes with the steps.
 

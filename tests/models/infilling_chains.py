@@ -155,7 +155,7 @@ def fuji_law(model: FujiLDDM, num_steps: int) -> Tensor:
     return in_cells(mass.sum(1), states)
 
 
-def latents(model: LatentFamily, kind: str, steps: int = latent_first.LATENT_STEPS) -> tuple[Tensor, Tensor]:
+def latents(model: LatentFamily, kind: str, steps: int) -> tuple[Tensor, Tensor]:
     """(values, mass) of the cleanest latent: on GRID, or for the deterministic ddim at the images of GRID."""
     z, mass = GRID, PRIOR
     masked = torch.full((len(GRID), N), V)
@@ -198,9 +198,11 @@ def resampled(mass: Tensor, weight: Tensor, candidates: int) -> Tensor:
     return mass * candidates * weight * (step @ torch.exp(-u[:, None] * weight))
 
 
-def latent_first_law(model: LatentFamily, kind: str, num_steps: int) -> Tensor:
+def latent_first_law(
+    model: LatentFamily, kind: str, num_steps: int, latent_steps: int = latent_first.LATENT_STEPS
+) -> Tensor:
     """Latents, one of infill_latents candidates, then the tokens."""
-    z, mass = latents(model, kind)
+    z, mass = latents(model, kind, latent_steps)
     kept = resampled(mass, likelihood_of_known(model, z), model.infill_latents)
     states, count = filled_states(V + 1), len(z)
     p = torch.zeros(len(states), count, dtype=torch.float64)

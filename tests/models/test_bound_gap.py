@@ -6,6 +6,8 @@ By enumeration of the law of four sites of three classes, with exact networks. W
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -37,7 +39,11 @@ def genmd4_gap(w: Tensor, first_time: float) -> tuple[float, float, float]:
         return summary(integral(model, LAW.x) + model.reconstruction(LAW.x) + model.prior_nats)
 
 
-def test_the_law_is_that_of_the_readme() -> None:
+def test_the_readme_has_these_figures_and_this_law() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for figures in ("1.7e-4 | -3.0e-3 | 4.2e-4", "1.6e-5 | -3.0e-4 | 3.7e-5", "1.8e-3 | -0.26 | 7.9e-3"):
+        assert f" | {figures} |" in readme
+    assert "ExactLaw.random(4, 3, seed=0)" in readme
     assert torch.equal(LAW.p, P)
 
 
