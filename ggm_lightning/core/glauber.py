@@ -15,7 +15,7 @@ at t and t + 1), a = a_i(t) the survival of site i before the visit (core/sweeps
     bound       -log p(x0) <= KL(q(X_T|x0) || pi^n) + sum_t E KL( q(X_{t,i} | X_{t+1}, x0) || gated kernel )        (8)
 
 Both kernels reproduce the marginals P_t exactly; only the gated one is the reversal of (1), has a useful bound, and may
-update several sites at once (with an error of order 1/R).
+update several sites at once (with an error of order 1/R, where each site's p_t is conditional on all the others).
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ class Blackout(Family):
     """Counts 0..V-1 that die out, and are born again: for levels of pixels, whose order means something. Data whose
     classes are names (tokens, codes) are refused (DiscreteData.check_model).
 
+    Infilling: its error has a floor with every sampler (see `draw`).
+
     The network is called as network(z, t, label=None) with z Float[b, *shape] = x_t - p (V-1)/2 and t as `time_input`
     says. It returns Float[b, *shape], read as `output` says, or for "distribution" Float[b, n, V] or [b, *shape, V].
 
@@ -349,7 +351,8 @@ class Blackout(Family):
         num_steps: network calls: that many times on the logit grid from t_end to t_0, any number, then 0.
         clamp: known sites follow the death process of their value: thinned at t_end, bridged from step to step. The
             others see them only as they are at the time, so that early births know little of them: the result lies
-            between the model's marginal and its conditional law, and more steps do not change that.
+            between the model's marginal and its conditional law, and more steps do not change that (total variation
+            .14 with 50 steps, .12 with 400, on a law where ignoring what is known costs .33).
         temperature, top_p: for sampler "posterior" alone.
         sampler: capped (default), poisson, stochastic, posterior (of output distribution), or rounded, published as
             binomial bridging and biased. See core/births.py.

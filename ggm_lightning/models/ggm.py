@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -47,6 +48,8 @@ class GGM(Family):
     matter to bce alone. -inf excludes a token from p0 or p_t; but in p_t noise may put any token anywhere, so that the
     bound is then infinite for all data.
 
+    Infilling: with heat_bath its error vanishes with R; with gated and parallel it has a floor (see `draw`).
+
     Times: t = 0..T = R n counts visits; `corrupt`, `terms` and `reverse_law` take t as the time of the state they get.
 
     Args:
@@ -62,7 +65,8 @@ class GGM(Family):
         block_size: visits that training and the sampler "parallel" may make at once: in each step of training a number
             from 1 to block_size, the same for all rows.
         hide: own: a visited site's law is conditional on all other tokens, one network call for each. block: the whole
-            block is hidden and predicted in one call, which ignores what its tokens say of each other.
+            block is hidden and predicted in one call, which ignores what its tokens say of each other: good for
+            training, but sampler "parallel" then does not converge in sweeps (see `draw`).
         redenoise: rounds of ReDeNoise behind infilling: one sweep of noise on the unknown sites, and back.
     """
 
@@ -298,12 +302,18 @@ class GGM(Family):
 
         sampler: heat_bath, exact: a visited site is drawn from p_t, one network call each. gated, exact at the same
             cost: it is kept with probability 1 - eta. parallel: gated in blocks, all sites of a block from the same
-            state, with an error of order 1/R; one network call per block with hide: block, one per site otherwise.
+            state. With hide: own, one call per site, its error is of order 1/R. With hide: block, one call per block,
+            it does not converge in sweeps: within a block sites are independent, and one block of all sites gives the
+            product of the marginals at every R. A warning says so.
         num_steps: of "parallel": B = num_steps // R blocks per sweep. The other samplers make all R n visits.
+        clamp: the network takes known tokens for as noisy as the time says. The error of heat_bath falls with R; that
+            of gated and parallel has a floor, which rounds of `redenoise` lower (of hide: block they do not).
         """
         size = 1
         if request.sampler == "parallel":
             size = sweeping.visits_at_once(request.num_steps, self.sweeps, self.block_size)
+            if self.hide == "block" and size > 1:
+                rank_zero_warn(sweeping.HIDDEN_BLOCK)
         return sweeping.run(self, request, size)
 
     # ------------------------------------------------------------------ Lightning

@@ -32,6 +32,12 @@ class MD4(Family):
     The network is called as network(z, t, label=None) with z Int64[b, *shape] in 0..V (V is the mask) and t Float[b];
     it returns logits over the V classes, Float[b, n, V] or Float[b, *shape, V].
 
+    With an exact network and a schedule of eps = 0 the bound is -log p(x) for every x. With the default eps = 1e-4 it
+    belongs to a law that is not quite p (what is still masked at t = 0 is decoded uniformly): on a law of 4 sites of 3
+    classes it is 1.7e-4 nats above -log p(x) in the mean, and for single x off by -3.0e-3 to +4.2e-4.
+
+    Infilling: exact with sampler first_hitting (up to eps); with ancestral its error vanishes with the steps.
+
     Args:
         network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
         schedule: alpha(t), a class of ggm_lightning.core.schedules; Linear is the paper's.

@@ -23,6 +23,12 @@ PARALLEL_HEAT_BATH = (
     "variation over .36 at any number of sweeps); use 'parallel'"
 )
 
+HIDDEN_BLOCK = (
+    "sampler 'parallel' with hide: block does not converge in sweeps: within a block sites are independent (law of 4 "
+    "sites, blocks of 2: total variation .19 with 1 sweep, .21 with 16; hide: own .19 and .02); set hide: own, or give "
+    "more steps, which makes blocks smaller, or take sampler 'heat_bath' or 'gated'"
+)
+
 
 def visits_at_once(num_steps: int, sweeps: Sweeps, block_size: int) -> int:
     """Sites per step of "parallel": what cuts a sweep into num_steps // R blocks, at most `block_size`."""

@@ -113,7 +113,8 @@ def test_e9_the_limit_is_minus_log_p(law: ExactLaw, first_time: float, mean: flo
 
 
 def test_the_whole_bound_is_above_the_entropy(law: ExactLaw) -> None:
-    """L + reconstruction + prior with the best denoiser: what `nelbo` estimates."""
+    """L + reconstruction + prior with the best denoiser, in the mean: what `nelbo` estimates. For single x it may
+    lie below -log p(x): test_bound_gap.py."""
     model = genmd4(TimedLaw(law, W))
     whole = integral(model, law.x) + model.reconstruction(law.x).detach() + model.prior_nats
     assert 0 < float((law.p * whole).sum()) - law.entropy < 0.05

@@ -76,6 +76,7 @@ def information(law: ExactLaw, alpha: float) -> Tensor:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_e1_e4_continuous_bound_is_minus_log_p_for_every_x_and_schedule(law: ExactLaw, name: str) -> None:
+    """At eps = 0; what the default eps changes is measured in test_bound_gap.py."""
     bound = continuous_bound(md4(law, SCHEDULES[name](eps=0.0)), law.x)
     assert (bound + law.log_p).abs().max() < 1e-8
 

@@ -1,0 +1,142 @@
+"""The README's table of infilling: total variation to the exact conditional law, by family, sampler and setting.
+
+`python -m tests.models.infilling_table` prints it (a minute or two).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ggm_lightning.models.base import Family
+from tests.models import infilling_chains as chains
+from tests.models import infilling_law as models
+from tests.models.infilling_law import TARGET, distance
+
+DRAWS = 20_000
+# what the last column says
+EXACT, VANISHES, FLOOR = "exact", "falls with {}", "floor"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting of one sampler.
+
+    Attributes:
+        model: builds it. num_steps: as `sample` takes them.
+        law: the exact law of what the model fills in; None: it is drawn, DRAWS times.
+    """
+
+    model: Callable[[], Family]
+    num_steps: int
+    law: Callable[[Family], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: one sampler and its settings, the coarsest first."""
+
+    family: str
+    sampler: str
+    setting: str
+    error: str
+    cases: tuple[Case, ...]
+
+    def drawn(self, case: Case, num_samples: int = DRAWS) -> Tensor:
+        return chains.drawn_law(case.model(), case.num_steps, num_samples, sampler=self.sampler, seed=1)
+
+    def measured(self, case: Case) -> float:
+        law = self.drawn(case) if case.law is None else case.law(case.model())
+        return distance(law, TARGET)
+
+    @property
+    def head(self) -> str:
+        """The part before the figures."""
+        return f"| {self.family} | `{self.sampler}` | {self.setting} |"
+
+    def written(self) -> str:
+        figures = ", ".join(f"{self.measured(case):.3f}" for case in self.cases)
+        return f"{self.head} {figures} | {self.error} |"
+
+
+def floor(num_samples: int) -> float:
+    """Mean total variation between TARGET and the frequencies of that many exact draws from it."""
+    return 0.5 * float(torch.sqrt(2 * TARGET * (1 - TARGET) / (math.pi * num_samples)).sum())
+
+
+def _md4(family: str, model: Callable[[], Family], coarse: int, fine: int) -> Line:
+    cases = tuple(Case(model, T, partial(chains.masked_law, num_steps=T)) for T in (coarse, fine))
+    return Line(family, "ancestral", f"T = {coarse}, {fine}", VANISHES.format("T"), cases)
+
+
+def _ggm_case(sampler: str, num_sweeps: int, redenoise: int, hide: str = "own") -> Case:
+    """With sampler parallel all four sites are one block."""
+    size = models.N if sampler == "parallel" else 1
+    model = partial(models.ggm, num_sweeps=num_sweeps, redenoise=redenoise, hide=hide)
+    return Case(model, num_sweeps, partial(chains.ggm_law, sampler=sampler, size=size))
+
+
+def _ggm(sampler: str, note: str, error: str, redenoise: int = 4, hide: str = "own") -> Line:
+    cases = tuple(_ggm_case(sampler, R, redenoise, hide) for R in (4, 32))
+    return Line("GGM", sampler, f"R = 4, 32{note}", error, cases)
+
+
+def _fuji(kind: str) -> Line:
+    enumerable = kind == "ddpm"  # ddim moves a latent without noise, so that its values depend on the whole path
+    law = {T: partial(chains.fuji_law, num_steps=T) if enumerable else None for T in (16, 64)}
+    cases = tuple(Case(models.fuji, T, law[T]) for T in (16, 64))
+    note = "" if enumerable else f" ({DRAWS:,} draws)"
+    return Line("FUJI", kind, f"T = 16, 64{note}", VANISHES.format("T"), cases)
+
+
+def _latent_first(family: str, sampler: str, build: Callable[[int], Family]) -> Line:
+    kind = sampler.removeprefix("seq_")
+    law = partial(chains.latent_first_law, kind=kind, num_steps=32)
+    cases = tuple(Case(partial(build, K), 32, law) for K in (1, 16, 64))
+    return Line(family, sampler, "K = 1, 16, 64", VANISHES.format("K and latent steps"), cases)
+
+
+def _blackout(sampler: str) -> Line:
+    model = partial(models.blackout, sampler == "posterior")
+    cases = tuple(Case(model, T, partial(chains.blackout_law, sampler=sampler, num_steps=T)) for T in (50, 400))
+    return Line("Blackout", sampler, "T = 50, 400", FLOOR, cases)
+
+
+def _markov(process: str) -> Line:
+    model = partial(models.markov, process)
+    cases = tuple(Case(model, T, partial(chains.markov_law, num_steps=T)) for T in (50, 400))
+    return Line("MarkovDiffusion", "ancestral", f"{process}, T = 50, 400", FLOOR, cases)
+
+
+def _rounds() -> Line:
+    cases = tuple(_ggm_case("gated", 32, rounds) for rounds in (4, 16, 64))
+    return Line("GGM", "gated", "R = 32, redenoise: 4, 16, 64", VANISHES.format("the rounds"), cases)
+
+
+LINES = (
+    Line("MD4", "first_hitting", f"any ({DRAWS:,} draws)", EXACT, (Case(models.md4, 1, None),)),
+    _md4("MD4", models.md4, 10, 100),
+    _md4("GenMD4", models.genmd4, 20, 200),
+    _ggm("heat_bath", "", VANISHES.format("R")),
+    _ggm("gated", ", redenoise: 0", FLOOR, redenoise=0),
+    _rounds(),
+    _ggm("parallel", ", `hide: own`, one block, redenoise: 0", FLOOR, redenoise=0),
+    _ggm("parallel", ", `hide: block`, one block", FLOOR, hide="block"),
+    *(_fuji(kind) for kind in ("ddim", "ddpm")),
+    *(_latent_first("FUJI", sampler, models.fuji) for sampler in ("seq_ddim", "seq_ddpm")),
+    *(_latent_first("SEQ", sampler, models.seq) for sampler in ("ddim", "ddpm")),
+    *(_blackout(sampler) for sampler in ("capped", "poisson", "stochastic", "posterior", "rounded")),
+    *(_markov(process) for process in ("uniform", "absorbing", "gaussian")),
+)
+
+if __name__ == "__main__":
+    print(f"floor of {DRAWS:,} draws {floor(DRAWS):.3f}; {distance(models.IGNORANT, TARGET):.3f} if what is known is")
+    print(f"ignored, {distance(models.INDEPENDENT, TARGET):.3f} if the unknown sites are drawn independently given it")
+    print("| family | sampler | setting | total variation | the error |\n|---|---|---|---|---|")
+    for line in LINES:
+        print(line.written(), flush=True)
