@@ -31,7 +31,7 @@ KNOWN = torch.tensor([True, False, False, True])
 UNKNOWN = torch.nonzero(~KNOWN)[:, 0]
 # Whether the networks of MarkovDiffusion and Blackout (output: distribution) count the noisy value of the asked site
 # itself: True where the family reads softmax(logits) as p(x_0 | x_t), False where it adds log P(x_t | x_0) to them.
-OWN = True
+OWN = False
 EXPONENTS = torch.tensor([0.5, 1.0, 2.5], dtype=torch.float64)  # of GenMD4
 
 _agrees = ((CLEAN == VALUES) | ~KNOWN).all(-1)
