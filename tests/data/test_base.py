@@ -139,7 +139,8 @@ def test_lightning_predicts_and_tests_every_row_in_order(tmp_path: Path) -> None
 def test_ranks_share_out_a_batch_and_the_evaluation() -> None:
     def place(rank: int, sharding: bool = False) -> Any:
         connector = SimpleNamespace(use_distributed_sampler=sharding)
-        return SimpleNamespace(world_size=2, global_rank=rank, global_step=0, _accelerator_connector=connector)
+        settings = {"limit_val_batches": 1.0, "_accelerator_connector": connector}
+        return SimpleNamespace(world_size=2, global_rank=rank, global_step=0, **settings)
 
     whole = [b["label"].tolist() for b in Numbered(global_batch_size=6).train_dataloader()]
     parts, evaluated = [], []
