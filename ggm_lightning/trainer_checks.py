@@ -12,8 +12,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -21,6 +23,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.plugins import CheckpointIO
 
 _LEAST = {
     "gradient_clip_val": 0,  # a negative norm would climb the gradient
@@ -37,6 +40,7 @@ _LEAST = {
     "reload_dataloaders_every_n_epochs": 0,
 }
 _NO_STEP = ("max_steps", "max_epochs", "limit_train_batches")  # 0 of them: nothing is trained
+_FROM_WITHIN = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 _OURS = "weights are averaged by ggm_lightning.callbacks.ema.EMA"
 _CALLBACKS: dict[type[Callback], str] = {
     GradientAccumulationScheduler: (
@@ -85,6 +89,18 @@ def check_trainer(trainer: dict[str, Any], folder: Path) -> None:
             "trainer.enable_checkpointing is false, but last.ckpt and best.ckpt are what a run is for; leave it out, "
             "or try things with --trainer.fast_dev_run true"
         )
+    if trainer.get("model_registry") is not None:
+        raise ValueError(
+            "trainer.model_registry is given, but checkpoints are files of the run's folder; leave it out, and upload "
+            "best.ckpt yourself"
+        )
+    if str(trainer.get("strategy")).startswith(_FROM_WITHIN):
+        raise ValueError(
+            f"trainer.strategy is {trainer['strategy']}: its ranks are started from within a process, to which neither "
+            "signals nor checkpoints reach; take ddp"
+        )
+    if trainer.get("profiler") == "xla":
+        raise ValueError("trainer.profiler is xla, which is for TPUs; choose simple, advanced or pytorch")
     given = trainer.get("default_root_dir")
     if given is not None and Path(given) != folder:  # a config.yaml that earlier versions saved names the folder, too
         raise ValueError(
@@ -116,9 +132,34 @@ def check_steps(trainer: dict[str, Any]) -> None:
             )
 
 
-def check_callbacks(callbacks: Sequence[Any]) -> None:
-    """ValueError for stock callbacks that would break what a run promises."""
+def check_callbacks(callbacks: Sequence[Any], model: LightningModule) -> None:
+    """ValueError for stock callbacks that would break what a run promises, or that need what `model` lacks."""
     for callback in callbacks:
+        if type(callback) is BaseFinetuning:
+            raise ValueError("trainer.callbacks: BaseFinetuning does nothing itself; give a class of yours below it")
+        if isinstance(callback, BackboneFinetuning) and not hasattr(model, "backbone"):
+            raise ValueError(
+                f"trainer.callbacks: BackboneFinetuning needs a module `backbone`, which {type(model).__name__} has "
+                "not; give a class of yours below BaseFinetuning that freezes what you mean"
+            )
         for kind, reason in _CALLBACKS.items():
             if isinstance(callback, kind):
                 raise ValueError(f"trainer.callbacks: {type(callback).__name__} cannot be used: {reason}")
+
+
+def check_plugins(plugins: Sequence[Any]) -> None:
+    """ValueError for another way to write checkpoints."""
+    for plugin in plugins:
+        if isinstance(plugin, CheckpointIO):
+            raise ValueError(
+                f"trainer.plugins: {type(plugin).__name__} writes checkpoints, but those of a run are written by "
+                "AtomicCheckpointIO, so that a kill or a full disk leaves a whole one; leave it out"
+            )
+
+
+def plain_texts(callback: Any) -> None:
+    """Enumerations among a callback's arguments that are texts (Timer's interval) as texts, to be written as YAML."""
+    init_args = callback.get("init_args") or {}
+    for name, value in list(init_args.items()):
+        if isinstance(value, str):
+            init_args[name] = str.__str__(value)

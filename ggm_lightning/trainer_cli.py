@@ -131,6 +131,7 @@ class _CLI(LightningCLI):
         callbacks = config.trainer.callbacks or []
         for part in callbacks if isinstance(callbacks, list) else [callbacks]:
             config_files.check_nulls(part, "trainer.callbacks")
+            trainer_checks.plain_texts(part)
         for section in ("model", "data"):
             config_files.check_nulls(config[section], section)
         for key in ("name", "runs", "logger", "checkpoint_every_n_steps", "allow_fresh"):
@@ -186,7 +187,7 @@ class _CLI(LightningCLI):
         given = config.get("callbacks") or []
         dry = bool(config.get("fast_dev_run"))
         given = given if isinstance(given, list) else [given]  # the parser takes a single one too
-        trainer_checks.check_callbacks(given)
+        trainer_checks.check_callbacks(given, self.model)
         first: list[Callback] = [TakesSteps()] if self.subcommand == "fit" else []
         extra: list[Callback] = [Throughput(), Bounds()]
         if hasattr(self.model, "exponents"):
@@ -205,6 +206,7 @@ class _CLI(LightningCLI):
         config["default_root_dir"] = str(self.folder)
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
+        trainer_checks.check_plugins(plugins)
         config["plugins"] = [*plugins, checkpoint_files.AtomicCheckpointIO()]
         if SLURMEnvironment.detect():  # Lightning's own requeueing saves in the middle of a step
             config["plugins"] += [SLURMEnvironment(auto_requeue=False)]

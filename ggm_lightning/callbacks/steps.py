@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ggm_lightning.rundir.csv_log import CSVLog
+
 
 class WholeSteps(Checkpoint):
     """Runs and checkpoints end where an optimiser step ends. A checkpoint callback, for Lightning calls those last.
@@ -67,12 +69,21 @@ class WholeSteps(Checkpoint):
             return
         fit_loop = checkpoint["loops"]["fit_loop"]
         progress = fit_loop["epoch_loop.batch_progress"]
+        epoch_has_ended = _reopen_epoch(fit_loop["epoch_progress"])
         begun = progress["total"]["ready"] - self._micro_batches
         if trainer.global_step == self._step and begun > 0:
+            progress["is_last_batch"] = False
             for counts in (progress["total"], progress["current"]):
                 _all_at(counts, counts["ready"] - begun)
-            progress["is_last_batch"] = False
-        elif self._validated != trainer.global_step and _validates_here(trainer):
+            return
+        validates = _validates_here(trainer)
+        was_last = progress["current"]["ready"] >= trainer.num_training_batches
+        if was_last and (epoch_has_ended or not validates):
+            # otherwise a resumed run would take one more micro-batch for this epoch (Lightning 2.6.6)
+            progress["is_last_batch"] = True
+            for counts in (progress["total"], progress["current"]):
+                counts["completed"] = counts["ready"] - 1
+        if validates and self._validated != trainer.global_step:
             # a run resumed from here would skip it (Lightning 2.6.6), but one that was interrupted in its first batch
             # is begun anew: so the loop's state says that it was
             begun_anew = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
@@ -97,6 +108,16 @@ class WholeSteps(Checkpoint):
             else:
                 behind = {name: counts["ready"] - count for name, count in counts.items()}
                 counts.update({name: done - lag for name, lag in behind.items()})
+
+
+def _reopen_epoch(progress: dict[str, dict[str, int]]) -> bool:
+    """The epoch's counts as they are within it, also where it has ended; whether it had."""
+    if progress["current"]["processed"] < progress["current"]["started"] or progress["current"]["started"] == 0:
+        return False
+    for counts in progress.values():
+        started = counts["started"]
+        counts.update(ready=started, processed=started - 1, completed=started - 1)
+    return True
 
 
 def _validates_here(trainer: Trainer) -> bool:
@@ -126,6 +147,13 @@ class TakesSteps(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._first = trainer.global_step
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.enable_autolog_hparams:
+            return
+        for logger in trainer.loggers:  # Lightning does this itself, but not where hyperparameters are left out
+            if isinstance(logger, CSVLog):
+                logger.log_graph(pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:

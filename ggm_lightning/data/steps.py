@@ -61,7 +61,7 @@ def share(name: str, limit: int | float, whole: int, unit: str) -> int:
     if limit > 0 and whole > 0 and found == 0:
         raise ValueError(
             f"trainer.{name} is {limit}, less than one {unit} of the {whole} there are; give at least {1 / whole:.3g}, "
-            f"or a whole number of {unit}s"
+            "or a whole number"
         )
     return found
 

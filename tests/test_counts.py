@@ -1,0 +1,229 @@
+"""Counts are optimiser steps, whatever the micro-batch; no step is cut in two; last.ckpt is of the last step.
+
+Each run is of tests/trainer_runs.py: epochs of 7 steps, two micro-batches of 4 rows each where nothing else is said.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from tests.trainer_runs import Run, fit, largest_difference
+
+SAMPLES = '{"class_path": "ggm_lightning.callbacks.samples.Samples", "init_args": {"num_samples": 2, "num_steps": 4}}'
+QUARTERS = "--data.init_args.max_batch_per_device=2"
+WHOLE = "--data.init_args.max_batch_per_device=8"
+BY_EPOCH = "--trainer.check_val_every_n_epoch=1"
+
+
+def callback(name: str, **arguments: Any) -> str:
+    path = name if "." in name else f"{__name__}.{name}"
+    return "--trainer.callbacks+=" + json.dumps({"class_path": path, "init_args": arguments})
+
+
+def stock(name: str, **arguments: Any) -> str:
+    return callback(f"lightning.pytorch.callbacks.{name}", **arguments)
+
+
+def ok(run: Run) -> Run:
+    assert run.exit_code == 0, run.output[-2000:]
+    return run
+
+
+class StopsAt(Callback):
+    """Asks for the end in the middle of a step, after its first micro-batch."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            trainer.should_stop = True
+
+
+class FailsIn(Callback):
+    """Raises in the second micro-batch of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.seen = step, 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.seen += trainer.global_step == self.step - 1
+        if self.seen == 2:
+            raise ValueError("as it was meant to")
+
+
+class AccumulatesMore(Callback):
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.accumulate_grad_batches = 4
+
+
+class LeavesEpochsOut(Callback):
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.on_train_batch_start = lambda batch, batch_idx: -1
+
+
+# ------------------------------------------------------------------------------- the micro-batch changes rounding only
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return ok(fit(tmp_path_factory.mktemp("counts") / "whole", WHOLE, callback_of_samples()))
+
+
+def callback_of_samples() -> str:
+    return f"--trainer.callbacks+={SAMPLES}"
+
+
+def test_the_micro_batch_changes_rounding_and_nothing_else(whole: Run, tmp_path: Path) -> None:
+    """Before, four micro-batches a step gave four times the validations, and a best.ckpt of half a step."""
+    quarters = ok(fit(tmp_path / "quarters", QUARTERS, callback_of_samples()))
+    assert whole.validated == quarters.validated == [3, 6]
+    assert [row["step"] for row in whole.rows] == [row["step"] for row in quarters.rows]
+    assert whole.bounds() == pytest.approx(quarters.bounds(), rel=1e-5)
+    assert whole.checkpoint("best.ckpt")["global_step"] == quarters.checkpoint("best.ckpt")["global_step"]
+    assert largest_difference(whole, quarters) < 1e-6
+    names = sorted(file.name for file in (whole.folder / "samples").iterdir())
+    assert names == ["step-000003.txt", "step-000006.txt"]
+    for name in names:
+        assert (whole.folder / "samples" / name).read_text() == (quarters.folder / "samples" / name).read_text()
+
+
+def test_the_best_checkpoint_is_of_a_whole_step_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Before, the step after best.ckpt had two micro-batches of four, with no word about it."""
+    one = ok(fit(tmp_path / "one", QUARTERS))
+    best = one.checkpoint("best.ckpt")
+    progress = best["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+    assert progress["ready"] == 4 * best["global_step"]
+    again = ok(fit(tmp_path / "again", QUARTERS, "--ckpt_path", str(one.folder / "best.ckpt")))
+    assert again.validated == [step for step in one.validated if step > best["global_step"]]
+    assert largest_difference(one, again) == 0
+    other = ok(fit(tmp_path / "other", QUARTERS, "--seed_everything=1"))
+    assert largest_difference(one, other) > 1e-3  # control
+
+
+@pytest.mark.parametrize(
+    ("options", "validated", "steps"),
+    [
+        (["--trainer.val_check_interval=0.25", BY_EPOCH], [1, 2, 3, 4, 5, 6, 7, 8], 8),
+        (["--trainer.val_check_interval=0.5", BY_EPOCH], [3, 6], 8),
+        (["--trainer.val_check_interval=1.0", BY_EPOCH], [7], 8),
+        (["--trainer.val_check_interval=1.0", BY_EPOCH, "--trainer.limit_train_batches=3"], [3, 6], 8),
+        (["--trainer.max_epochs=2", "--trainer.max_steps=-1", "--trainer.limit_train_batches=0.5"], [3, 6], 6),
+    ],
+)
+def test_fractions_and_limits_fall_on_whole_steps(tmp_path: Path, options: list[str], validated: list[int], steps: int):
+    run = ok(fit(tmp_path / "run", QUARTERS, *options))
+    assert (run.validated, run.steps) == (validated, steps)
+    assert run.checkpoint()["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 4 * steps
+
+
+def test_more_steps_between_validations_than_an_epoch_has(tmp_path: Path) -> None:
+    refused = fit(tmp_path / "run", QUARTERS, "--trainer.val_check_interval=9", BY_EPOCH)
+    assert (
+        "val_check_interval is 9 steps, but an epoch has 7; set trainer.check_val_every_n_epoch: null" in refused.error
+    )
+
+
+# ------------------------------------------------------------------------------------ nothing is saved in mid-step
+
+
+def test_a_checkpoint_saved_on_an_error_in_mid_step_is_of_the_step_before(tmp_path: Path) -> None:
+    saves = stock("OnExceptionCheckpoint", dirpath=str(tmp_path / "run"), filename="failed")
+    failed = fit(tmp_path / "run", QUARTERS, callback("FailsIn", step=5), saves)
+    assert failed.exit_code != 0
+    checkpoint = failed.checkpoint("failed.ckpt")
+    assert checkpoint["global_step"] == 4
+    assert checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 16
+    resumed = ok(fit(tmp_path / "resumed", QUARTERS, "--ckpt_path", str(failed.folder / "failed.ckpt")))
+    one = ok(fit(tmp_path / "one", QUARTERS))
+    assert largest_difference(one, resumed) == 0
+    assert resumed.validated == [6]
+    assert resumed.steps_with("train/bpd") == [6, 8]  # every second step, as without the error
+
+
+def test_a_checkpoint_saved_by_the_clock_in_mid_step(tmp_path: Path) -> None:
+    """At every micro-batch; and those saved before a step's validation do not lose it."""
+    saves = stock("ModelCheckpoint", train_time_interval="0:00:00", save_top_k=-1, filename="{step}")
+    run = ok(fit(tmp_path / "run", QUARTERS, saves, "--trainer.max_steps=4"))
+    for file in (run.folder / "checkpoints").glob("*.ckpt"):
+        checkpoint = torch.load(file, weights_only=True)
+        total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+        assert total["ready"] == 4 * checkpoint["global_step"], file.name
+    assert len(list((run.folder / "checkpoints").glob("*.ckpt"))) >= 4
+    third = next((run.folder / "checkpoints").glob("step=3*.ckpt"))
+    resumed = ok(fit(tmp_path / "resumed", QUARTERS, "--ckpt_path", str(third)))
+    assert resumed.validated == [3, 6]
+    assert largest_difference(ok(fit(tmp_path / "one", QUARTERS)), resumed) == 0
+
+
+# ------------------------------------------------------------------------------------ the end is kept
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        ([stock("EarlyStopping", monitor="val/nelbo", stopping_threshold=1000.0)], 3),
+        ([stock("EarlyStopping", monitor="val/nelbo", stopping_threshold=1000.0), "--checkpoint_every_n_steps=2"], 3),
+        ([stock("EarlyStopping", monitor="val/nelbo", stopping_threshold=1000.0), "--checkpoint_every_n_steps=3"], 3),
+        ([callback("StopsAt", step=5)], 5),
+        ([stock("Timer", duration="00:00:00:00", interval="epoch"), "--trainer.min_steps=1"], 7),
+        (["--trainer.max_epochs=1", "--trainer.max_steps=-1"], 7),
+    ],
+    ids=["early", "early, saved before", "early, saved at this step", "in mid-step", "by the clock", "epochs"],
+)
+def test_last_ckpt_is_of_the_last_step(tmp_path: Path, options: list[str], last: int) -> None:
+    """Before, the first left no last.ckpt, the second one of step 2, the fourth ended in mid-step."""
+    run = ok(fit(tmp_path / "run", QUARTERS, *options))
+    assert run.steps == last
+    assert run.checkpoint()["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 4 * last
+    # once and again without what stopped it: the run that was never stopped
+    on = ok(fit(tmp_path / "run", QUARTERS, "--ckpt_path", "last"))
+    assert on.steps == 8
+    assert largest_difference(ok(fit(tmp_path / "one", QUARTERS)), on) == 0
+    assert sorted(set(on.validated) | {3, 6}) == sorted(set(on.validated))
+
+
+# ------------------------------------------------------------------------------------ runs that take no step
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--trainer.max_steps=0", "trainer.max_steps is 0: no step would be taken"),
+        ("--trainer.max_epochs=0", "trainer.max_epochs is 0: no step would be taken"),
+        ("--trainer.limit_train_batches=0", "trainer.limit_train_batches is 0: no step would be taken"),
+        ("--trainer.limit_train_batches=0.1", "limit_train_batches is 0.1, less than one step of the 7 there are"),
+        ("--trainer.max_time=00:00:00:00", "no optimiser step was taken (at step 0)"),
+    ],
+)
+def test_a_run_without_a_step_is_an_error(tmp_path: Path, option: str, said: str) -> None:
+    refused = fit(tmp_path / "run", option)
+    assert said in refused.error
+    assert not (refused.folder / "report.html").exists()
+
+
+def test_a_finished_run_says_so(tmp_path: Path) -> None:
+    run = ok(fit(tmp_path / "run", "--trainer.max_steps=2"))
+    (run.folder / "report.html").unlink()
+    again = fit(tmp_path / "run", "--trainer.max_steps=2", "--ckpt_path", "last")
+    assert again.error.endswith(
+        "this run is finished, at step 2 (trainer.max_steps is 2); to go on, raise trainer.max_steps"
+    )
+    epochs = ["--trainer.max_epochs=1", "--trainer.max_steps=-1"]
+    ok(fit(tmp_path / "run", *epochs, "--ckpt_path", "last"))
+    (run.folder / "report.html").unlink()
+    assert "step was taken (at step 7)" in fit(tmp_path / "run", *epochs, "--ckpt_path", "last").error
+    assert not (run.folder / "report.html").exists()
+
+
+def test_a_loop_whose_epochs_take_no_step_ends(tmp_path: Path) -> None:
+    """Before, it went on for ever."""
+    assert "passed without an optimiser step" in fit(tmp_path / "empty", callback("LeavesEpochsOut")).error
+    changed = fit(tmp_path / "changed", callback("AccumulatesMore")).error
+    assert "accumulate_grad_batches was changed from 2 to 4 while training" in changed
