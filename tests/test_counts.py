@@ -107,6 +107,19 @@ def test_the_best_checkpoint_is_of_a_whole_step_and_resumes_bit_for_bit(tmp_path
     assert largest_difference(one, other) > 1e-3  # control
 
 
+def test_a_checkpoint_of_half_a_step_as_earlier_versions_left_them(tmp_path: Path) -> None:
+    """It holds the weights of a whole step, and says that two of the next one's four micro-batches were seen."""
+    one = ok(fit(tmp_path / "one", QUARTERS))
+    checkpoint = one.checkpoint("best.ckpt")
+    assert checkpoint["global_step"] == 6
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        counts.update({name: count + 2 for name, count in counts.items()})
+    torch.save(checkpoint, tmp_path / "half.ckpt")
+    again = ok(fit(tmp_path / "again", QUARTERS, "--ckpt_path", str(tmp_path / "half.ckpt")))
+    assert largest_difference(one, again) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "validated", "steps"),
     [

@@ -144,11 +144,15 @@ class TakesSteps(Callback):
         self._first = 0
         self._last = 0
         self._empty_epochs = 0
+        self._weights: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._first = trainer.global_step
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._weights is not None:
+            pl_module.load_state_dict(self._weights, strict=pl_module.strict_loading)
+        self._weights = None
         if trainer.enable_autolog_hparams:
             return
         for logger in trainer.loggers:  # Lightning does this itself, but not where hyperparameters are left out
@@ -158,6 +162,9 @@ class TakesSteps(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        if trainer.precision == "64-true":
+            # Lightning 2.6.6 has just loaded them into a module that becomes one of float64 only after this
+            self._weights = checkpoint.get("current_model_state", checkpoint["state_dict"])
         self._first = checkpoint["global_step"]
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         for name, limit, done in (
