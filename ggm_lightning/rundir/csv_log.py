@@ -15,6 +15,7 @@ import math
 import os
 import time
 from argparse import Namespace
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class CSVLog(Logger):
         self._trainer: Trainer | None = None
         self._first_row_of_fit = False
         self._truncate_at: int | None = None
+        self._repeated: Collection[str] = ()
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._warned = False
@@ -94,8 +96,10 @@ class CSVLog(Logger):
         if self._first_row_of_fit:
             self._first_row_of_fit = False
             # a run that resumes in the middle of a validation first repeats it, after the step it was resumed from
-            trains = any(name.startswith("train/") for name in metrics)
-            self.resume_at(step if trains else step + 1)
+            if any(name.startswith("train/") for name in metrics):
+                self.resume_at(step)
+            else:
+                self.resume_at(step + 1, repeated=set(metrics))
         row = {"step": step, "epoch": metrics.get("epoch"), "seconds": round(self._seconds(), 3)}
         row |= {name: value for name, value in metrics.items() if name not in _LEADING}
         last = self._rows[-1] if self._rows else None
@@ -109,18 +113,26 @@ class CSVLog(Logger):
         return self._seconds_before + time.monotonic() - self._started
 
     @rank_zero_only
-    def resume_at(self, step: int) -> None:
+    def resume_at(self, step: int, repeated: Collection[str] = ()) -> None:
         """Takes the rows with this or a later step out of the file: the run goes on from here.
 
         Called by the first row of a fit. A run logs at the same steps after a resume as before, so that row's step is
         the first of the abandoned continuation, too.
+
+        Args:
+            step: see above.
+            repeated: metrics of the step before that will come again: they are taken out, too.
         """
-        self._truncate_at = step
+        self._truncate_at, self._repeated = step, repeated
         self._guarded(self._truncate)
 
     def _truncate(self) -> None:
         self._columns, rows = _read_rows(self.path)
         kept = [row for row in rows if int(row["step"]) < self._truncate_at]
+        for row in kept:
+            if int(row["step"]) == self._truncate_at - 1:
+                row.update({name: "" for name in self._repeated if name in row and name not in _LEADING})
+        kept = [row for row in kept if any(value for name, value in row.items() if name not in _LEADING)]
         self._seconds_before = max((float(row["seconds"] or 0) for row in kept), default=0.0)
         if self._columns is not None:
             self._rewrite(self._columns, kept)
