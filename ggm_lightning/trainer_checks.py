@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
+    SpikeDetection,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -52,6 +53,10 @@ _CALLBACKS: dict[type[Callback], str] = {
     LearningRateFinder: (
         "it writes the rate into an attribute `lr`, which no model here reads; set model.optimizer.lr, and compare "
         "short runs (--trainer.max_steps 200)"
+    ),
+    SpikeDetection: (
+        "a run cannot be resumed with it (an error of Lightning 2.6.6); ggm_lightning.callbacks.guard.Guard watches "
+        "loss and gradients"
     ),
     StochasticWeightAveraging: f"it replaces the learning rate's schedule after so many epochs; {_OURS}",
     WeightAveraging: f"it validates other weights than it saves, and a run cannot be resumed with it; {_OURS}",

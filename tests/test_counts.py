@@ -143,6 +143,24 @@ def test_more_steps_between_validations_than_an_epoch_has(tmp_path: Path) -> Non
     )
 
 
+def test_the_validation_of_every_second_epoch_is_done_by_the_run_that_goes_on(tmp_path: Path) -> None:
+    """Of a run that was killed after its last save, before the validation: nothing of it is in metrics.csv. Before, the
+    resumed run took the next epoch for the present one and did not validate."""
+    options = [BY_EPOCH, "--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=2"]
+    killed = ok(fit(tmp_path / "run", *options, "--trainer.max_steps=14"))
+    (killed.folder / "metrics.csv").unlink()
+    assert ok(fit(tmp_path / "run", *options, "--trainer.max_steps=15", "--ckpt_path", "last")).validated == [14]
+
+
+def test_a_run_resumed_by_epochs_is_the_undisturbed_one(tmp_path: Path) -> None:
+    """Before, it began with the rows of step 1 again, with no word about it."""
+    epochs = ["--trainer.max_epochs=2", "--trainer.max_steps=-1"]
+    ok(fit(tmp_path / "run", *epochs, "--trainer.max_steps=4"))
+    resumed, whole = ok(fit(tmp_path / "run", *epochs, "--ckpt_path", "last")), ok(fit(tmp_path / "whole", *epochs))
+    assert resumed.steps == whole.steps == 14
+    assert largest_difference(whole, resumed) == 0
+
+
 # ------------------------------------------------------------------------------------ nothing is saved in mid-step
 
 

@@ -81,7 +81,7 @@ CALLBACKS = [
     called("RichProgressBar", {}, "in the place of ours; it counts micro-batches", plain, options=BAR),
     called("TQDMProgressBar", {}, "likewise", plain, options=BAR),
     called("StochasticWeightAveraging", {"swa_lrs": 0.01}, "", refused=EMA_INSTEAD),
-    called("SpikeDetection", {}, "as Lightning has it, of micro-batches", plain),
+    called("SpikeDetection", {}, "", refused="a run cannot be resumed with it"),
     called("ThroughputMonitor", {"batch_size_fn": "tests.trainer_runs.rows_of"},
            "as Lightning has it, in micro-batches; train/tokens_per_s is logged anyway", plain),
     called("Timer", {"duration": "00:01:00:00"}, "as trainer.max_time", plain, fast=True),

@@ -77,13 +77,14 @@ class WholeSteps(Checkpoint):
                 _all_at(counts, counts["ready"] - begun)
             return
         validates = _validates_here(trainer)
-        was_last = progress["current"]["ready"] >= trainer.num_training_batches
-        if was_last and (epoch_has_ended or not validates):
-            # otherwise a resumed run would take one more micro-batch for this epoch (Lightning 2.6.6)
+        validation_follows = validates and self._validated != trainer.global_step
+        if progress["current"]["ready"] >= trainer.num_training_batches:
             progress["is_last_batch"] = True
-            for counts in (progress["total"], progress["current"]):
-                counts["completed"] = counts["ready"] - 1
-        if validates and self._validated != trainer.global_step:
+            if validation_follows:
+                _last_batch_is(progress, completed=True)  # or the next epoch would have begun when it comes
+            elif epoch_has_ended or not validates:
+                _last_batch_is(progress, completed=False)  # or this epoch would be given one more (Lightning 2.6.6)
+        if validation_follows:
             # a run resumed from here would skip it (Lightning 2.6.6), but one that was interrupted in its first batch
             # is begun anew: so the loop's state says that it was
             begun_anew = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
@@ -130,6 +131,12 @@ def _validates_here(trainer: Trainer) -> bool:
     due = trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
     trainer.should_stop = should_stop
     return due
+
+
+def _last_batch_is(progress: dict[str, Any], completed: bool) -> None:
+    """By this count Lightning tells where in the last batch of an epoch a checkpoint was saved."""
+    for counts in (progress["total"], progress["current"]):
+        counts["completed"] = counts["ready"] if completed else counts["ready"] - 1
 
 
 def _all_at(counts: dict[str, int], done: int) -> None:
@@ -197,13 +204,14 @@ class TakesSteps(Callback):
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """In the check before training: by then all validation metrics have been logged once."""
-        if not trainer.sanity_checking:
-            return
-        logged = sorted(trainer._logger_connector.metrics["callback"])
+        """In the check before training, or after the first validation: all its metrics have been logged once."""
+        # while checking, they are in no public place
+        seen = trainer._logger_connector.metrics["callback"] if trainer.sanity_checking else trainer.callback_metrics
+        logged = sorted(name for name in seen if name.startswith("val/"))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             watched = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
-            if watched is not None and watched.startswith("val/") and watched not in logged:
+            lenient = isinstance(callback, EarlyStopping) and not callback.strict
+            if watched is not None and watched.startswith("val/") and watched not in logged and not lenient:
                 raise ValueError(
                     f"{type(callback).__name__}: monitor is '{watched}', which no validation logs; choose one of "
                     f"{', '.join(logged)}"

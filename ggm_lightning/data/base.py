@@ -288,7 +288,12 @@ class DiscreteData(LightningDataModule, ABC):
         return divide_batch(self.global_batch_size, self._place()[0], self.max_batch_per_device)
 
     def _global_step(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_step
+        if self.trainer is None:
+            return 0
+        # with trainer.max_epochs the optimiser's schedule asks for the loader before the trainer has taken its step
+        # over from the checkpoint (Lightning 2.6.6)
+        loading = self.trainer._checkpoint_connector._loaded_checkpoint
+        return loading.get("global_step", self.trainer.global_step)
 
     def _place(self) -> tuple[int, int]:
         """(number of ranks, this rank)."""
