@@ -18,7 +18,6 @@ from tests.trainer_runs import Run, fit, largest_difference
 SAMPLES = '{"class_path": "ggm_lightning.callbacks.samples.Samples", "init_args": {"num_samples": 2, "num_steps": 4}}'
 QUARTERS = "--data.init_args.max_batch_per_device=2"
 WHOLE = "--data.init_args.max_batch_per_device=8"
-BY_EPOCH = "--trainer.check_val_every_n_epoch=1"
 
 
 def callback(name: str, **arguments: Any) -> str:
@@ -72,6 +71,12 @@ class LeavesEpochsOut(Callback):
 
 
 @pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The undisturbed run, four micro-batches a step."""
+    return ok(fit(tmp_path_factory.mktemp("counts") / "one", QUARTERS))
+
+
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return ok(fit(tmp_path_factory.mktemp("counts") / "whole", WHOLE, callback_of_samples()))
 
@@ -94,9 +99,8 @@ def test_the_micro_batch_changes_rounding_and_nothing_else(whole: Run, tmp_path:
         assert (whole.folder / "samples" / name).read_text() == (quarters.folder / "samples" / name).read_text()
 
 
-def test_the_best_checkpoint_is_of_a_whole_step_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_of_a_whole_step_and_resumes_bit_for_bit(one: Run, tmp_path: Path) -> None:
     """Before, the step after best.ckpt had two micro-batches of four, with no word about it."""
-    one = ok(fit(tmp_path / "one", QUARTERS))
     best = one.checkpoint("best.ckpt")
     progress = best["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
     assert progress["ready"] == 4 * best["global_step"]
@@ -107,9 +111,8 @@ def test_the_best_checkpoint_is_of_a_whole_step_and_resumes_bit_for_bit(tmp_path
     assert largest_difference(one, other) > 1e-3  # control
 
 
-def test_a_checkpoint_of_half_a_step_as_earlier_versions_left_them(tmp_path: Path) -> None:
+def test_a_checkpoint_of_half_a_step_as_earlier_versions_left_them(one: Run, tmp_path: Path) -> None:
     """It holds the weights of a whole step, and says that two of the next one's four micro-batches were seen."""
-    one = ok(fit(tmp_path / "one", QUARTERS))
     checkpoint = one.checkpoint("best.ckpt")
     assert checkpoint["global_step"] == 6
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
@@ -120,33 +123,10 @@ def test_a_checkpoint_of_half_a_step_as_earlier_versions_left_them(tmp_path: Pat
     assert largest_difference(one, again) == 0
 
 
-@pytest.mark.parametrize(
-    ("options", "validated", "steps"),
-    [
-        (["--trainer.val_check_interval=0.25", BY_EPOCH], [1, 2, 3, 4, 5, 6, 7, 8], 8),
-        (["--trainer.val_check_interval=0.5", BY_EPOCH], [3, 6], 8),
-        (["--trainer.val_check_interval=1.0", BY_EPOCH], [7], 8),
-        (["--trainer.val_check_interval=1.0", BY_EPOCH, "--trainer.limit_train_batches=3"], [3, 6], 8),
-        (["--trainer.max_epochs=2", "--trainer.max_steps=-1", "--trainer.limit_train_batches=0.5"], [3, 6], 6),
-    ],
-)
-def test_fractions_and_limits_fall_on_whole_steps(tmp_path: Path, options: list[str], validated: list[int], steps: int):
-    run = ok(fit(tmp_path / "run", QUARTERS, *options))
-    assert (run.validated, run.steps) == (validated, steps)
-    assert run.checkpoint()["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 4 * steps
-
-
-def test_more_steps_between_validations_than_an_epoch_has(tmp_path: Path) -> None:
-    refused = fit(tmp_path / "run", QUARTERS, "--trainer.val_check_interval=9", BY_EPOCH)
-    assert (
-        "val_check_interval is 9 steps, but an epoch has 7; set trainer.check_val_every_n_epoch: null" in refused.error
-    )
-
-
 def test_the_validation_of_every_second_epoch_is_done_by_the_run_that_goes_on(tmp_path: Path) -> None:
     """Of a run that was killed after its last save, before the validation: nothing of it is in metrics.csv. Before, the
     resumed run took the next epoch for the present one and did not validate."""
-    options = [BY_EPOCH, "--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=2"]
+    options = ["--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=2"]
     killed = ok(fit(tmp_path / "run", *options, "--trainer.max_steps=14"))
     (killed.folder / "metrics.csv").unlink()
     assert ok(fit(tmp_path / "run", *options, "--trainer.max_steps=15", "--ckpt_path", "last")).validated == [14]
@@ -164,7 +144,7 @@ def test_a_run_resumed_by_epochs_is_the_undisturbed_one(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ nothing is saved in mid-step
 
 
-def test_a_checkpoint_saved_on_an_error_in_mid_step_is_of_the_step_before(tmp_path: Path) -> None:
+def test_a_checkpoint_saved_on_an_error_in_mid_step_is_of_the_step_before(one: Run, tmp_path: Path) -> None:
     saves = stock("OnExceptionCheckpoint", dirpath=str(tmp_path / "run"), filename="failed")
     failed = fit(tmp_path / "run", QUARTERS, callback("FailsIn", step=5), saves)
     assert failed.exit_code != 0
@@ -172,13 +152,12 @@ def test_a_checkpoint_saved_on_an_error_in_mid_step_is_of_the_step_before(tmp_pa
     assert checkpoint["global_step"] == 4
     assert checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 16
     resumed = ok(fit(tmp_path / "resumed", QUARTERS, "--ckpt_path", str(failed.folder / "failed.ckpt")))
-    one = ok(fit(tmp_path / "one", QUARTERS))
     assert largest_difference(one, resumed) == 0
     assert resumed.validated == [6]
     assert resumed.steps_with("train/bpd") == [6, 8]  # every second step, as without the error
 
 
-def test_a_checkpoint_saved_by_the_clock_in_mid_step(tmp_path: Path) -> None:
+def test_a_checkpoint_saved_by_the_clock_in_mid_step(one: Run, tmp_path: Path) -> None:
     """At every micro-batch; and those saved before a step's validation do not lose it."""
     saves = stock("ModelCheckpoint", train_time_interval="0:00:00", save_top_k=-1, filename="{step}")
     run = ok(fit(tmp_path / "run", QUARTERS, saves, "--trainer.max_steps=4"))
@@ -190,33 +169,37 @@ def test_a_checkpoint_saved_by_the_clock_in_mid_step(tmp_path: Path) -> None:
     third = next((run.folder / "checkpoints").glob("step=3*.ckpt"))
     resumed = ok(fit(tmp_path / "resumed", QUARTERS, "--ckpt_path", str(third)))
     assert resumed.validated == [3, 6]
-    assert largest_difference(ok(fit(tmp_path / "one", QUARTERS)), resumed) == 0
+    assert largest_difference(one, resumed) == 0
 
 
 # ------------------------------------------------------------------------------------ the end is kept
 
 
+EARLY = stock("EarlyStopping", monitor="val/nelbo", stopping_threshold=1000.0)
+ENDS = {
+    "early": ([EARLY], 3),
+    "early, saved at this step": ([EARLY, "--checkpoint_every_n_steps=3"], 3),
+    "in mid-step": ([callback("StopsAt", step=5)], 5),
+    "early, saved before": ([EARLY, "--checkpoint_every_n_steps=2"], 3),
+    "by the clock": ([stock("Timer", duration="00:00:00:00", interval="epoch"), "--trainer.min_steps=1"], 7),
+    "epochs": (["--trainer.max_epochs=1", "--trainer.max_steps=-1"], 7),
+}
+RARER = ("early, saved before", "by the clock", "epochs")
+
+
 @pytest.mark.parametrize(
     ("options", "last"),
-    [
-        ([stock("EarlyStopping", monitor="val/nelbo", stopping_threshold=1000.0)], 3),
-        ([stock("EarlyStopping", monitor="val/nelbo", stopping_threshold=1000.0), "--checkpoint_every_n_steps=2"], 3),
-        ([stock("EarlyStopping", monitor="val/nelbo", stopping_threshold=1000.0), "--checkpoint_every_n_steps=3"], 3),
-        ([callback("StopsAt", step=5)], 5),
-        ([stock("Timer", duration="00:00:00:00", interval="epoch"), "--trainer.min_steps=1"], 7),
-        (["--trainer.max_epochs=1", "--trainer.max_steps=-1"], 7),
-    ],
-    ids=["early", "early, saved before", "early, saved at this step", "in mid-step", "by the clock", "epochs"],
+    [pytest.param(*end, id=name, marks=pytest.mark.slow if name in RARER else ()) for name, end in ENDS.items()],
 )
-def test_last_ckpt_is_of_the_last_step(tmp_path: Path, options: list[str], last: int) -> None:
-    """Before, the first left no last.ckpt, the second one of step 2, the fourth ended in mid-step."""
+def test_last_ckpt_is_of_the_last_step(one: Run, tmp_path: Path, options: list[str], last: int) -> None:
+    """Before, the first left no last.ckpt, the third ended in mid-step, the fourth left last.ckpt of step 2."""
     run = ok(fit(tmp_path / "run", QUARTERS, *options))
     assert run.steps == last
     assert run.checkpoint()["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 4 * last
     # once and again without what stopped it: the run that was never stopped
     on = ok(fit(tmp_path / "run", QUARTERS, "--ckpt_path", "last"))
     assert on.steps == 8
-    assert largest_difference(ok(fit(tmp_path / "one", QUARTERS)), on) == 0
+    assert largest_difference(one, on) == 0
     assert sorted(set(on.validated) | {3, 6}) == sorted(set(on.validated))
 
 

@@ -90,7 +90,8 @@ class Case:
 NO_STEP = "is 0: no step would be taken"
 FLAGS = [
     Case("accelerator", "auto", "the best there is", plain),
-    Case("accelerator", "gpu", "as Lightning has it", refused="No supported gpu backend found!", absent="cuda"),
+    Case("accelerator", "gpu", "as Lightning has it; here, where there is none",
+         refused="No supported gpu backend found!", absent="cuda"),
     Case("strategy", "auto", "one device: single_device; several: ddp", plain),
     Case("strategy", "ddp", "the same rows, noise and weights on any number of ranks (tests/test_ddp.py)", plain),
     Case("strategy", "ddp_find_unused_parameters_true", "the same; models that need it get it by themselves", plain),
@@ -133,8 +134,8 @@ FLAGS = [
     Case("limit_val_batches", "0.5", "a fraction of them, rounded down", plain),
     Case("limit_val_batches", "0", "no validation, no best.ckpt", ended(8)),
     Case("limit_val_batches", "0.01", "less than a batch", refused="less than one batch of the 3 there are"),
-    Case("limit_test_batches", "2", "likewise, in `lightning test`", plain),
-    Case("limit_predict_batches", "2", "likewise, in `lightning predict`", plain),
+    Case("limit_test_batches", "2", "likewise, in `lightning test`; none in a fit", plain),
+    Case("limit_predict_batches", "2", "likewise, in `lightning predict`; none in a fit", plain),
     Case("overfit_batches", "2", "the rows of 2 optimiser steps again and again, unshuffled, and 2 validation batches",
          ended(8, 3, 6), fast=True),
     Case("overfit_batches", "0.5", "a fraction of an epoch's steps, and of the validation's batches", ended(8, 3, 6)),
@@ -248,7 +249,9 @@ equal, and that it was validated and logged at the same steps. `make test` tries
 
 def _row(case: Case, prefix: str) -> str:
     fitted = f"refused: “.. {case.refused} ..”" if case.refused else "works"
-    resumed = "refused" if case.refused else case.resumed or "not tried"
+    resumed = case.resumed or "not tried"
+    if case.refused and case.resumed:
+        resumed = "refused"
     value = f"`{case.value}`" if case.value else ""
     also = [option.removeprefix("--trainer.") for option in case.options if option.startswith("--trainer.")]
     more = f" with `{' '.join(also)}`" if also else ""

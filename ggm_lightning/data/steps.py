@@ -77,10 +77,11 @@ def convert_training(trainer: Trainer, accumulation: int, steps: int) -> Epoch:
     Raises:
         ValueError: validations that would never come, or a fraction of less than one step.
     """
-    overfit = trainer.overfit_batches
+    overfit: int | float = trainer.overfit_batches  # type: ignore[attr-defined]
     if overfit:
         epoch = Epoch(share("overfit_batches", overfit, steps, "step"), repeats=True)
-        trainer.overfit_batches = 0  # or Lightning would put an order of its own in the place of data/order.py
+        # or Lightning would put an order of its own in the place of data/order.py
+        trainer.overfit_batches = 0  # type: ignore[attr-defined]
     else:
         epoch = Epoch(share("limit_train_batches", trainer.limit_train_batches, steps, "step"))
     if epoch.steps < steps:
