@@ -132,6 +132,7 @@ def test_the_validation_of_every_second_epoch_is_done_by_the_run_that_goes_on(tm
     assert ok(fit(tmp_path / "run", *options, "--trainer.max_steps=15", "--ckpt_path", "last")).validated == [14]
 
 
+@pytest.mark.slow
 def test_a_run_resumed_by_epochs_is_the_undisturbed_one(tmp_path: Path) -> None:
     """Before, it began with the rows of step 1 again, with no word about it."""
     epochs = ["--trainer.max_epochs=2", "--trainer.max_steps=-1"]
@@ -229,8 +230,13 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
     assert again.error.endswith(
         "this run is finished, at step 2 (trainer.max_steps is 2); to go on, raise trainer.max_steps"
     )
+    assert not (run.folder / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_run_whose_epochs_are_over_says_so(tmp_path: Path) -> None:
     epochs = ["--trainer.max_epochs=1", "--trainer.max_steps=-1"]
-    ok(fit(tmp_path / "run", *epochs, "--ckpt_path", "last"))
+    run = ok(fit(tmp_path / "run", *epochs))
     (run.folder / "report.html").unlink()
     assert "step was taken (at step 7)" in fit(tmp_path / "run", *epochs, "--ckpt_path", "last").error
     assert not (run.folder / "report.html").exists()
