@@ -6,6 +6,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Two test processes of one torch thread each: two threads make tiny models many times slower.
 WORKERS ?= 2
 
+# a run that is finished (its report is there) is left as it is, one that was stopped goes on
+fit = $(if $(wildcard runs/$(1)/report.html),@echo "runs/$(1) is finished",$(BIN)/lightning fit \
+	--config experiments/$(2).yaml $(if $(wildcard runs/$(1)/last.ckpt),--ckpt_path last))
+
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench clean
 
@@ -13,33 +17,33 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: $(VENV)/.core  ## set up, train MD4 on an embedded text, draw samples: open runs/demo/report.html (6 minutes)
-	$(BIN)/lightning fit --config experiments/md4_demo.yaml $(if $(wildcard runs/demo/last.ckpt),--ckpt_path last)
+	$(call fit,demo,md4_demo)
 	$(BIN)/lightning sample --ckpt_path runs/demo/last.ckpt --num_samples 8 --num_steps 256
 	@echo "look at runs/demo/report.html"
 
 # so small a network gains nothing from a second thread, and loses much where something else is running
 demo-images: export OMP_NUM_THREADS := 1
 demo-images: $(VENV)/.images  ## the same on 8x8 digits, with an infilling: open runs/digits/report.html (6 minutes)
-	$(BIN)/lightning fit --config experiments/md4_digits.yaml $(if $(wildcard runs/digits/last.ckpt),--ckpt_path last)
+	$(call fit,digits,md4_digits)
 	$(BIN)/lightning sample --ckpt_path runs/digits/last.ckpt --num_samples 40 --num_steps 64 --label each
 	$(BIN)/lightning infill --ckpt_path runs/digits/last.ckpt --input runs/digits/example.png --mask right
 	@echo "look at runs/digits/report.html"
 
 demo-blackout: export OMP_NUM_THREADS := 1
 demo-blackout: $(VENV)/.images  ## digits born out of black, Blackout diffusion: open runs/blackout_digits/report.html (6 minutes)
-	$(BIN)/lightning fit --config experiments/blackout_digits.yaml $(if $(wildcard runs/blackout_digits/last.ckpt),--ckpt_path last)
+	$(call fit,blackout_digits,blackout_digits)
 	$(BIN)/lightning sample --ckpt_path runs/blackout_digits/last.ckpt --num_samples 40 --num_steps 100 --label each
 	@echo "look at runs/blackout_digits/report.html"
 
 demo-lddm: $(VENV)/.core  ## the text of `demo` by LDDM, its latent drawn first: open runs/lddm_demo/report.html (7 minutes)
-	$(BIN)/lightning fit --config experiments/lddm_demo.yaml $(if $(wildcard runs/lddm_demo/last.ckpt),--ckpt_path last)
+	$(call fit,lddm_demo,lddm_demo)
 	$(BIN)/lightning sample --ckpt_path runs/lddm_demo/last.ckpt --num_samples 8 --num_steps 64
 	@echo "look at runs/lddm_demo/report.html"
 
 demo-vqgan: export OMP_NUM_THREADS := 1
 demo-vqgan: $(VENV)/.vqgan  ## digits to codes to digits, VQGAN and MD4: open runs/md4_digits_vqgan/report.html (5 minutes)
-	$(BIN)/lightning fit --config experiments/vqgan_digits.yaml $(if $(wildcard runs/vqgan_digits/last.ckpt),--ckpt_path last)
-	$(BIN)/lightning fit --config experiments/md4_digits_vqgan.yaml $(if $(wildcard runs/md4_digits_vqgan/last.ckpt),--ckpt_path last)
+	$(call fit,vqgan_digits,vqgan_digits)
+	$(call fit,md4_digits_vqgan,md4_digits_vqgan)
 	$(BIN)/lightning sample --ckpt_path runs/md4_digits_vqgan/last.ckpt --num_samples 40 --num_steps 16 --label each
 	@echo "look at runs/md4_digits_vqgan/report.html: real, reconstructed, generated"
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -185,30 +184,6 @@ def check_nulls(section: Any, key: str) -> None:
                 raise ValueError(f"{key}.{argument} is null; leave it out for the default, or say which")
         elif hasattr(value, "class_path"):
             check_nulls(value, f"{key}.{argument}")
-
-
-def check_trainer(trainer: dict[str, Any]) -> None:
-    """ValueError for numbers that Lightning takes although no run can mean them."""
-    least = {
-        "gradient_clip_val": 0,  # a negative norm would climb the gradient
-        "num_sanity_val_steps": -1,
-        "check_val_every_n_epoch": 1,
-        "log_every_n_steps": 0,
-        "max_steps": -1,
-        "max_epochs": -1,
-        "min_steps": 0,
-        "min_epochs": 0,
-    }
-    for key, low in least.items():
-        value = trainer.get(key)
-        if value is not None and not low <= value < math.inf:
-            raise ValueError(f"trainer.{key} is {value}; it must be at least {low}")
-    interval, longest = trainer.get("val_check_interval"), trainer.get("max_time")
-    if isinstance(interval, int | float) and not 0 < interval < math.inf:
-        raise ValueError(f"trainer.val_check_interval is {interval}; it must be positive")
-    units = {"weeks", "days", "hours", "minutes", "seconds"}
-    if isinstance(longest, dict) and (longest.keys() - units or any(not part >= 0 for part in longest.values())):
-        raise ValueError(f"trainer.max_time is {longest}; give days, hours, minutes or seconds, none of them negative")
 
 
 def take_config_arguments(args: list[str]) -> tuple[list[str], list[str]]:

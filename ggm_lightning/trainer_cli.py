@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -24,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ggm_lightning import config as config_files
-from ggm_lightning import errors
+from ggm_lightning import errors, trainer_checks
 from ggm_lightning.callbacks.bounds import Bounds
 from ggm_lightning.callbacks.exponents import Exponents
 from ggm_lightning.callbacks.guard import Guard
@@ -32,6 +33,7 @@ from ggm_lightning.callbacks.keep import KeepBest, KeepLast
 from ggm_lightning.callbacks.progress import Progress
 from ggm_lightning.callbacks.report import Report
 from ggm_lightning.callbacks.save_config import SaveConfig
+from ggm_lightning.callbacks.steps import TakesSteps, WholeSteps
 from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.callbacks.throughput import Throughput
 from ggm_lightning.data.base import DiscreteData
@@ -131,32 +133,24 @@ class _CLI(LightningCLI):
         callbacks = config.trainer.callbacks or []
         for part in callbacks if isinstance(callbacks, list) else [callbacks]:
             config_files.check_nulls(part, "trainer.callbacks")
+            trainer_checks.plain_texts(part)
         for section in ("model", "data"):
             config_files.check_nulls(config[section], section)
         for key in ("name", "runs", "logger", "checkpoint_every_n_steps", "allow_fresh"):
             if config[key] is None or config[key] == "":
                 raise ValueError(f"{key} is empty; leave it out for the default")
-        config_files.check_trainer(config.trainer)
+        trainer_checks.check_trainer(config.trainer, self.folder)
+        if self.subcommand == "fit":
+            trainer_checks.check_steps(config.trainer)
         for key in _FROM_DATA:
             if config.get(key) is not None and config.get(key) != _default(config, key):
                 raise ValueError(
                     f"{key.replace('.init_args', '')} is {config.get(key)} in the configuration, but it is taken from "
                     "the data; leave it out"
                 )
-        if config.trainer.use_distributed_sampler:
-            raise ValueError(
-                "trainer.use_distributed_sampler is true: the data order is aware of ranks already and would be "
-                "sharded twice; leave it out"
-            )
         if config.trainer.logger is None:
             config.trainer.logger = False  # ours are made in instantiate_trainer
-        if config.trainer.enable_checkpointing is False:
-            raise ValueError(
-                "trainer.enable_checkpointing is false, but last.ckpt and best.ckpt are what a run is for; leave it "
-                "out, or try things with --trainer.fast_dev_run true"
-            )
         config.trainer.enable_checkpointing = True
-        config.trainer.default_root_dir = str(self.folder)
         config.ckpt_path = self._resolved_checkpoint(config.get("ckpt_path"), config.allow_fresh)
         if self.subcommand in ("fit", "predict") and not config.trainer.fast_dev_run:
             refuse_unwritable(self.folder)
@@ -195,18 +189,27 @@ class _CLI(LightningCLI):
         given = config.get("callbacks") or []
         dry = bool(config.get("fast_dev_run"))
         given = given if isinstance(given, list) else [given]  # the parser takes a single one too
+        trainer_checks.check_callbacks(given, self.model)
+        first: list[Callback] = [TakesSteps()] if self.subcommand == "fit" else []
         extra: list[Callback] = [Throughput(), Bounds()]
         if hasattr(self.model, "exponents"):
             extra.append(Exponents())
-        if config.get("enable_progress_bar") is not False:
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
             extra.append(Progress())
         if self.subcommand == "fit" and not dry:
             keep_last = KeepLast(str(self.folder), self._get(self.config, "checkpoint_every_n_steps"))
             ours = [Guard(), Report(), SaveConfig(self.folder, self._config_text())]
             extra += [callback for callback in ours if not any(type(callback) is type(other) for other in given)]
-            extra += [keep_last, KeepBest(str(self.folder), self.model.best_by), StopSignals(keep_last)]
-        config["callbacks"] = [*given, *extra]
-        config["plugins"] = [*(config.get("plugins") or []), checkpoint_files.AtomicCheckpointIO()]
+            # best before last, whose file says what the best one is; StopSignals saves the last one, too
+            extra += [KeepBest(str(self.folder), self.model.best_by), keep_last, StopSignals(keep_last)]
+        if self.subcommand == "fit":
+            extra.append(WholeSteps())
+        config["callbacks"] = [*first, *given, *extra]
+        config["default_root_dir"] = str(self.folder)
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        trainer_checks.check_plugins(plugins)
+        config["plugins"] = [*plugins, checkpoint_files.AtomicCheckpointIO()]
         if SLURMEnvironment.detect():  # Lightning's own requeueing saves in the middle of a step
             config["plugins"] += [SLURMEnvironment(auto_requeue=False)]
         if config.get("logger") is False and not dry:
@@ -242,7 +245,12 @@ class _CLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         run: Callable[..., Any] = getattr(self.trainer, subcommand)
-        run(**self._prepare_subcommand_kwargs(subcommand))
+        try:
+            run(**self._prepare_subcommand_kwargs(subcommand))
+        except RuntimeError as error:
+            if "Early stopping conditioned on metric" not in str(error):
+                raise
+            raise ValueError(f"trainer.callbacks: {error}") from error
 
 
 def _default(config: Any, key: str) -> Any:

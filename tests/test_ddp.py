@@ -56,8 +56,7 @@ def largest_difference(one: Path, two: Path) -> float:
 def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path: Path) -> None:
     ddp = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     one = fit(tmp_path, "one", "--trainer.max_steps=4")
-    # two micro-batches of 3 rows per rank and step, so validations come after twice as many batches
-    accumulated = ["--data.init_args.max_batch_per_device=3", "--trainer.val_check_interval=4"]
+    accumulated = ["--data.init_args.max_batch_per_device=3"]  # two micro-batches per rank and step
     two = fit(tmp_path, "two", *ddp, *accumulated, "--trainer.max_steps=4")
     assert largest_difference(one, two) < 1e-6  # gradients are summed in another order; nothing else differs
     for (ours, stderr), (theirs, stderr_theirs) in zip(bounds(one), bounds(two), strict=True):
@@ -78,11 +77,22 @@ def test_the_number_of_ranks_may_change_between_runs(tmp_path: Path) -> None:
     ddp = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     resumed = fit(tmp_path, "resumed", *own, *ddp, "--trainer.max_steps=2")
     here = ["fit", "--config", str(ROOT / "experiments" / "md4_markov.yaml"), *OPTIONS, "--runs", str(tmp_path), *own]
-    split = ["--data.init_args.max_batch_per_device=4", "--trainer.val_check_interval=6"]
+    split = ["--data.init_args.max_batch_per_device=4"]
     main([*here, "--name", "resumed", *split, "--ckpt_path", "last", "--trainer.max_steps=4"])
     main([*here, "--name", "one", "--trainer.max_steps=4"])
     assert largest_difference(tmp_path / "one", resumed) < 1e-6
     assert bounds(tmp_path / "one")[-1] == pytest.approx(bounds(resumed)[-1], rel=1e-5)
+
+
+def test_a_limited_validation_sees_the_same_rows_on_any_number_of_ranks(tmp_path: Path) -> None:
+    """Batches of 4 of all ranks together: half of the 5, or 2 of them, are the first 8 of 17 rows. Before, two ranks
+    saw 16 of them."""
+    one = fit(tmp_path, "one", "--trainer.limit_val_batches=0.5", "--trainer.max_steps=2")
+    ddp = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    two = fit(tmp_path, "two", "--trainer.limit_val_batches=2", "--trainer.max_steps=2", *ddp)
+    assert bounds(two)[0] == pytest.approx(bounds(one)[0], rel=1e-5)
+    all_rows = fit(tmp_path, "all", "--trainer.max_steps=2")
+    assert abs(bounds(all_rows)[0][0] / bounds(one)[0][0] - 1) > 1e-3  # control: other rows have another bound
 
 
 @pytest.mark.slow
@@ -97,7 +107,6 @@ def test_ggm_with_measured_frequencies_on_two_ranks_and_resumed(tmp_path: Path) 
     ]
     one = fit(tmp_path, "one", *own, "--trainer.max_steps=4", experiment="ggm_markov")
     split = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.max_batch_per_device=3"]
-    split += ["--trainer.val_check_interval=4"]
     fit(tmp_path, "two", *own, *split, "--trainer.max_steps=2", "--trainer.max_epochs=-1", experiment="ggm_markov")
     two = fit(tmp_path, "two", *own, *split, "--trainer.max_steps=4", "--ckpt_path", "last", experiment="ggm_markov")
     counts = [torch.load(run / "last.ckpt", weights_only=True)["state_dict"]["unigram_counts"] for run in (one, two)]

@@ -1,4 +1,4 @@
-"""last.ckpt, renewed periodically and when training ends, and best.ckpt, the lowest bound so far.
+"""last.ckpt, renewed periodically and when training ends, however it ends, and best.ckpt, the lowest bound so far.
 
 Two callbacks, because `save_last` of a callback that watches a metric is renewed only when the metric improves. Both
 write through the run folder's own CheckpointIO, over their own file, so a kill at any moment leaves a whole one.
@@ -32,7 +32,7 @@ class _Keep(ModelCheckpoint):
 
 
 class KeepLast(_Keep):
-    """<folder>/last.ckpt every n optimiser steps and after the last one.
+    """<folder>/last.ckpt every n optimiser steps and after the last one, whatever ended the run.
 
     Args:
         folder: the run folder.
@@ -49,65 +49,59 @@ class KeepLast(_Keep):
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
-        self._step = 0
-        self._saving = False  # this callback, and not KeepBest
+        self._first = self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._step = trainer.global_step
+        self._first = self._step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, CSVLog | TensorBoardLog):
                 logger.continue_after(trainer.global_step)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # Lightning (2.6.6) tells by this count which steps are logged. After a resume from the end of an epoch it is
-        # one too high, and every row of the resumed run would belong to the step before the one that is due.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self._step:
-            return  # accumulating: a run resumed from here would count its micro-batches wrongly
+            return  # accumulating
         self._step = trainer.global_step
-        self._saving = True
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._saving = False
-        # here and not in on_train_end, where the averaged weights have already replaced the raw ones
+        # before the validation that may follow, which may be what kills the run
         if _is_last(trainer):
+            self.save_now(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """For a run that a validation's result stops. The validation is in the file, also where the step was saved
+        before it: so a run resumed from here trains on."""
+        if not trainer.sanity_checking and _stops(trainer):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _stops(trainer):
+            self.save_now(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """For a run that was stopped where no hook above could see it. The averaged weights stand in the module by now,
+        the raw ones are kept by EMA, which puts both into the file."""
+        if self._step != self._first:
             self.save_now(trainer)
 
     def save_now(self, trainer: Trainer) -> None:
         """last.ckpt of this step, unless it is there already; before the step's validation is over."""
         if self._last_global_step_saved != trainer.global_step:
-            self._saving = True
-            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
-            self._saving = False
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A validation that is due after this step would be skipped by a run resumed from here (Lightning 2.6.6); one
-        that was interrupted in its first batch is begun anew: so the loop's state says that it was."""
         for logger in trainer.loggers:
             if isinstance(logger, CSVLog):
                 logger.before_checkpoint()
-        fit_loop = trainer.fit_loop
-        fetcher = fit_loop._data_fetcher
-        if self._saving and fetcher is not None and fit_loop.epoch_loop._should_check_val_fx(fetcher):
-            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-            progress = {"total": begun, "current": dict(begun), "is_last_batch": False}
-            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Lightning tells from the number of micro-batches when a step is full. Where a step has more or fewer of them
-        than before (other devices), the first step would be cut short, and all rows after it belong to other steps."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        before, rest = divmod(progress["total"]["ready"], checkpoint["global_step"] or 1)
-        now = trainer.accumulate_grad_batches
-        if rest or before in (0, now):
-            return
-        for counts in (progress["total"], progress["current"]):
-            done = counts["ready"] // before * now
-            counts.update({name: done - (counts["ready"] - count) for name, count in counts.items()})
+
+def _stops(trainer: Trainer) -> bool:
+    """Whether somebody has asked for the end, and trainer.min_steps and min_epochs allow it."""
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
 
 
 def _is_last(trainer: Trainer) -> bool:
@@ -118,7 +112,7 @@ def _is_last(trainer: Trainer) -> bool:
         and trainer.max_epochs not in (None, -1)
         and trainer.current_epoch + 1 >= trainer.max_epochs
     )
-    return steps_done or epochs_done or trainer.should_stop
+    return steps_done or epochs_done or _stops(trainer)
 
 
 class KeepBest(_Keep):
@@ -132,4 +126,5 @@ class KeepBest(_Keep):
             mode="min",
             enable_version_counter=False,
             auto_insert_metric_name=False,
+            save_on_train_epoch_end=False,  # but after each validation, also with val_check_interval 1
         )

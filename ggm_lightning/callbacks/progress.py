@@ -43,7 +43,7 @@ class Progress(ProgressBar):
         self._train: tqdm | None = None
         self._sub: tqdm | None = None
         self._rate = Rate(window=50)
-        self._first_step = self._total = 0
+        self._first_step = self._last_step = self._total = 0
         self._started = self._shown = 0.0
 
     def disable(self) -> None:
@@ -72,7 +72,7 @@ class Progress(ProgressBar):
         if not self._enabled:
             return
         self._rate = Rate(window=50)
-        self._first_step = trainer.global_step
+        self._first_step = self._last_step = trainer.global_step
         steps = trainer.estimated_stepping_batches
         self._total = 0 if steps in (float("inf"), -1) else int(steps)
         self._started = self._shown = time.monotonic()
@@ -94,8 +94,9 @@ class Progress(ProgressBar):
     ) -> None:
         if not self._enabled:
             return
-        self._rate.add(batch["x"])
         now, step = time.monotonic(), trainer.global_step
+        self._rate.add(batch["x"], step_ends=step != self._last_step)
+        self._last_step = step
         last = step == self._total
         if self._train is not None and (last or now - self._shown >= self.refresh_seconds):
             self._shown = now

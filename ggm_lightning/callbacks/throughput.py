@@ -40,11 +40,12 @@ class Rate:
             self._paused += time.perf_counter() - self._stopped_at
             self._stopped_at = None
 
-    def add(self, x: Any) -> None:
-        """One step's examples Int[b, *s]."""
+    def add(self, x: Any, step_ends: bool = True) -> None:
+        """A micro-batch's examples Int[b, *s], and whether an optimiser step ends with it."""
         self._examples += x.shape[0]
         self._tokens += x.numel()
-        self._marks.append((self._now(), self._examples, self._tokens))
+        if step_ends:
+            self._marks.append((self._now(), self._examples, self._tokens))
 
     def per_second(self) -> tuple[float, float]:
         """(examples, tokens) per second on this rank; zeros before the first step."""
@@ -62,17 +63,19 @@ class Throughput(Callback):
     the whole, and no communication is needed.
 
     Args:
-        window: batches over which the rate is taken.
+        window: optimiser steps over which the rate is taken.
     """
 
     def __init__(self, window: int = 100) -> None:
         if window < 1:
-            raise ValueError(f"Throughput: window is {window}; it must be at least 1 batch")
+            raise ValueError(f"Throughput: window is {window}; it must be at least 1 step")
         self.window = window
         self.rate = Rate(window)
+        self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rate = Rate(self.window)
+        self._step = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rate.pause()
@@ -83,7 +86,11 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.rate.add(batch["x"])
+        step_ends = trainer.global_step != self._step
+        self.rate.add(batch["x"], step_ends)
+        if not step_ends:
+            return
+        self._step = trainer.global_step
         if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             examples, tokens = (rate * trainer.world_size for rate in self.rate.per_second())
             pl_module.log_dict(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Integer
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -25,6 +25,7 @@ from ggm_lightning.data.codecs import Codec
 from ggm_lightning.data.latents import CachedLatents
 from ggm_lightning.data.order import EvalOrder, TrainOrder, divide_batch
 from ggm_lightning.data.rows import RowSource, check_ids, check_labels
+from ggm_lightning.data.steps import Counts, Epoch, convert_evaluation, convert_training, evaluated_rows
 
 _STAGES: dict[str | None, tuple[str, ...]] = {
     "fit": ("train", "val"),
@@ -33,6 +34,8 @@ _STAGES: dict[str | None, tuple[str, ...]] = {
     "predict": ("val",),
     None: ("train", "val", "test"),
 }
+_LIMITS = {"fit": "limit_val_batches", "validate": "limit_val_batches", "test": "limit_test_batches"}
+_LIMITS["predict"] = "limit_predict_batches"
 
 
 def _outlive_the_first_signal(worker: int) -> None:
@@ -56,7 +59,8 @@ class DiscreteData(LightningDataModule, ABC):
         global_batch_size: rows per optimiser step, over all devices and accumulated micro-batches.
         max_batch_per_device: the largest micro-batch that fits on a device; the number of accumulated micro-batches is
             the smallest that respects it. None: no accumulation.
-        eval_batch_size: rows per evaluation batch and device.
+        eval_batch_size: rows per evaluation batch and device; the unit of trainer.limit_val_batches, which counts those
+            of all devices together: the same rows on any number of them.
         num_workers: loader processes per device.
         seed: of the training order (data/order.py).
         latents: folder with train.npy and val.npy as data/latents.py writes them; batches then hold `latent`, too.
@@ -88,6 +92,8 @@ class DiscreteData(LightningDataModule, ABC):
         # With fewer rows than devices a rank has nothing to evaluate; its sums are then zeros, which is right.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self._rows: dict[str, RowSource] = {}
+        self._counts: Counts | None = None
+        self._epoch: Epoch | None = None
         for key, least in (
             ("global_batch_size", 1),
             ("max_batch_per_device", 1),
@@ -180,16 +186,35 @@ class DiscreteData(LightningDataModule, ABC):
         for split in _STAGES[stage]:
             self.check_latents(self.rows(split), getattr(self.trainer, "lightning_module", None))
         self._check_network(stage)
-        if stage not in ("fit", None) or self.trainer is None:
-            return
-        accumulation, _ = self._division()
-        given = self.trainer.accumulate_grad_batches
-        if given not in (1, accumulation):
-            raise ValueError(
-                f"trainer.accumulate_grad_batches is {given}, but data.global_batch_size={self.global_batch_size} and "
-                f"data.max_batch_per_device={self.max_batch_per_device} make it {accumulation}; leave the former out"
-            )
-        self.trainer.accumulate_grad_batches = accumulation
+        if self.trainer is not None and stage is not None:
+            self._convert_counts(self.trainer, stage)
+
+    def _convert_counts(self, trainer: Trainer, stage: str) -> None:
+        """From now on the trainer counts micro-batches where its user wrote optimiser steps (data/steps.py)."""
+        self._give_counts_back()  # a fit before may have ended in an error, without a teardown
+        counts = Counts(trainer)
+        if stage == "fit":
+            accumulation, _ = self._division()
+            given = trainer.accumulate_grad_batches
+            if given not in (1, accumulation):
+                raise ValueError(
+                    f"trainer.accumulate_grad_batches is {given}, but data.global_batch_size={self.global_batch_size} "
+                    f"and data.max_batch_per_device={self.max_batch_per_device} make it {accumulation}; leave the "
+                    "former out"
+                )
+            steps = -(-len(self.rows("train")) // self.global_batch_size)
+            self._epoch = convert_training(trainer, accumulation, steps)
+        split = _STAGES[stage][-1]
+        convert_evaluation(trainer, _LIMITS[stage], len(self.rows(split)), self.eval_batch_size)
+        self._counts = counts
+
+    def _give_counts_back(self) -> None:
+        if self._counts is not None:
+            self._counts.give_back()
+        self._counts = None
+
+    def teardown(self, stage: str | None = None) -> None:
+        self._give_counts_back()
 
     def check_model(self, model: Any) -> None:
         """ValueError if the model takes for amounts what are names here; two classes are in order either way."""
@@ -253,21 +278,24 @@ class DiscreteData(LightningDataModule, ABC):
             accumulation=accumulation,
             seed=self.seed,
             first_step=self._global_step,
+            epoch_steps=None if self._epoch is None else self._epoch.steps,
+            repeats=self._epoch is not None and self._epoch.repeats,
         )
         return self._loader(rows, order)
 
     def val_dataloader(self) -> DataLoader:
-        return self._eval_loader("val")
+        return self._eval_loader("val", "limit_val_batches")
 
     def test_dataloader(self) -> DataLoader:
-        return self._eval_loader("test")
+        return self._eval_loader("test", "limit_test_batches")
 
     def predict_dataloader(self) -> DataLoader:
-        return self._eval_loader("val")
+        return self._eval_loader("val", "limit_predict_batches")
 
-    def _eval_loader(self, split: str) -> DataLoader:
+    def _eval_loader(self, split: str, limit: str) -> DataLoader:
         rows, (world, rank) = self.rows(split), self._place()
-        return self._loader(rows, EvalOrder(len(rows), self.eval_batch_size, world=world, rank=rank))
+        count = evaluated_rows(self.trainer, limit, len(rows), self.eval_batch_size)
+        return self._loader(rows, EvalOrder(count, self.eval_batch_size, world=world, rank=rank))
 
     def _loader(self, rows: RowSource, order: Sampler[Any]) -> DataLoader:
         # batch_size=None turns the loader's own batching off: the order yields lists, the rows answer with a batch.
@@ -285,7 +313,12 @@ class DiscreteData(LightningDataModule, ABC):
         return divide_batch(self.global_batch_size, self._place()[0], self.max_batch_per_device)
 
     def _global_step(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_step
+        if self.trainer is None:
+            return 0
+        # with trainer.max_epochs the optimiser's schedule asks for the loader before the trainer has taken its step
+        # over from the checkpoint (Lightning 2.6.6)
+        loading = self.trainer._checkpoint_connector._loaded_checkpoint
+        return loading.get("global_step", self.trainer.global_step)
 
     def _place(self) -> tuple[int, int]:
         """(number of ranks, this rank)."""

@@ -101,6 +101,15 @@ class TrainOrder(Sampler[list[int]]):
     smaller than G works too.
     One pass over this sampler (a Lightning epoch) ends with step S, 2S, ... for S = ceil(size/G), and starts at
     `first_step()`, which is asked each time: that is what makes a resumed run continue where it stopped.
+
+    Args:
+        size: rows of the training split.
+        global_batch: G.
+        world, rank, accumulation: as above.
+        seed: of the shuffles.
+        first_step: the number of optimiser steps taken so far.
+        epoch_steps: a smaller S. The rows of a step are the same as without: an epoch goes on where the last one ended.
+        repeats: each epoch has the rows 0 .. SG-1 (modulo size), unshuffled: to see whether a model can learn them.
     """
 
     def __init__(
@@ -113,6 +122,8 @@ class TrainOrder(Sampler[list[int]]):
         accumulation: int = 1,
         seed: int = 0,
         first_step: Callable[[], int] = _at_the_start,
+        epoch_steps: int | None = None,
+        repeats: bool = False,
     ) -> None:
         if size < 1:
             raise ValueError("TrainOrder: the training split has no rows; check the path and the length")
@@ -127,10 +138,8 @@ class TrainOrder(Sampler[list[int]]):
         self.size, self.global_batch, self.seed = size, global_batch, seed
         self.world, self.rank, self.accumulation = world, rank, accumulation
         self.first_step = first_step
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-self.size // self.global_batch)
+        self.steps_per_epoch = -(-size // global_batch) if epoch_steps is None else epoch_steps
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.accumulation
@@ -142,10 +151,14 @@ class TrainOrder(Sampler[list[int]]):
     def _dealt(self, first: int, end: int) -> Int64[np.ndarray, "micro_batches m"]:
         """The rows of all micro-batches of this rank in steps first .. end-1."""
         step = np.arange(first, end, dtype=np.int64)[:, None, None]
+        if self.repeats:
+            step = step % self.steps_per_epoch
         part = (np.arange(self.accumulation) * self.world + self.rank)[:, None]
         within = part + self.world * self.accumulation * np.arange(self.micro)
         position = (step * self.global_batch + within).reshape(-1, self.micro)
         epoch, offset = np.divmod(position, self.size)
+        if self.repeats:
+            return offset
         return permuted(offset.reshape(-1), self.size, self.seed, epoch.reshape(-1)).reshape(position.shape)
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -99,7 +99,8 @@ class CSVLog(Logger):
         row = {"step": step, "epoch": metrics.get("epoch"), "seconds": round(self._seconds(), 3)}
         row |= {name: value for name, value in metrics.items() if name not in _LEADING}
         last = self._rows[-1] if self._rows else None
-        if last is not None and last["step"] == step and not (set(row) & set(last)) - set(_LEADING):
+        # one row per step: Lightning's monitors log at each micro-batch of it
+        if last is not None and last["step"] == step:
             last.update(row)
         else:
             self._rows.append(row)

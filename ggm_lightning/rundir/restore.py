@@ -6,6 +6,7 @@ describes (outlined without memory first, and compared with the weights in the f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,4 +194,7 @@ def _codec(described: Any, model: LightningModule, path: str | Path) -> Any:
     found = getattr(codec, "num_classes", claimed)
     if wanted is not None and found != wanted:
         raise ValueError(f"{path}: its codec has {found!r} classes, its model {wanted}; use another checkpoint")
+    sites, shape = getattr(model, "num_sites", None), getattr(codec, "shape", None)
+    if sites is not None and shape is not None and math.prod(shape) != sites:
+        raise ValueError(f"{path}: its codec has {math.prod(shape)} sites, its model {sites}; use another checkpoint")
     return codec

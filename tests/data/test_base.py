@@ -128,6 +128,29 @@ def test_a_resumed_fit_sees_the_rows_of_the_undisturbed_one(tmp_path: Path, stop
     assert [rows for _, rows in fresh.seen] != [rows for _, rows in resumed.seen]
 
 
+class Scheduled(Recorder):
+    """Asks how long the run is, as learning rate schedules do; with max_epochs that loads the training data."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches == 3 * 4
+        return super().configure_optimizers()
+
+
+def test_a_fit_resumed_by_epochs_sees_the_rows_of_the_undisturbed_one(tmp_path: Path) -> None:
+    """Before, it began with the rows of the first step."""
+    data = {"global_batch_size": 6, "max_batch_per_device": 3, "seed": 1}
+    whole, resumed = Scheduled(), Scheduled()
+    _trainer(tmp_path, -1, max_epochs=3).fit(whole, datamodule=Numbered(**data))
+    first = _trainer(tmp_path, 5)
+    first.fit(Recorder(), datamodule=Numbered(**data))
+    first.save_checkpoint(tmp_path / "stopped.ckpt")
+    trainer = _trainer(tmp_path, -1, max_epochs=3)
+    trainer.fit(resumed, datamodule=Numbered(**data), ckpt_path=tmp_path / "stopped.ckpt")
+    assert len(whole.seen) == 2 * 12
+    assert resumed.seen == whole.seen[2 * 5 : 2 * 5 + len(resumed.seen)]
+    assert len(resumed.seen) >= 4
+
+
 def test_lightning_predicts_and_tests_every_row_in_order(tmp_path: Path) -> None:
     trainer, data = _trainer(tmp_path, 1), Numbered(eval_batch_size=3)
     found = trainer.predict(Recorder(), datamodule=data)
@@ -139,7 +162,9 @@ def test_lightning_predicts_and_tests_every_row_in_order(tmp_path: Path) -> None
 def test_ranks_share_out_a_batch_and_the_evaluation() -> None:
     def place(rank: int, sharding: bool = False) -> Any:
         connector = SimpleNamespace(use_distributed_sampler=sharding)
-        return SimpleNamespace(world_size=2, global_rank=rank, global_step=0, _accelerator_connector=connector)
+        settings = {"limit_val_batches": 1.0, "_accelerator_connector": connector}
+        settings["_checkpoint_connector"] = SimpleNamespace(_loaded_checkpoint={})
+        return SimpleNamespace(world_size=2, global_rank=rank, global_step=0, **settings)
 
     whole = [b["label"].tolist() for b in Numbered(global_batch_size=6).train_dataloader()]
     parts, evaluated = [], []

@@ -125,6 +125,22 @@ def test_permuting_steps_together_changes_nothing() -> None:
     assert list(order) == expected
 
 
+def test_shorter_epochs_have_the_same_steps_and_end_at_their_multiples() -> None:
+    whole = TrainOrder(23, 6, accumulation=3, seed=5)
+    for start in range(7):
+        short = TrainOrder(23, 6, accumulation=3, seed=5, epoch_steps=3, first_step=lambda start=start: start)
+        end = (start // 3 + 1) * 3
+        assert list(short) == [whole.indices(k, a) for k in range(start, end) for a in range(3)]
+    assert len(short) == 9
+
+
+def test_repeated_epochs_have_the_first_rows_unshuffled() -> None:
+    order = TrainOrder(11, 4, world=2, accumulation=2, rank=1, epoch_steps=2, repeats=True)
+    assert [order.indices(k, a) for k in (0, 1, 2, 3) for a in (0, 1)] == [[1], [3], [5], [7]] * 2
+    shuffled = TrainOrder(11, 4, world=2, accumulation=2, rank=1, epoch_steps=2)
+    assert [shuffled.indices(k, a) for k in (0, 1) for a in (0, 1)] != [[1], [3], [5], [7]]  # control
+
+
 def test_the_step_is_asked_when_iteration_starts() -> None:
     now = [0]
     order = TrainOrder(17, 6, first_step=lambda: now[0])

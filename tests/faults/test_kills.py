@@ -30,12 +30,11 @@ KILLS = 5  # in each scenario
 
 
 def arguments(folder: Path, name: str, scenario: str, validate: int = 5, save: int = 3) -> list[str]:
-    micro_batches = 4 if scenario == "accumulation and workers" else 2 if scenario == "accumulation" else 1
     return [
         *(shards(folder) if "shards" in scenario else []),
         *SCENARIOS[scenario],
         f"--trainer.max_steps={STEPS}",
-        f"--trainer.val_check_interval={validate * micro_batches}",  # an epoch has 7 steps: in its middle
+        f"--trainer.val_check_interval={validate}",  # an epoch has 7 steps: in its middle
         f"--checkpoint_every_n_steps={save}",
         f"--runs={folder}",
         f"--name={name}",
@@ -85,6 +84,12 @@ def rows(run: Path) -> dict[tuple[int, str], float]:
     return {(step, name): value for name in ("train/bpd", "val/nelbo") for step, value in found[name]}
 
 
+def has_ended(run: Run) -> bool:
+    """Well, or because there is nothing left to train: a kill may come after last.ckpt of the last step."""
+    finished = "this run is finished" in run.output
+    return all(code == 0 or (code == 2 and finished) for code in run.end())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_and_resumed_is_undisturbed(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,14 +101,13 @@ def test_killed_and_resumed_is_undisturbed(scenario: str, tmp_path: Path, capsys
     while True:
         run = Run(arguments(tmp_path, "killed", scenario), tmp_path / "killed.log", ranks).start()
         if len(kills) == KILLS:
-            assert run.end() == [0] * ranks, run.output[-3000:]
+            assert has_ended(run), run.output[-3000:]
             break
         if run.follow(dice.randint(1, max(2, moments // 3))):
             time.sleep(dice.uniform(0, 0.02))
             run.signal(signal.SIGKILL)
             kills.append(f"{run.marks[-1]}{len(run.marks)}")
-        codes = run.end()
-        assert set(codes) <= {0, -signal.SIGKILL}, run.output[-3000:]
+        assert set(run.end()) <= {-signal.SIGKILL} or has_ended(run), run.output[-3000:]
     for name in ("last.ckpt", "best.ckpt"):
         assert not different(parts(tmp_path / "whole", name), parts(tmp_path / "killed", name)), name
     whole_rows, killed_rows = rows(tmp_path / "whole"), rows(tmp_path / "killed")
@@ -132,7 +136,7 @@ def test_a_validation_that_was_killed_is_done_again(validate: int, save: int, tm
         run.signal(signal.SIGKILL)
         kills += 1
         assert run.end() == [-signal.SIGKILL], run.output[-3000:]
-    assert run.end() == [0], run.output[-3000:]
+    assert has_ended(run), run.output[-3000:]
     assert kills == STEPS // validate
     assert not different(parts(tmp_path / "whole", "last.ckpt"), parts(tmp_path / "killed", "last.ckpt"))
     # after the last step there is no training to resume, and `lightning validate` measures the finished run

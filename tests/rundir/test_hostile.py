@@ -226,7 +226,7 @@ SIZES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     (
         "codec's shape",
         lambda c: c[KEY].update(codec={"kind": "images", "num_classes": 97, "shape": [1, 9, 9]}),
-        "16 sites",
+        "81 sites, its model 16",
     ),
     ("format", lambda c: c[KEY].update(format=3), "of format 3, this version reads 1 to 2; pip install"),
     ("format as text", lambda c: c[KEY].update(format="../x"), "of format '../x', this version reads"),
