@@ -13,7 +13,6 @@ paper leaves open (schedule, pi, conditioning, bound, infilling) is our choice a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
@@ -68,6 +67,7 @@ class GGM(Family):
     samplers = ("heat_bath", "gated", "parallel")
     refused_samplers = MappingProxyType({"parallel_heat_bath": sweeping.PARALLEL_HEAT_BATH})
     grids = ()
+    network_keywords = ("visited",)
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class GGM(Family):
             )
         if redenoise < 0:
             raise ValueError(f"redenoise is {redenoise}; it must be at least 0 rounds")
-        _check_network(network)
+        _check_bits(network)
         self.objective, self.loss_name = loss, f"train/{loss}"
         last = sweeps.default_last_survival(n) if last_survival is None else last_survival
         self._sweeps = Sweeps(sweeps.site_order(n, order, order_seed), sweeps.survival(num_sweeps, last, schedule))
@@ -344,10 +344,9 @@ def _evaluation_noise(stream: str, **counters: Any) -> Tensor:
     return noise.uniform(f"eval {stream}", **counters)
 
 
-def _check_network(network: nn.Module) -> None:
-    takes = inspect.signature(network.forward).parameters
-    bits = "visited" in takes or any(p.kind == p.VAR_KEYWORD for p in takes.values())
-    if not bits or getattr(network, "visited_bits", True) is False:
+def _check_bits(network: nn.Module) -> None:
+    if getattr(network, "visited_bits", True) is False:  # of ours, which take the argument in any case
         raise ValueError(
-            f"GGM: the network {type(network).__name__} takes no visited bits; set visited_bits: true on a Transformer"
+            f"GGM: the network {type(network).__name__} was built without the visited bits; set its visited_bits: true "
+            "(a class of your own takes the keyword argument visited, Bool[b, n])"
         )

@@ -21,6 +21,7 @@ from a constant one. Hence the recipe in two stages (models/lddm_stages.py) and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from ggm_lightning.core import gaussian, times
 from ggm_lightning.core.gaussian import GaussianLaw
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.schedules import Schedule
+from ggm_lightning.models import contract
 from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.trained import Optimizer
@@ -242,7 +244,12 @@ class SeqLDDM(LatentFamily):
         self.latent_calls += 1
         dtype = next(self.latent_network.parameters(), torch.zeros(())).dtype
         label = self.network_label(label, len(latent))
-        return self.latent_network(latent.to(dtype), self.clock.time(latent_time).to(dtype), label)
+        z0 = self.latent_network(latent.to(dtype), self.clock.time(latent_time).to(dtype), label)
+        return contract.numbers(self, "latent_network", z0, ((len(latent), *self.latent_shape),), "finite")
+
+    def joint_latent(self, z0: Any, b: int) -> Any:
+        """Not used here, so that the network may say what it likes."""
+        return z0
 
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
         """Float64[b], nats: the tokens' integrand of eq. (6) at t, given x_t = zt and the cleanest latent z_1. The

@@ -22,6 +22,7 @@ from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.metrics.latent import LatentUse
+from ggm_lightning.models import contract
 from ggm_lightning.models import lddm_stages as stages
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_stages import Recipe
@@ -54,6 +55,7 @@ class LatentFamily(Family):
     """
 
     grids = ("uniform", "cosine")
+    network_keywords = ("latent", "latent_time")
     unused_parameters = True  # in stage 1 the latent's output, in stage 2 the encoder: DDP has to look for them
 
     def __init__(
@@ -81,6 +83,9 @@ class LatentFamily(Family):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self.latent_shape = stages.latent_shape(encoder=encoder, network=network, latent_network=latent_network)
+        contract.check_call(type(self).__name__, "encoder", encoder, "forward", 2, ())
+        if latent_network is not None:
+            contract.check_call(type(self).__name__, "latent_network", latent_network, "forward", 3, ())
         self.encoder, self.latent_network = encoder, latent_network
         self.schedule = Linear(0.0) if schedule is None else schedule
         self.latent_schedule = gaussian.Sqrt() if latent_schedule is None else latent_schedule
@@ -121,7 +126,9 @@ class LatentFamily(Family):
 
     def encode(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """z_0 Float[b, S, d]; what the batch brought along (data/latents.py), or from the encoder."""
-        return self.encoder(x, hidden) if self._given is None else self._given
+        if self._given is not None:
+            return self._given
+        return contract.numbers(self, "encoder", self.encoder(x, hidden), ((len(x), *self.latent_shape),), "finite")
 
     @contextmanager
     def _latents_of(self, batch: dict[str, Tensor]) -> Iterator[None]:
@@ -157,11 +164,23 @@ class LatentFamily(Family):
         the network is told the schedule's."""
         t, label = self._network_inputs(zt, t, label)
         inputs = {"latent": latent.to(t.dtype), "latent_time": self.clock.time(latent_time).to(t.dtype)}
-        if hasattr(self.network, "streams"):
-            features, z0 = self.network.streams(zt, t, label, **inputs)
-            return Readout(features, self.network.head, self.fuses), z0
-        logits, z0 = self.network(zt, t, label, **inputs)
-        return Readout(logits.reshape(zt.shape[0], -1, self.num_classes), None, False), z0
+        b, fast = len(zt), hasattr(self.network, "streams")
+        call = self.network.streams if fast else self.network
+        values, z0 = contract.pair(self, call(zt, t, label, **inputs))
+        if fast:
+            values = contract.features(self, values, self.network.head, b, self.num_sites)
+            answer = Readout(values, self.network.head, self.fuses)
+        else:
+            answer = Readout(contract.logits(self, values, b), None, False)
+        contract.look(self, answer)
+        return answer, self.joint_latent(z0, b)
+
+    def joint_latent(self, z0: Any, b: int) -> Tensor:
+        """The joint network's z_0 Float[b, S, d], checked."""
+        return contract.numbers(self, "network", z0, ((b, *self.latent_shape),), "finite")
+
+    def network_method(self) -> str:
+        return "streams" if hasattr(self.network, "streams") else "forward"
 
     # ------------------------------------------------------------------ the terms of the bound
 
