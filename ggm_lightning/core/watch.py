@@ -53,6 +53,7 @@ class Watch:
 
     def __init__(self, row: Int64[Tensor, " b"]) -> None:
         self._all_rows = self._row = row
+        self.at_once = row.device.type == "cpu"  # whether the host looks as soon as something was drawn
         self._step, self._unit = 0, "step"
         self._first: Tensor | None = None  # Int64[4]: code (0: none), step, row, place
 
@@ -69,7 +70,7 @@ class Watch:
         code, row, place = _first(codes, sites, len(self._row))
         found = torch.cat([code, torch.full_like(code, self._step), self._row.gather(0, row), place])
         self._first = found if self._first is None else torch.where(self._first[0] > 0, self._first, found)
-        if codes.device.type == "cpu":
+        if self.at_once:
             self.look()
 
     def look(self) -> None:

@@ -243,7 +243,7 @@ class Family(Trained, ABC):
         else:
             alone = sites is not None and sites.shape[1] == 1
             values, head = contract.logits(self, self.network(zt, t, label, **inputs), len(zt), alone), None
-        if sites is not None and not (alone and values.shape[1] == 1):
+        if sites is not None and values.shape[1] > 1:
             values = values.take_along_dim(sites[..., None], 1)
         answer = Readout(values, head, head is not None and self.fuses, asked)
         contract.look(self, answer)

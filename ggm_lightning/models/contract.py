@@ -12,7 +12,6 @@ to other features of the same width, and logits that are legal but wrong.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -84,10 +83,10 @@ class _Call:
         self.model, self.part, self.wanted = model, part, wanted
 
     def error(self, came: str, remedy: str) -> ValueError:
-        use = {None: "", "training": " in training", "bound": " in a bound", "sampling": " in sampling"}
+        use = {None: "", "training": "in training, ", "bound": "in a bound, ", "sampling": "in sampling, "}
         module = getattr(self.model, self.part)
         return ValueError(
-            f"{type(self.model).__name__}: {self.part} {_name(module)} returned {came}{use[self.model.network_use]}; "
+            f"{type(self.model).__name__}: {use[self.model.network_use]}{self.part} {_name(module)} returned {came}; "
             f"wanted: {self.wanted}; {remedy}"
         )
 
@@ -99,11 +98,15 @@ class _Call:
             raise self.error(_shown(came), "return floating-point numbers")
         return came
 
-    def is_first(self) -> bool:
-        return self.model.network_use is not None and (self.part, self.model.network_use) not in self.model.looked_at
+    def is_first(self, what: str) -> bool:
+        """Whether `what` of this part has not been looked at in this use."""
+        return self.model.network_use is not None and self._key(what) not in self.model.looked_at
 
-    def looked(self) -> None:
-        self.model.looked_at.add((self.part, str(self.model.network_use)))
+    def looked(self, what: str) -> None:
+        self.model.looked_at.add(self._key(what))
+
+    def _key(self, what: str) -> tuple[str, str]:
+        return f"{self.part}: {what}", str(self.model.network_use)
 
 
 def _shown(came: Tensor) -> str:
@@ -138,7 +141,7 @@ def _remedy(found: tuple[int, ...], b: int, n: int, v: int, shape: tuple[int, ..
         return "the rows come first: movedim(-2, 0)"
     if found in ((b, n, v + 1), (b, *shape, v + 1)):
         return "the mask is no class: leave its logit out"
-    if found[:1] == (b,) and math.prod(found[1:]) % v == 0 and found[-1:] == (v,):
+    if len(found) > 2 and found[0] == b and found[-1] == v:
         return f"the model's shape is {shape}, {n} sites: give rows of that shape, or build the model for the rows"
     return "one logit for each class at each site"
 
@@ -163,7 +166,7 @@ def features(model: Family, came: Any, head: Any, b: int, m: int) -> Tensor:
 def look(model: Family, answer: Readout) -> None:
     """The first call of its kind: whether all rows of logits are laws. They are formed a chunk at a time."""
     call = _Call(model, "network", "no NaN, no +inf, and in each row of logits one class at least above -inf")
-    if not call.is_first():
+    if not call.is_first("logits"):
         return
     with torch.no_grad():
         rows = answer.values.detach().flatten(0, 1)
@@ -176,7 +179,7 @@ def look(model: Family, answer: Readout) -> None:
         said = " and ".join(f"{name} in {count}" for name, count in found if count)
         came = f"{_shown(answer.values)}, with {said} of {len(kinds)} rows"
         raise call.error(came, "look at its weights and at what it does with this input")
-    call.looked()
+    call.looked("logits")
 
 
 def numbers(model: Family, part: str, came: Any, shapes: tuple[tuple[int, ...], ...], kind: str) -> Tensor:
@@ -192,7 +195,7 @@ def numbers(model: Family, part: str, came: Any, shapes: tuple[tuple[int, ...], 
 
 @torch.compiler.disable
 def _look_at_numbers(call: _Call, came: Tensor, kind: str) -> None:
-    if not call.is_first():
+    if not call.is_first("numbers"):
         return
     seen = came.detach()
     infinite = torch.isposinf(seen) if kind == "below +inf" else torch.isinf(seen)
@@ -202,7 +205,7 @@ def _look_at_numbers(call: _Call, came: Tensor, kind: str) -> None:
         found = zip(("NaN", "infinite", "negative"), counts, strict=True)
         said = ", ".join(f"{count} {name}" for name, count in found if count)
         raise call.error(f"{_shown(came)}, of them {said}", "look at its weights and at what it does with this input")
-    call.looked()
+    call.looked("numbers")
 
 
 def pair(model: Family, came: Any) -> tuple[Any, Any]:
