@@ -48,6 +48,7 @@ class Family(Trained, ABC):
     latent_samplers: tuple[str, ...] = ()  # those of `samplers` that take latent_steps
     unused_parameters = False  # whether some parameters get no gradient in some steps, which DDP has to be told
     network_keywords: tuple[str, ...] = ()  # what the network takes besides z, t, label
+    fast_path = "features"  # the method that is called instead of the network where it has one: no logits
     fused: bool | None = None  # losses by core/fused.py: True, False, or where it pays
 
     def __init__(
@@ -87,7 +88,7 @@ class Family(Trained, ABC):
             )
         perplexity = len(self.shape) == 1
         self.bounds = nn.ModuleDict({split: Likelihood(self.num_sites, perplexity) for split in ("val", "test")})
-        contract.check_call(type(self).__name__, "network", network, self.network_method(), 3, self.network_keywords)
+        contract.check_call(type(self).__name__, "network", network, self.fast_path, 3, self.network_keywords)
         self.network_use: str | None = None  # training, bound or sampling: what the network is being called for
         self.looked_at: set[tuple[str, str]] = set()  # (what, use) whose values were checked, see contract.look
         self.network_calls = 0  # counted by the families where they call the network
@@ -248,10 +249,6 @@ class Family(Trained, ABC):
         answer = Readout(values, head, head is not None and self.fuses, asked)
         contract.look(self, answer)
         return answer
-
-    def network_method(self) -> str:
-        """The one of the network's methods that the family calls."""
-        return "features" if hasattr(self.network, "features") else "forward"
 
     @property
     def fuses(self) -> bool:

@@ -4,6 +4,7 @@ A constructor asks whether the network can be called as the family calls it. Sha
 compared in every call, which costs nothing; values are looked at in a model's first call in training, in a bound and in
 sampling, so that no later step waits for the device. Every mismatch is one ValueError: which network in which call,
 what came, what was wanted, and what may help. The calls of all families stand in the README, "How a network is called".
+The families are those of arXiv 2406.04329, 2405.17035, 2510.18114 and 2305.11089.
 
 What cannot be seen: sites and classes of equal number in the wrong order ([b, V, n] where n = V), a head that belongs
 to other features of the same width, and logits that are legal but wrong.
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import watch
+from ggm_lightning.models.readout import Readout
 
 if TYPE_CHECKING:
     from ggm_lightning.models.base import Family
-    from ggm_lightning.models.readout import Readout
+    from ggm_lightning.models.lddm_base import LatentFamily
 
 _CHUNK_ENTRIES = 1 << 22  # logits formed at once where they are looked at: 16 MB in float32
 
@@ -42,9 +44,11 @@ def used_for(model: Family, what: str) -> Iterator[None]:
 
 
 def check_call(
-    family: str, part: str, module: nn.Module, method: str, positional: int, keywords: tuple[str, ...]
+    family: str, part: str, module: nn.Module, fast: str, positional: int, keywords: tuple[str, ...]
 ) -> None:
-    """Whether `method` takes that many positional arguments and these keywords, from its signature alone."""
+    """Whether it takes that many positional arguments and these keywords, from its signature alone; that of its method
+    `fast` where it has one."""
+    method = fast if hasattr(module, fast) else "forward"
     try:
         signature = inspect.signature(getattr(module, method))
         takes = str(signature)
@@ -208,12 +212,25 @@ def _look_at_numbers(call: _Call, came: Tensor, kind: str) -> None:
     call.looked("numbers")
 
 
-def pair(model: Family, came: Any) -> tuple[Any, Any]:
-    """(logits or features, z_0) of LDDM's joint network."""
+def joint(
+    model: LatentFamily, zt: Tensor, t: Tensor, label: Tensor | None, inputs: dict[str, Tensor]
+) -> tuple[Readout, Tensor]:
+    """One call of LDDM's joint network: (what it says of the sites, z_0 Float[b, S, d])."""
+    network, b = model.network, len(zt)
+    fast = hasattr(network, model.fast_path)
+    came = (network.streams if fast else network)(zt, t, label, **inputs)
     if not isinstance(came, tuple | list) or len(came) != 2:
-        call = _Call(model, "network", "a pair (logits, z_0)")
+        call = _Call(model, "network", "a pair: logits (or features) and z_0")
         raise call.error(_shown(came) if isinstance(came, Tensor) else f"a {type(came).__name__}", "return both parts")
-    return came[0], came[1]
+    values, z0 = came
+    if fast:
+        answer = Readout(features(model, values, network.head, b, model.num_sites), network.head, model.fuses)
+    else:
+        answer = Readout(logits(model, values, b), None, False)
+    look(model, answer)
+    if model.uses_joint_latent:
+        z0 = numbers(model, "network", z0, ((b, *model.latent_shape),), "finite")
+    return answer, z0
 
 
 # ------------------------------------------------------------------ what it is asked about

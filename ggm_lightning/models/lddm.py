@@ -21,7 +21,6 @@ from a constant one. Hence the recipe in two stages (models/lddm_stages.py) and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -180,6 +179,7 @@ class SeqLDDM(LatentFamily):
 
     samplers = gaussian.STEPS
     latent_samplers = gaussian.STEPS
+    uses_joint_latent = False
     latent_network: nn.Module
 
     def __init__(
@@ -246,10 +246,6 @@ class SeqLDDM(LatentFamily):
         label = self.network_label(label, len(latent))
         z0 = self.latent_network(latent.to(dtype), self.clock.time(latent_time).to(dtype), label)
         return contract.numbers(self, "latent_network", z0, ((len(latent), *self.latent_shape),), "finite")
-
-    def joint_latent(self, z0: Any, b: int) -> Any:
-        """Not used here, so that the network may say what it likes."""
-        return z0
 
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
         """Float64[b], nats: the tokens' integrand of eq. (6) at t, given x_t = zt and the cleanest latent z_1. The

@@ -55,7 +55,8 @@ class LatentFamily(Family):
     """
 
     grids = ("uniform", "cosine")
-    network_keywords = ("latent", "latent_time")
+    network_keywords, fast_path = ("latent", "latent_time"), "streams"
+    uses_joint_latent = True  # the z_0 that the joint network returns beside its logits
     unused_parameters = True  # in stage 1 the latent's output, in stage 2 the encoder: DDP has to look for them
 
     def __init__(
@@ -83,9 +84,6 @@ class LatentFamily(Family):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self.latent_shape = stages.latent_shape(encoder=encoder, network=network, latent_network=latent_network)
-        contract.check_call(type(self).__name__, "encoder", encoder, "forward", 2, ())
-        if latent_network is not None:
-            contract.check_call(type(self).__name__, "latent_network", latent_network, "forward", 3, ())
         self.encoder, self.latent_network = encoder, latent_network
         self.schedule = Linear(0.0) if schedule is None else schedule
         self.latent_schedule = gaussian.Sqrt() if latent_schedule is None else latent_schedule
@@ -164,23 +162,7 @@ class LatentFamily(Family):
         the network is told the schedule's."""
         t, label = self._network_inputs(zt, t, label)
         inputs = {"latent": latent.to(t.dtype), "latent_time": self.clock.time(latent_time).to(t.dtype)}
-        b, fast = len(zt), hasattr(self.network, "streams")
-        call = self.network.streams if fast else self.network
-        values, z0 = contract.pair(self, call(zt, t, label, **inputs))
-        if fast:
-            values = contract.features(self, values, self.network.head, b, self.num_sites)
-            answer = Readout(values, self.network.head, self.fuses)
-        else:
-            answer = Readout(contract.logits(self, values, b), None, False)
-        contract.look(self, answer)
-        return answer, self.joint_latent(z0, b)
-
-    def joint_latent(self, z0: Any, b: int) -> Tensor:
-        """The joint network's z_0 Float[b, S, d], checked."""
-        return contract.numbers(self, "network", z0, ((b, *self.latent_shape),), "finite")
-
-    def network_method(self) -> str:
-        return "streams" if hasattr(self.network, "streams") else "forward"
+        return contract.joint(self, zt, t, label, inputs)
 
     # ------------------------------------------------------------------ the terms of the bound
 

@@ -346,7 +346,7 @@ def test_users_errors() -> None:
         GGM(Elementwise(), V, (N,), block_size=6)
     with pytest.raises(ValueError, match="redenoise is -1"):
         GGM(Elementwise(), V, (N,), redenoise=-1)
-    with pytest.raises(ValueError, match="Transformer takes no visited bits; set visited_bits: true"):
+    with pytest.raises(ValueError, match="Transformer was built without the visited bits; set its visited_bits: true"):
         GGM(Transformer(V, feature_dim=8, num_heads=2, num_layers=1), V, (N,))
     with pytest.raises(ValueError, match="Linear takes no visited bits"):
         GGM(nn.Linear(1, 1), V, (N,))
