@@ -41,9 +41,9 @@ class GGM(Family):
     The network is called as network(z, t, label=None, visited=...) with z Int64[b, *shape] in 0..V (V hides the token
     of this site, whatever it is), t = r/R Float[b] (r is the sweep of the visit that is undone, 0..R-1) and visited
     Bool[b, n] (sites that sweep r had visited before). It returns o, Float[b, n, V] or Float[b, *shape, V], of which
-    only the hidden sites are used: the logits s = o + log(Pi_r(phi)/beta_r), so that o = 0 is the calibrated p_t = pi
-    and o = log p_t(x|y) - log pi(x) the exact one. With loss ce_x0 it is log p0(x|y) - log pi(x) instead. Constants
-    matter to bce alone.
+    only the hidden sites are used (a single hidden site may come alone, Float[b, 1, V]): the logits s = o +
+    log(Pi_r(phi)/beta_r), so that o = 0 is the calibrated p_t = pi and o = log p_t(x|y) - log pi(x) the exact one. With
+    loss ce_x0 it is log p0(x|y) - log pi(x) instead. Constants matter to bce alone.
 
     Times: t = 0..T = R n counts visits; `corrupt`, `terms` and `reverse_law` take t as the time of the state they get.
 

@@ -166,8 +166,9 @@ class SeqLDDM(LatentFamily):
     """The latent first, then the tokens, eqs. (3), (6).
 
     Calls and other arguments: see LatentFamily; besides, latent_network(latent, latent_time, label=None) -> z_0
-    Float[b, S, d]. The joint network's own prediction of z_0 is not used. In stage 1 it sees the latent at every noise
-    level, so that the encoder spreads its codes; in stage 2 at the cleanest one, as the bound and the sampler want it.
+    Float[b, S, d], finite numbers. The joint network's own prediction of z_0 is not used. In stage 1 it sees the latent
+    at every noise level, so that the encoder spreads its codes; in stage 2 at the cleanest one, as the bound and the
+    sampler want it.
 
     Samplers: "ddim" (default) and "ddpm" say how the latent is drawn: `latent_steps` (default 32) calls of the latent's
     network, then num_steps of the joint one. With a clamp, infill_latents candidates are drawn for each example and one
