@@ -238,7 +238,8 @@ class Family(Trained, ABC):
         asked, held = sites, self.num_sites
         if hasattr(self.network, "features"):
             if sites is not None and getattr(self.network, "takes_sites", False):
-                inputs["sites"], sites, held = sites, None, sites.shape[1]
+                inputs["sites"], held = sites, sites.shape[1]
+                sites = None
             head = self.network.head
             values = contract.features(self, self.network.features(zt, t, label, **inputs), head, len(zt), held)
         else:

@@ -72,8 +72,9 @@ def latent_shape(encoder: nn.Module, **networks: nn.Module | None) -> tuple[int,
             "num_latents and latent_dim"
         )
     contract.check_call("LDDM", "encoder", encoder, "forward", 2, ())
-    if networks.get("latent_network") is not None:
-        contract.check_call("LDDM", "latent_network", networks["latent_network"], "forward", 3, ())
+    latent_network = networks.get("latent_network")
+    if latent_network is not None:
+        contract.check_call("LDDM", "latent_network", latent_network, "forward", 3, ())
     s, d = int(encoder.num_latents), int(encoder.latent_dim)  # type: ignore[arg-type]
     for name, network in networks.items():
         theirs = (getattr(network, "num_latents", s), getattr(network, "latent_dim", d))
