@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from ggm_lightning.core import categorical, counting, death, logs
+from ggm_lightning.core import categorical, counting, death, logs, watch
 
 KERNELS = ("capped", "poisson", "stochastic", "rounded", "posterior")
 ROUNDED_BIAS = (
@@ -69,6 +69,7 @@ class BirthLaw:
 
     def draw(self, uniform: Callable[[str], Float64[Tensor, "b n"]]) -> Int64[Tensor, "b n"]:
         """x_s; `uniform(stream)` gives this step's uniforms."""
+        self.y = watch.deaths(self.y)
         room, u = self.cap - self.zt, uniform("birth")
         if self.kernel == "poisson":
             return self.zt + counting.poisson(self.pi[:, None] * self.y, room, u)
@@ -77,6 +78,7 @@ class BirthLaw:
         if self.kernel == "posterior" and self.log_posterior is not None:
             rows = self.log_posterior.flatten(0, 1)
             trials = categorical.draw(rows, uniform("origin").flatten()).reshape(room.shape) - self.zt
+            trials = trials.clamp(min=0)  # negative where the row was no law, which is not reported yet
         else:
             low, fraction = self._trials()
             trials = torch.minimum(low + (uniform("round") < fraction), room)
@@ -189,6 +191,7 @@ def chain(
         z = torch.where(where, thinned, z.flatten(1)).reshape(shape)
     yield z
     for i, (t, s) in enumerate(pairwise(when)):
+        watch.at(i)
         born, xt = law(z, t, s).draw(partial(uniform, step=i)), z.flatten(1)
         if known is not None:
             kept = torch.where(where, x0, 0)

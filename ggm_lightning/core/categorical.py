@@ -20,8 +20,9 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from ggm_lightning.core import logs
+from ggm_lightning.core import logs, watch
 from ggm_lightning.core.losses import at_least_float32
+from ggm_lightning.core.watch import Sites
 
 # entries processed at once: 2^24 are 128 MB in float64
 _CHUNK_ENTRIES = 1 << 24
@@ -100,9 +101,16 @@ def log_probabilities(
 
 
 def draw(
-    logits: Float[Tensor, "k v"], u: Float64[Tensor, " k"], temperature: float = 1.0, top_p: float = 1.0
+    logits: Float[Tensor, "k v"],
+    u: Float64[Tensor, " k"],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    at: Sites = None,
 ) -> Int64[Tensor, " k"]:
     """One class per row: the first v whose cumulative probability exceeds u in (0, 1).
+
+    A row that holds NaN or +inf, or -inf alone, is no law: ValueError names its step, row and site (`at` says where the
+    k rows stand), within a sampler on a GPU not at once but before the sample is returned (core/watch.py).
 
     Many classes are searched in two levels, float64 sums of blocks and then one block, and without a nucleus their
     exponentials keep the logits' precision (float32 at least): two thirds of the time. A GPU with Triton takes one
@@ -112,11 +120,16 @@ def draw(
     if logits.is_cuda and logits.dtype != torch.float64:
         kernels = triton_draws()
         if kernels is not None:
-            return kernels.draw(logits, u, temperature, top_p)
+            drawn = kernels.draw(logits, u, temperature, top_p)
+            watch.note((-drawn).clamp(min=0), at)
+            return drawn.clamp(min=0)
+    faults = watch.faults_of(logits)
+    watch.note(faults, at)
     rows = max(1, _CHUNK_ENTRIES // logits.shape[-1])
     parts = zip(logits.split(rows), u.split(rows), strict=True)
     drawn = [_draw_rows(part, u_part, temperature, top_p) for part, u_part in parts]
-    return torch.cat(drawn) if drawn else u.long()
+    # a legal class stands where a fault has not been reported yet
+    return torch.where(faults > 0, 0, torch.cat(drawn)) if drawn else u.long()
 
 
 @cache
@@ -144,7 +157,7 @@ def _draw_rows(
     blocks = functional.pad(e, (0, -v % _BLOCK)).reshape(k, -(-v // _BLOCK), _BLOCK)  # k may be 0
     # 256 neighbours are added in the same order in any batch; a whole row might be cut among threads
     ends = blocks.sum(-1).double().cumsum(-1)
-    block = _first_above(ends, u)[:, None]
+    block = _first_above(ends, u)[:, None].clamp(max=ends.shape[1] - 1)  # NaN is above nothing
     begin = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0.0)
     share = (u[:, None] * ends[:, -1:] - begin) / (ends.gather(1, block) - begin)
     inner = blocks[torch.arange(k, device=u.device), block[:, 0]].double().cumsum(-1)

@@ -82,11 +82,17 @@ def draw_kernel(Z, stride, U, OUT, V, WIDTH, temperature, top_p, BLOCK: tl.const
     z_row = Z + row * stride
     lane = tl.arange(0, BLOCK)
     highest = tl.full([BLOCK], float("-inf"), tl.float32)
+    unknown = tl.zeros([BLOCK], tl.int32)
     for start in range(0, WIDTH, BLOCK):
         v = start + lane
         z = tl.load(z_row + v, mask=v < WIDTH, other=0.0).to(tl.float32)
-        highest = tl.maximum(highest, tl.where(v < V, z, float("-inf")))
+        z = tl.where(v < V, z, float("-inf"))
+        unknown = tl.where(z != z, 1, unknown)
+        highest = tl.maximum(highest, z)
     top = tl.max(highest, 0)
+    # core/watch.py's codes of a row that is no law
+    fault = tl.where(top == float("inf"), 2, tl.where(top == float("-inf"), 3, 0))
+    fault = tl.where(tl.max(unknown, 0) > 0, 1, fault)
     cut = tl.full([1], 0x7F7FFFFF, tl.int32)  # the largest finite number
     if NUCLEUS:
         cut = _cut(z_row, V, WIDTH, top, temperature, top_p, BLOCK)
@@ -113,13 +119,13 @@ def draw_kernel(Z, stride, U, OUT, V, WIDTH, temperature, top_p, BLOCK: tl.const
     e = tl.where(d.to(tl.int32, bitcast=True) <= cut, tl.exp(-d), 0.0).to(tl.float64)
     begins = before + tl.cumsum(e, 0) - e
     drawn = tl.max(tl.where(tl.where(begins <= goal, e, 0.0) > 0, v, 0), 0)
-    tl.store(OUT + row, drawn.to(tl.int64))
+    tl.store(OUT + row, tl.where(fault > 0, -fault, drawn).to(tl.int64))
 
 
 def draw(
     logits: Float[Tensor, "k v"], u: Float64[Tensor, " k"], temperature: float, top_p: float
 ) -> Int64[Tensor, " k"]:
-    """categorical.draw in float32, a program per row."""
+    """categorical.draw in float32, a program per row; minus core/watch.py's code where a row is no law."""
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     v, stride = logits.shape[1], logits.stride(0)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from ggm_lightning.core import noise, times
+from ggm_lightning.core import noise, times, watch
 from ggm_lightning.core.schedules import Schedule
 
 STEPS = ("ddim", "ddpm")
@@ -146,6 +146,7 @@ class GaussianLaw:
     std: Float64[Tensor, " b"]
 
     def draw(self, e: Float64[Tensor, "b s c"]) -> Float64[Tensor, "b s c"]:
+        watch.latent(self.mean)
         return self.mean + _wide(self.std) * e
 
 

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ggm_lightning.core import categorical, logs
+from ggm_lightning.core import categorical, logs, watch
 from ggm_lightning.core.losses import at_least_float32
 from ggm_lightning.core.sweeps import Sweeps
 
@@ -188,12 +188,13 @@ class SiteLaw:
 
     def draw(self, uniform: Callable[[str], Float64[Tensor, "b n"]]) -> Int64[Tensor, "b n"]:
         """Choose the sites that are drawn anew, then a value for each of them."""
+        watch.note(watch.faults_of(self.log_p), (self.row, self.site))  # a gate of probability NaN would stay shut
         eta = torch.zeros(self.x.shape, dtype=torch.float64, device=self.x.device)
         eta[self.row, self.site] = self.eta
         opened = categorical.choose_sites(eta, uniform("site"))[self.row, self.site]
         row, site = self.row[opened], self.site[opened]
         x = self.x.clone()
-        x[row, site] = categorical.draw(self.log_p[opened], uniform("value")[row, site])
+        x[row, site] = categorical.draw(self.log_p[opened], uniform("value")[row, site], at=(row, site))
         return x
 
     def probs(self) -> Float64[Tensor, "b n v"]:

@@ -88,7 +88,8 @@ class MaskedLaw:
         sites = categorical.choose_sites(self.reveal, uniform("site"))
         if not bool(sites.any()):
             return self.zt
-        values = categorical.draw(self.logits_at(sites), uniform("value")[sites], self.temperature, self.top_p)
+        logits = self.logits_at(sites)
+        values = categorical.draw(logits, uniform("value")[sites], self.temperature, self.top_p, sites)
         return self.zt.masked_scatter(sites, values)
 
     def probs(self) -> Float64[Tensor, "b n w"]:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from ggm_lightning.core import categorical
+from ggm_lightning.core import categorical, watch
 
 EPS = 1e-4  # alpha_v(1), as in the published code
 
@@ -74,7 +74,9 @@ class VectorMaskedLaw:
 
     def _becomes(self, masked: Bool[Tensor, "b n"]) -> Float64[Tensor, "k v"]:
         """(1 - (s/t)^{w_v}) mu_v at the masked sites; a row's sum is the probability to be revealed."""
-        mu = categorical.probabilities(self.logits_at(masked), self.temperature, self.top_p)
+        logits = self.logits_at(masked)
+        watch.note(watch.faults_of(logits), masked)  # a site whose law is NaN would stay masked
+        mu = categorical.probabilities(logits, self.temperature, self.top_p)
         row = torch.nonzero(masked)[:, 0]
         return -torch.expm1(self.log_ratio[row, None] * self.w) * mu
 
@@ -89,7 +91,7 @@ class VectorMaskedLaw:
         last = torch.isinf(self.log_ratio)[torch.nonzero(masked)[:, 0]]
         reveal = reveal.masked_scatter(masked, torch.where(last, 1.0, becomes.sum(-1)))
         sites = categorical.choose_sites(reveal, uniform("site"))
-        values = categorical.draw(becomes[sites[masked]].log(), uniform("value")[sites])
+        values = categorical.draw(becomes[sites[masked]].log(), uniform("value")[sites], at=sites)
         return self.zt.masked_scatter(sites, values)
 
     def probs(self) -> Float64[Tensor, "b n w"]:

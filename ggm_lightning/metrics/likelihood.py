@@ -3,6 +3,9 @@
 Sums are float64 and are added across ranks, so uneven last batches and uneven ranks weigh every example once. The
 standard error is over examples (each example's own sampling noise is part of it); that of exp and of the change of
 units follows by the delta method.
+
+An upper bound on -log p of discrete data cannot be negative, since p is at most 1: a mean that lies below 0 by more
+than three standard errors is no bound, and an error.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+_ROUNDING = 1e-4  # nats per site that float32 losses times the weights of early times may be off by
 
 
 class Likelihood(Metric):
@@ -39,13 +44,27 @@ class Likelihood(Metric):
         self.count += nats.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        """nelbo (nats per example), bpd (bits per dimension), ppl, and `_stderr` of each (0 for one example)."""
+        """nelbo (nats per example), bpd (bits per dimension), ppl, and `_stderr` of each (0 for one example).
+
+        Raises ValueError where mean + 3 standard errors is negative by more than rounding. A single row passes: nothing
+        is known of its noise, and an estimate of one row may be negative where the bound is not.
+        """
         mean = self.total / self.count  # type: ignore[arg-type]
         variance = (self.total_of_squares / self.count - mean.square()).clamp(min=0)  # type: ignore[arg-type]
         stderr = (variance / (self.count - 1).clamp(min=1)).sqrt()
+        self._refuse_negative(mean, stderr)
         per_bit = 1 / (self.num_sites * math.log(2))
         values = {"nelbo": mean, "nelbo_stderr": stderr, "bpd": mean * per_bit, "bpd_stderr": stderr * per_bit}
         if self.perplexity:
             ppl = torch.exp(mean / self.num_sites)
             values |= {"ppl": ppl, "ppl_stderr": ppl * stderr / self.num_sites}
         return values
+
+    def _refuse_negative(self, mean: Tensor, stderr: Tensor) -> None:
+        count = int(self.count)  # type: ignore[arg-type]
+        if count < 2 or not float(mean + 3 * stderr) < -_ROUNDING * self.num_sites:
+            return
+        raise ValueError(
+            f"the bound is {float(mean):.4g} ± {float(stderr):.2g} nats per example over {count} rows, but an upper "
+            "bound on -log p of discrete data cannot be negative; look at the signs and weights in the model's nelbo"
+        )

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import noise
+from ggm_lightning.core import noise, watch
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.metrics.likelihood import Likelihood
-from ggm_lightning.models import readout
+from ggm_lightning.models import contract, readout
 from ggm_lightning.models.readout import Readout
 from ggm_lightning.models.trained import Optimizer, Trained
 from ggm_lightning.sampling import arguments, loop
@@ -29,8 +29,10 @@ class Family(Trained, ABC):
     """A discrete diffusion model over x in {0..V-1}^shape.
 
     Args:
-        network: called as network(z, t, label=None); each family's docstring says what it returns. If it also has
-            `features(z, t, label)` and a linear `head`, logits are formed only where they are needed.
+        network: called as network(z, t, label=None); each family's docstring says with what and what it returns. If it
+            also has `features(z, t, label)` -> Float[b, n, d] and a linear `head`, these are taken, and logits are
+            formed only where they are needed. What it returns is checked (models/contract.py), but where n = V nobody
+            can see that sites and classes have changed places: the classes come last.
         num_classes: V.
         shape: the shape of one example; N is its product.
         optimizer: learning rate and its schedule.
@@ -45,6 +47,8 @@ class Family(Trained, ABC):
     grids: tuple[str, ...] = ("cosine", "uniform")  # of the sampling times, the default first; () where there is one
     latent_samplers: tuple[str, ...] = ()  # those of `samplers` that take latent_steps
     unused_parameters = False  # whether some parameters get no gradient in some steps, which DDP has to be told
+    network_keywords: tuple[str, ...] = ()  # what the network takes besides z, t, label
+    fast_path = "features"  # the method that is called instead of the network where it has one: no logits
     fused: bool | None = None  # losses by core/fused.py: True, False, or where it pays
 
     def __init__(
@@ -84,6 +88,9 @@ class Family(Trained, ABC):
             )
         perplexity = len(self.shape) == 1
         self.bounds = nn.ModuleDict({split: Likelihood(self.num_sites, perplexity) for split in ("val", "test")})
+        contract.check_call(type(self).__name__, "network", network, self.fast_path, 3, self.network_keywords)
+        self.network_use: str | None = None  # training, bound or sampling: what the network is being called for
+        self.looked_at: set[tuple[str, str]] = set()  # (what, use) whose values were checked, see contract.look
         self.network_calls = 0  # counted by the families where they call the network
         self._step_seen, self._micro_batch = -1, 0
         self._rows_seen = 0
@@ -155,7 +162,9 @@ class Family(Trained, ABC):
         row = arguments.rows(row, b, x.device)
         draws = StepNoise(self.seed, step, row, total or b)
         label = self.network_label(label, b, drop=draws.uniform("label", 1)[:, 0] < self.label_dropout)
-        return self.training_loss(x, label, draws)
+        with contract.used_for(self, "training"):
+            contract.check_ids(self, x)
+            return self.training_loss(x, label, draws)
 
     # ------------------------------------------------------------------ sampling
 
@@ -195,20 +204,22 @@ class Family(Trained, ABC):
         """
         asked = (num_samples, num_steps, label, clamp, temperature, top_p, seed, trace, grid, sampler, row, progress)
         request = checked(self, *asked, latent_steps)
-        with self.evaluating():
-            return self.draw(request)
+        with self.evaluating("sampling"), watch.watching(request.row):
+            samples = self.draw(request)
+            watch.tokens(samples.x, self.num_classes)
+        return samples
 
     def draw(self, request: Request) -> Samples:
         """What `sample` does with its checked arguments; families with a loop of their own replace this."""
         return loop.run(self, request)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Dropout off, no gradients; every module's own mode is put back afterwards."""
+    def evaluating(self, use: str = "bound") -> Iterator[None]:
+        """Dropout off, no gradients; every module's own mode is put back afterwards. `use`: what for."""
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), contract.used_for(self, use):
                 yield
         finally:
             for module in training:
@@ -230,15 +241,21 @@ class Family(Trained, ABC):
         """One call of the network: logits at the sites that are asked for, losses without them. With sites Int64[b, m]
         it holds these only, and a network that `takes_sites` computes its last block at no others."""
         t, label = self._network_inputs(zt, t, label)
+        asked, held = sites, self.num_sites
         if hasattr(self.network, "features"):
             if sites is not None and getattr(self.network, "takes_sites", False):
-                inputs["sites"], sites = sites, None
-            values, head = self.network.features(zt, t, label, **inputs), self.network.head
+                inputs["sites"], held = sites, sites.shape[1]
+                sites = None
+            head = self.network.head
+            values = contract.features(self, self.network.features(zt, t, label, **inputs), head, len(zt), held)
         else:
-            values, head = self.network(zt, t, label, **inputs).reshape(len(zt), -1, self.num_classes), None
-        if sites is not None:
+            alone = sites is not None and sites.shape[1] == 1
+            values, head = contract.logits(self, self.network(zt, t, label, **inputs), len(zt), alone), None
+        if sites is not None and values.shape[1] > 1:
             values = values.take_along_dim(sites[..., None], 1)
-        return Readout(values, head, head is not None and self.fuses)
+        answer = Readout(values, head, head is not None and self.fuses, asked)
+        contract.look(self, answer)
+        return answer
 
     @property
     def fuses(self) -> bool:

@@ -24,11 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ggm_lightning.core import births, categorical, death, logs, losses, noise, times
+from ggm_lightning.core import births, categorical, death, logs, losses, noise, times, watch
 from ggm_lightning.core.births import BirthLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.softplus_loss import softplus_loss
+from ggm_lightning.models import contract
 from ggm_lightning.models.base import Family
+from ggm_lightning.models.readout import Readout
 from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling.request import Request, Samples, Trace
@@ -165,13 +167,17 @@ class Blackout(Family):
         elif self.network_input == "centred":
             middle = (self.cap / 2 * death.survival(t.double())).reshape(-1, *[1] * (zt.dim() - 1))
             z = (zt - middle).to(when.dtype)
-        raw = losses.at_least_float32(self.network(z, when, label))
-        shape = (len(zt), self.num_sites, *[self.num_classes] * (self.output == "distribution"))
-        if raw.numel() != math.prod(shape):
-            raise ValueError(
-                f"output {self.output}: the network returned shape {tuple(raw.shape)}; it must hold all of {shape}"
-            )
-        return raw.reshape(shape)
+        came, b, n = self.network(z, when, label), len(zt), self.num_sites
+        if self.output != "distribution":
+            kind = "amounts" if self.output == "deaths" else "below +inf"
+            came = contract.numbers(self, "network", came, ((b, n), (b, *self.shape)), kind)
+            return losses.at_least_float32(came).reshape(b, n)
+        raw = losses.at_least_float32(contract.logits(self, came, b))
+        contract.look(self, Readout(raw, None, False))
+        x0 = torch.arange(self.num_classes, device=raw.device)
+        # the law that is drawn from has no class below x_t
+        watch.logits(torch.where(x0 >= zt.flatten(1)[..., None], raw, -torch.inf).flatten(0, 1))
+        return raw
 
     def deaths(self, zt: Tensor, t: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """(y, ln y), Float64[b, n], from what the network returned."""

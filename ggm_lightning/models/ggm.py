@@ -13,7 +13,6 @@ paper leaves open (schedule, pi, conditioning, bound, infilling) is our choice a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
@@ -43,10 +42,10 @@ class GGM(Family):
     The network is called as network(z, t, label=None, visited=...) with z Int64[b, *shape] in 0..V (V hides the token
     of this site, whatever it is), t = r/R Float[b] (r is the sweep of the visit that is undone, 0..R-1) and visited
     Bool[b, n] (sites that sweep r had visited before). It returns o, Float[b, n, V] or Float[b, *shape, V], of which
-    only the hidden sites are used: the logits s = o + log(Pi_r(phi)/beta_r), so that o = 0 is the calibrated p_t = pi
-    and o = log p_t(x|y) - log pi(x) the exact one. With loss ce_x0 it is log p0(x|y) - log pi(x) instead. Constants
-    matter to bce alone. -inf excludes a token from p0 or p_t; but in p_t noise may put any token anywhere, so that the
-    bound is then infinite for all data.
+    only the hidden sites are used (a single hidden site may come alone, Float[b, 1, V]): the logits s = o +
+    log(Pi_r(phi)/beta_r), so that o = 0 is the calibrated p_t = pi and o = log p_t(x|y) - log pi(x) the exact one. With
+    loss ce_x0 it is log p0(x|y) - log pi(x) instead. Constants matter to bce alone. -inf excludes a token from p0 or
+    p_t; but in p_t noise may put any token anywhere, so that the bound is then infinite for all data.
 
     Infilling: with heat_bath its error vanishes with R; with gated and parallel it has a floor (see `draw`).
 
@@ -73,6 +72,7 @@ class GGM(Family):
     samplers = ("heat_bath", "gated", "parallel")
     refused_samplers = MappingProxyType({"parallel_heat_bath": sweeping.PARALLEL_HEAT_BATH})
     grids = ()
+    network_keywords = ("visited",)
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class GGM(Family):
             )
         if redenoise < 0:
             raise ValueError(f"redenoise is {redenoise}; it must be at least 0 rounds")
-        _check_network(network)
+        _check_bits(network)
         self.objective, self.loss_name = loss, f"train/{loss}"
         last = sweeps.default_last_survival(n) if last_survival is None else last_survival
         self._sweeps = Sweeps(sweeps.site_order(n, order, order_seed), sweeps.survival(num_sweeps, last, schedule))
@@ -357,10 +357,9 @@ def _evaluation_noise(stream: str, **counters: Any) -> Tensor:
     return noise.uniform(f"eval {stream}", **counters)
 
 
-def _check_network(network: nn.Module) -> None:
-    takes = inspect.signature(network.forward).parameters
-    bits = "visited" in takes or any(p.kind == p.VAR_KEYWORD for p in takes.values())
-    if not bits or getattr(network, "visited_bits", True) is False:
+def _check_bits(network: nn.Module) -> None:
+    if getattr(network, "visited_bits", True) is False:  # of ours, which take the argument in any case
         raise ValueError(
-            f"GGM: the network {type(network).__name__} takes no visited bits; set visited_bits: true on a Transformer"
+            f"GGM: the network {type(network).__name__} was built without the visited bits; set its visited_bits: true "
+            "(a class of your own takes the keyword argument visited, Bool[b, n])"
         )

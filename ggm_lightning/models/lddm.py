@@ -29,6 +29,7 @@ from ggm_lightning.core import gaussian, times
 from ggm_lightning.core.gaussian import GaussianLaw
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.schedules import Schedule
+from ggm_lightning.models import contract
 from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.trained import Optimizer
@@ -169,8 +170,9 @@ class SeqLDDM(LatentFamily):
     """The latent first, then the tokens, eqs. (3), (6).
 
     Calls and other arguments: see LatentFamily; besides, latent_network(latent, latent_time, label=None) -> z_0
-    Float[b, S, d]. The joint network's own prediction of z_0 is not used. In stage 1 it sees the latent at every noise
-    level, so that the encoder spreads its codes; in stage 2 at the cleanest one, as the bound and the sampler want it.
+    Float[b, S, d], finite numbers. The joint network's own prediction of z_0 is not used. In stage 1 it sees the latent
+    at every noise level, so that the encoder spreads its codes; in stage 2 at the cleanest one, as the bound and the
+    sampler want it.
 
     Samplers: "ddim" (default) and "ddpm" say how the latent is drawn: `latent_steps` (default 32) calls of the latent's
     network, then num_steps of the joint one. With a clamp, infill_latents candidates are drawn for each example and one
@@ -184,6 +186,7 @@ class SeqLDDM(LatentFamily):
 
     samplers = gaussian.STEPS
     latent_samplers = gaussian.STEPS
+    uses_joint_latent = False
     latent_network: nn.Module
 
     def __init__(
@@ -248,7 +251,8 @@ class SeqLDDM(LatentFamily):
         self.latent_calls += 1
         dtype = next(self.latent_network.parameters(), torch.zeros(())).dtype
         label = self.network_label(label, len(latent))
-        return self.latent_network(latent.to(dtype), self.clock.time(latent_time).to(dtype), label)
+        z0 = self.latent_network(latent.to(dtype), self.clock.time(latent_time).to(dtype), label)
+        return contract.numbers(self, "latent_network", z0, ((len(latent), *self.latent_shape),), "finite")
 
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
         """Float64[b], nats: the tokens' integrand of eq. (6) at t, given x_t = zt and the cleanest latent z_1. The

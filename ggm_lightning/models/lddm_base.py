@@ -22,6 +22,7 @@ from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.metrics.latent import LatentUse
+from ggm_lightning.models import contract
 from ggm_lightning.models import lddm_stages as stages
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_stages import Recipe
@@ -55,6 +56,8 @@ class LatentFamily(Family):
     """
 
     grids = ("uniform", "cosine")
+    network_keywords, fast_path = ("latent", "latent_time"), "streams"
+    uses_joint_latent = True  # the z_0 that the joint network returns beside its logits
     unused_parameters = True  # in stage 1 the latent's output, in stage 2 the encoder: DDP has to look for them
 
     def __init__(
@@ -122,7 +125,9 @@ class LatentFamily(Family):
 
     def encode(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """z_0 Float[b, S, d]; what the batch brought along (data/latents.py), or from the encoder."""
-        return self.encoder(x, hidden) if self._given is None else self._given
+        if self._given is not None:
+            return self._given
+        return contract.numbers(self, "encoder", self.encoder(x, hidden), ((len(x), *self.latent_shape),), "finite")
 
     @contextmanager
     def _latents_of(self, batch: dict[str, Tensor]) -> Iterator[None]:
@@ -158,11 +163,7 @@ class LatentFamily(Family):
         the network is told the schedule's."""
         t, label = self._network_inputs(zt, t, label)
         inputs = {"latent": latent.to(t.dtype), "latent_time": self.clock.time(latent_time).to(t.dtype)}
-        if hasattr(self.network, "streams"):
-            features, z0 = self.network.streams(zt, t, label, **inputs)
-            return Readout(features, self.network.head, self.fuses), z0
-        logits, z0 = self.network(zt, t, label, **inputs)
-        return Readout(logits.reshape(zt.shape[0], -1, self.num_classes), None, False), z0
+        return contract.joint(self, zt, t, label, inputs)
 
     # ------------------------------------------------------------------ the terms of the bound
 

@@ -18,6 +18,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from ggm_lightning.models import contract
+
 LOSSES = ("elbo", "plain")
 _CHUNK = 256  # rows encoded at once when statistics are measured
 
@@ -65,7 +67,14 @@ class Recipe:
 def latent_shape(encoder: nn.Module, **networks: nn.Module | None) -> tuple[int, int]:
     """(S, d) of the encoder. Raises ValueError where it does not say, or a network says otherwise."""
     if not hasattr(encoder, "num_latents") or not hasattr(encoder, "latent_dim"):
-        raise ValueError("the encoder does not say how large its latent is; give it num_latents and latent_dim")
+        raise ValueError(
+            f"the encoder {type(encoder).__name__} does not say how large its latent is; give it the attributes "
+            "num_latents and latent_dim"
+        )
+    contract.check_call("LDDM", "encoder", encoder, "forward", 2, ())
+    latent_network = networks.get("latent_network")
+    if latent_network is not None:
+        contract.check_call("LDDM", "latent_network", latent_network, "forward", 3, ())
     s, d = int(encoder.num_latents), int(encoder.latent_dim)  # type: ignore[arg-type]
     for name, network in networks.items():
         theirs = (getattr(network, "num_latents", s), getattr(network, "latent_dim", d))

@@ -20,7 +20,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, logs, markov, masking, noise, times
+from ggm_lightning.core import categorical, logs, markov, masking, noise, times, watch
 from ggm_lightning.core.markov import Grid, Process, Step
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.models.base import Family
@@ -248,6 +248,7 @@ class MarkovDiffusion(Family):
         trace.add(0, z)
         grid = pairwise(times.sampling_grid(steps, request.grid or self.grids[0]))
         for i, (t, s) in enumerate(request.bar(grid, steps)):
+            watch.at(i)
             when = request.times(t, s)
             law = self.reverse_law(z, when[0], when[1], request.label, request.temperature, request.top_p, known)
             z = law.draw(partial(uniform, step=i)).reshape(z.shape)

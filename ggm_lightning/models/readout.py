@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import fused, losses
+from ggm_lightning.core import fused, losses, watch
 from ggm_lightning.core.fused import WeightedNats
 
 
@@ -33,16 +33,20 @@ class Readout:
         values: Float[b, n, d], to which `head` is applied; without one, the logits Float[b, n, V]. Or of m sites only.
         head: the network's last layer, or None.
         fuse: take cross-entropies by core/fused.py, see `pays`.
+        sites: Int64[b, m], where `values` stand, or None: at all sites.
     """
 
     values: Tensor
     head: Any  # nn.Module | None
     fuse: bool
+    sites: Tensor | None = None
 
     def __call__(self, sites: Tensor | None = None) -> Tensor:
         """Logits Float[k, V] at the True ones of Bool[b, n], or at all sites that there are."""
         values = self.values.flatten(0, 1) if sites is None else self.values[sites]
-        return values if self.head is None else self.head(values)
+        logits = values if self.head is None else self.head(values)
+        watch.logits(logits, sites if self.sites is None else _places(self.sites))
+        return logits
 
     def nats(self, x0: Tensor, masked: Tensor, w: Tensor | None = None) -> Tensor:
         """Float[b]: the sum over the masked sites (Bool[b, n]) of losses.cross_entropy at x0 Int64[b, n], or with w
@@ -61,3 +65,9 @@ class Readout:
             self.values, self.head.weight, x0, weight, masked, self.head.bias, w, min_classes=0
         )
         return WeightedNats(loss, nats.sum(1))
+
+
+def _places(sites: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, site) of each entry of Int64[b, m]."""
+    row = torch.arange(len(sites), device=sites.device)[:, None].expand(sites.shape)
+    return row.flatten(), sites.flatten()

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from ggm_lightning.core import categorical
+from ggm_lightning.core import categorical, watch
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
 if TYPE_CHECKING:
@@ -42,14 +42,17 @@ def run(model: MD4, request: Request) -> Samples:
         row = torch.nonzero(masked.any(-1) & (u > last))[:, 0]
         if not len(row):
             break
+        watch.at(i, request.row[row])
         site = chosen(masked[row], alone("site", step=i)[row, 0])
         label = None if request.label is None else request.label[row]
         logits = model.logits_at(z[row].reshape(-1, *model.shape), model.schedule.inverse(u[row]), label, site[:, None])
-        values = categorical.draw(logits, alone("value", step=i)[row, 0], request.temperature, request.top_p)
+        u_value, here = alone("value", step=i)[row, 0], (torch.arange(len(row), device=row.device), site)
+        values = categorical.draw(logits, u_value, request.temperature, request.top_p, here)
         z = z.index_put((row, site), values)
         if i + 1 < steps:
             trace.add(i + 1, z.reshape(-1, *model.shape))
     z = z.reshape(-1, *model.shape)
+    watch.at(steps)
     x = model.finish(z, request.label, partial(uniform, step=steps), request.temperature, request.top_p)
     trace.add(steps, x)
     return Samples(x, model.network_calls - before, trace.states)

@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from ggm_lightning.core import gaussian, losses, noise, times
+from ggm_lightning.core import gaussian, losses, noise, times, watch
 from ggm_lightning.core.gaussian import GaussianLaw
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.sampling.request import Request, Samples, Trace
@@ -85,6 +85,7 @@ def joint(model: FujiLDDM, request: Request, kind: str) -> Samples:
     grid = pairwise(times.sampling_grid(steps, request.grid or model.grids[0]))
     options = (request.label, request.temperature, request.top_p)
     for i, (t, s) in enumerate(request.bar(grid, steps)):
+        watch.at(i)
         here, there = request.times(t, s)
         law = model.reverse_law(z, here, there, *options, latent=latent, sampler=kind)
         z = request.clamped(law.tokens.draw(partial(uniform, step=i)).reshape(z.shape))
@@ -92,6 +93,7 @@ def joint(model: FujiLDDM, request: Request, kind: str) -> Samples:
         if i + 1 < steps:
             trace.add(i + 1, z)
     rest = partial(uniform, step=steps)
+    watch.at(steps)
     x = model.finish(z, request.label, rest, request.temperature, request.top_p, latent=latent)
     trace.add(steps, x)
     return Samples(x, model.network_calls - before, trace.states)
@@ -114,11 +116,13 @@ def sequential(model: LatentFamily, request: Request, kind: str) -> Samples:
     grid = pairwise(times.sampling_grid(steps, request.grid or model.grids[0]))
     options = (request.label, request.temperature, request.top_p)
     for i, (t, s) in enumerate(request.bar(grid, steps)):
+        watch.at(i)
         here, there = request.times(t, s)
         law = token_step(model, z, here, there, *options, latent)
         z = request.clamped(law.draw(partial(uniform, step=i)).reshape(z.shape))
         if i + 1 < steps:
             trace.add(i + 1, z)
+    watch.at(steps)
     x = model.finish(z, request.label, partial(uniform, step=steps), request.temperature, request.top_p, latent=latent)
     trace.add(steps, x)
     return Samples(x, model.network_calls - calls, trace.states, model.latent_calls - latent_calls)
@@ -127,12 +131,13 @@ def sequential(model: LatentFamily, request: Request, kind: str) -> Samples:
 def draw_latents(model: LatentFamily, request: Request, kind: str, candidates: int = 1) -> Tensor:
     """Float64[b candidates, S, d] at the cleanest level, the candidates of a row next to each other."""
     latent = _normal(model, request, "latent prior", 0, candidates)
-    rows = len(latent)
+    rows, row = len(latent), request.row.repeat_interleave(candidates)
     masked = model.prior_sample(rows)
     label = None if request.label is None else request.label.repeat_interleave(candidates)
     steps = request.latent_steps or LATENT_STEPS
     grid = pairwise(times.sampling_grid(steps, "uniform"))
     for i, when in enumerate(request.bar(grid, steps, unit="latent step")):
+        watch.at(i, row, "latent step")
         t, s = (latent.new_full((rows,), value) for value in when)
         law = latent_step(model, masked, latent, t, s, label, kind)
         latent = law.draw(_normal(model, request, "latent", i, candidates))
@@ -143,6 +148,7 @@ def _explaining(model: LatentFamily, request: Request, latents: Tensor, z: Tenso
     """One of each row's candidates, drawn with probability proportional to p(known tokens | latent)."""
     b = request.num_samples
     latents = latents.reshape(b, -1, *model.latent_shape)
+    watch.at(0)
     order = noise.uniform("infill order", seed=request.seed, step=0, row=request.row, num_sites=model.num_sites)
     rank = torch.where(known, order, 2.0).argsort(1).argsort(1)  # known sites first, in random order
     group = rank * _GROUPS // known.sum(1, keepdim=True).clamp(min=1)

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ggm_lightning.core import times
+from ggm_lightning.core import times, watch
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ def run(model: Family, request: Request) -> Samples:
     trace.add(0, z)
     grid = pairwise(times.sampling_grid(steps, request.grid or model.grids[0]))
     for i, (t, s) in enumerate(request.bar(grid, steps)):
+        watch.at(i)
         when = request.times(t, s)
         law = model.reverse_law(z, when[0], when[1], request.label, request.temperature, request.top_p)
         z = request.clamped(law.draw(partial(uniform, step=i)).reshape(z.shape))
         if i + 1 < steps:
             trace.add(i + 1, z)
+    watch.at(steps)
     x = model.finish(z, request.label, partial(uniform, step=steps), request.temperature, request.top_p)
     trace.add(steps, x)
     return Samples(x, model.network_calls - before, trace.states)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ggm_lightning.core import watch
 from ggm_lightning.core.sweeps import Sweeps
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
@@ -71,6 +72,7 @@ def run(model: GGM, request: Request, size: int) -> Samples:
     trace.add(0, z)
     with request.bar(None, sum(costs), unit="call") as bar:
         for i, (t, s) in enumerate(steps):
+            watch.at(i)
             when = torch.tensor([t, s], device=device)[:, None].expand(2, request.num_samples)
             if s > t:
                 z = model.corrupt(z, when[1], partial(uniform, step=i))

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import binom, chi2
 from torch import Tensor
 
-from ggm_lightning.core import categorical, fused, softplus_loss
+from ggm_lightning.core import categorical, fused, softplus_loss, watch
 
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -145,6 +145,23 @@ def test_ties_at_the_threshold_all_stay() -> None:
     u = torch.tensor([(i + 0.5) / 9 for i in range(9)], dtype=torch.float64, device=DEVICE)
     drawn = draw_kernels.draw(p.expand(9, 6).contiguous(), u, 1.0, 0.75)
     assert drawn.bincount(minlength=6).tolist() == [4, 3, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_rows_that_are_no_law_are_not_drawn_from(top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minus the code of core/watch.py; a legal class before."""
+    from ggm_lightning.core import draw_kernels
+
+    monkeypatch.setattr(draw_kernels, "COLUMN_BLOCK", 128)
+    logits = torch.randn(7, 150, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    logits[1, 149], logits[2, 70], logits[3], logits[5, :149] = math.nan, math.inf, -math.inf, -math.inf
+    logits[6, 0], logits[6, 1] = math.inf, math.nan
+    u = torch.full((7,), 0.5, dtype=torch.float64, device=DEVICE)
+    drawn = draw_kernels.draw(logits, u, 0.7, top_p).cpu()
+    assert drawn[[1, 2, 3, 6]].tolist() == [-1, -2, -3, -1]
+    assert (-watch.faults_of(logits)).cpu().clamp(max=0).tolist() == drawn.clamp(max=0).tolist()
+    assert int(drawn[5]) == 149  # control: classes of -inf beside a possible one
+    assert drawn[[0, 4]].tolist() == categorical.draw(logits[[0, 4]].double(), u[:2], 0.7, top_p).tolist()
 
 
 def test_thinning_follows_the_binomial_law() -> None:

@@ -61,3 +61,36 @@ def test_one_example_has_no_standard_error_and_reset_forgets() -> None:
     metric.reset()
     metric.update(torch.tensor([4.0]))
     assert metric.compute()["nelbo"] == 4
+
+
+# ------------------------------------------------------------------ bounds that are none
+
+
+def collected(nats: torch.Tensor) -> Likelihood:
+    metric = Likelihood(N)
+    metric.update(nats)
+    return metric
+
+
+def test_a_negative_upper_bound_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the bound is -3\.\d+ ± .* over 101 rows, but an upper bound .* negative"):
+        collected(-values()).compute()
+    assert collected(values()).compute()["nelbo"] > 3  # control
+
+
+def test_noise_below_zero_is_no_mistake() -> None:
+    """The standard error over the rows decides: rows of mean -0.5 and deviation 2 may well be a bound of 0."""
+    noise = torch.randn(101, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    noise = (noise - noise.mean()) / noise.std() * 2
+    error = 2 / math.sqrt(101)
+    assert collected(noise - 2.9 * error).compute()["nelbo"] < 0
+    with pytest.raises(ValueError, match="cannot be negative"):
+        collected(noise - 3.1 * error).compute()
+
+
+def test_one_row_and_rounding_pass() -> None:
+    assert collected(torch.tensor([-312.0])).compute()["nelbo"] == -312  # nothing is known of its noise
+    assert collected(torch.full((7,), -1e-5)).compute()["nelbo"] < 0  # certain data, by float32
+    with pytest.raises(ValueError, match="cannot be negative"):
+        collected(torch.full((7,), -1e-2)).compute()
+    assert math.isnan(collected(torch.full((7,), math.nan)).compute()["nelbo"])  # the guard's matter, not this one

@@ -241,7 +241,7 @@ def test_distribution_head_trains_and_never_forgets_the_dead() -> None:
         (lambda: model_of().sample(1, 2, sampler="ancestral"), "unknown"),
         (lambda: model_of().sample(1, 2, sampler="posterior"), "capped"),
         (lambda: model_of().sample(1, 2, temperature=0.5), "temperature 0.5"),
-        (lambda: model_of(network=Wrong()).loss(images()), "network returned"),
+        (lambda: model_of(network=Wrong()).loss(images()), "network Wrong returned shape"),
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line(build: object, message: str) -> None:

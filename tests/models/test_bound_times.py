@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ggm_lightning.core import death
 from ggm_lightning.models.base import Family
+from ggm_lightning.models.markov import MarkovDiffusion
 from tests.models.every_family import N, V, small
 
 B, SAMPLES = 3, 7
@@ -16,11 +17,16 @@ B, SAMPLES = 3, 7
 def times_of(model: Family, num_samples: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """The times of the corrupted states of a bound, [samples, b], in the order in which they are made."""
     found: list[Tensor] = []
-    original = model.corrupt
-    monkeypatch.setattr(model, "corrupt", lambda x, t, u: (found.append(t), original(x, t, u))[1])
+    if isinstance(model, MarkovDiffusion):  # its states come from a table, by the numbers of their steps
+        steps = model.step_of
+        monkeypatch.setattr(model, "step_of", lambda t: (found.append(t), steps(t))[1])
+    else:
+        original = model.corrupt
+        monkeypatch.setattr(model, "corrupt", lambda x, t, u: (found.append(t), original(x, t, u))[1])
     x = torch.randint(V, (B, N), generator=torch.Generator().manual_seed(1))
     model.nelbo(x, num_samples=num_samples, seed=4)
-    return torch.stack(found)
+    # of a Markov process each time is asked twice: for the state, and for the terms
+    return torch.stack(found[::2] if isinstance(model, MarkovDiffusion) else found)
 
 
 def strata(share: Tensor) -> list[list[int]]:

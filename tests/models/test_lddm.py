@@ -271,7 +271,7 @@ def test_wrong_arguments_are_refused_in_one_line() -> None:
         ValueError, match="latent mismatch: the encoder gives 1 latents of 1 numbers, network takes 2 of 3"
     ):
         FujiLDDM(JointDenoiser(V, **SIZE), Code(torch.zeros(4, N), UNIT), V, (N,))
-    with pytest.raises(ValueError, match="the encoder does not say how large its latent is"):
+    with pytest.raises(ValueError, match="the encoder Uniform does not say how large its latent is"):
         FujiLDDM(JointDenoiser(V, **SIZE), Uniform(V), V, (N,))
 
 

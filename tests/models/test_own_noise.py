@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ggm_lightning.core import noise
 from ggm_lightning.models.base import Family
+from ggm_lightning.models.markov import MarkovDiffusion
 from tests.models.every_family import FAMILIES, N, V, small
 
 B, SAMPLES = 3, 5
@@ -57,14 +58,16 @@ def x() -> Tensor:
 def corruptions(model: Family, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The uniforms of every corrupted state, Float64[b, n] each."""
     found: list[Tensor] = []
-    original = model.corrupt
+    # the bound of a finite Markov process takes its transitions from a table, and no time
+    name = "_drawn" if isinstance(model, MarkovDiffusion) else "corrupt"
+    original = getattr(model, name)
 
     def corrupt(x: Tensor, t: Tensor, u: object) -> Tensor:
         # GGM asks for two streams, of which one decides where there is noise
         found.append(u if isinstance(u, Tensor) else u("keep"))
         return original(x, t, u)
 
-    monkeypatch.setattr(model, "corrupt", corrupt)
+    monkeypatch.setattr(model, name, corrupt)
     return found
 
 
@@ -108,7 +111,8 @@ SAMPLERS = [(name, sampler) for name in FAMILIES if name != "seq, stage 1" for s
 def test_a_sampler_draws_nothing_twice(name: str, sampler: str, clamped: bool, x: Tensor, used: Used) -> None:
     known = (torch.arange(N) % 2 == 0).expand(B, N)
     clamp = (x, known) if clamped else None
-    small(name).sample(B, 9, sampler=sampler, clamp=clamp, seed=8)
+    label = torch.arange(B) % 3
+    small(name).sample(B, 9, label=label, sampler=sampler, clamp=clamp, seed=8)
     assert len(used.count) > 3
     assert used.twice() == []
     assert used.collisions() == 0

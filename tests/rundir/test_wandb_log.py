@@ -22,13 +22,17 @@ from tests.rundir.wandb_records import about, rows
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As the tests want it, whoever runs them; no run of wandb's is left behind."""
+    # its service would be gone for whoever comes after: its address stands in the environment
+    wandb.teardown()
+    os.environ.pop("WANDB_SERVICE", None)
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    wandb.finish()
     yield
     wandb.finish()
+    wandb.teardown()
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 @pytest.fixture
