@@ -23,7 +23,7 @@ from ggm_lightning.rundir.checkpoint import about, format_of, read
 
 _FALLBACK = "construct the model yourself and call model.load_state_dict(torch.load(path)['state_dict'])"
 _SPARE_BYTES = 2**30  # tables that a model makes itself, beside four times its weights
-_SPARE_PARAMETERS = 10_000
+_SPARE_PARAMETERS = 1_000
 _LARGEST = 10**8
 
 

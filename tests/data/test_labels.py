@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -122,10 +121,10 @@ def test_a_conditional_network_may_be_validated_without_labels(tmp_path: Path) -
         _trainer(tmp_path).validate(Conditional(3), datamodule=Labelled(4), verbose=False)
 
 
-def test_without_a_model_there_is_nothing_to_compare() -> None:
+def test_without_a_model_there_is_nothing_to_compare(tmp_path: Path) -> None:
     data = Labelled(3)
     data.setup("fit")
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, accumulate_grad_batches=1)
+    data.trainer = _trainer(tmp_path)
     data.setup("fit")
 
 

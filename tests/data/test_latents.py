@@ -7,11 +7,11 @@ import os
 import pickle
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from ggm_lightning.data.arrays import ArrayData
@@ -35,6 +35,12 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.table(x).mean(1).reshape(-1, S, C)
+
+
+class Holder(LightningModule):
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
 
 
 def rows(count: int, seed: int = 0) -> Rows:
@@ -92,7 +98,8 @@ def test_a_fit_and_an_evaluation_compare_the_encoder(tmp_path: Path) -> None:
         cache_latents(mine, bare.rows(split), tmp_path / f"{split}.npy")
     data = ArrayData(str(tmp_path / "x.npy"), **given)
     for encoder, refused in ((mine, False), (other, True)):
-        data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(encoder=encoder))
+        data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        data.trainer.strategy.connect(Holder(encoder))
         with pytest.raises(ValueError, match="of another encoder") if refused else nullcontext():
             data.setup("validate")
 

@@ -116,7 +116,7 @@ def test_files_of_something_else(tmp_path: Path, model: Path) -> None:
         ({"shape": {"class_path": "os.system"}, "num_codes": 8}, "the class os.system, which is not of this package"),
         ({"shape": [3, 16], "num_codes": 8}, "describes a VQGAN that cannot be"),
         ({"shape": [3, 16, 16], "num_codes": 10**12}, "no size of a model is above"),
-        ({"shape": [3, 16, 16], "num_codes": 8, "num_blocks": 10**7}, "more than 10,0"),
+        ({"shape": [3, 16, 16], "num_codes": 8, "num_blocks": 10**7}, "more than 1,0"),
         ({"shape": [3, 16, 16], "num_codes": 8, "code": "x"}, "takes no argument 'code'"),
     ],
 )

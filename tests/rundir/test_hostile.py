@@ -210,7 +210,7 @@ def reduced(checkpoint: dict[str, Any]) -> None:
 
 SIZES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("wide", lambda c: network(c)["init_args"].update(feature_dim=2**20), "its weights do not fit MD4"),
-    ("deep", lambda c: network(c)["init_args"].update(num_layers=10**7), "more than 10,0"),
+    ("deep", lambda c: network(c)["init_args"].update(num_layers=10**7), "more than 1,0"),
     ("endless", lambda c: network(c)["init_args"].update(num_layers=10**15), "no size of a model is above"),
     ("vocabulary", lambda c: c[KEY]["model"]["init_args"].update(num_classes=10**7), "vocabulary mismatch"),
     ("tensor of one number", reduced, "claims [1000000, 1000] elements and holds fewer numbers"),
