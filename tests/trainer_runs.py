@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import logging
 import multiprocessing
 import os
 import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -81,12 +82,21 @@ class Run:
         return int(self.checkpoint()["global_step"])
 
 
+def _log_to(stream: TextIO) -> None:
+    """Lightning's loggers write to what stderr was when they were made: under pytest, to a file of pytest's."""
+    for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
+        for handler in getattr(logger, "handlers", []):  # some entries only hold a name's place
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(stream)
+
+
 def _child(arguments: list[str], log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
+    _log_to(sys.stderr)
     from ggm_lightning.cli import main
 
     torch.set_num_threads(1)
