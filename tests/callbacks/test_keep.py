@@ -22,6 +22,16 @@ class Saved(Callback):
         self.steps.append(read(self.file)["global_step"] if self.file.is_file() else None)
 
 
+class BeforeValidation(Saved):
+    """The same at the beginning of each validation."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pass
+
+    def on_validation_start(self, trainer, pl_module):
+        super().on_train_batch_start(trainer, pl_module, None, 0)
+
+
 @pytest.fixture
 def kept(tiny, tiny_data, fit, tmp_path):
     """kept(callback, batches=..., **trainer arguments) -> what lies in the run folder."""
@@ -43,9 +53,13 @@ def test_last_is_renewed_every_n_steps_and_after_the_last_one(kept, tmp_path):
 
 
 def test_a_run_that_ends_by_its_steps_is_saved_too(kept, tmp_path):
-    files = kept(KeepLast(str(tmp_path), every_n_steps=100), max_steps=3)
+    """Before its last validation, which may be what kills it."""
+    seen = BeforeValidation(tmp_path)
+    often = {"limit_val_batches": 1, "num_sanity_val_steps": 0, "val_check_interval": 1}
+    files = kept(KeepLast(str(tmp_path), every_n_steps=100), seen, max_steps=3, **often)
     assert files.keys() == {"last.ckpt"}
     assert files["last.ckpt"]["global_step"] == 3
+    assert seen.steps == [None, None, 3]
 
 
 def test_nothing_is_saved_within_a_step(kept, tmp_path):
