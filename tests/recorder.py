@@ -1,7 +1,7 @@
 """Losses, bounds and samples of every family as exact bits: a change that should change no number proves it here.
 
-    python -m tests.recorder record /tmp/before.json     # in the tree of before
-    python -m tests.recorder compare /tmp/before.json    # in the tree of after: exit code 1 and a line per difference
+    python -m tests.recorder record before.json     # in the tree of before
+    python -m tests.recorder compare before.json    # in the tree of after: exit code 1 and a line per difference
     python -m tests.recorder against 916eb8f             # both: records that commit in a tree of its own, then compares
 
 Each family takes 12 steps of AdamW, then gives one bound and one sample, once by the plain formulas and once by the

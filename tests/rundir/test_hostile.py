@@ -159,21 +159,6 @@ def deep(levels: int) -> Any:
     return [deep(levels - 1)] if levels else "payload.harm"
 
 
-@pytest.mark.parametrize(("change", "message"), [case[1:] for case in ARGUMENTS], ids=[case[0] for case in ARGUMENTS])
-def test_an_argument_that_is_not_what_the_class_asks_for(
-    good: dict[str, Any],
-    harm: Path,
-    capsys: pytest.CaptureFixture[str],
-    change: Callable[[dict[str, Any]], Any],
-    message: str,
-) -> None:
-    path = saved(good, change)
-    for line in refusals(capsys, path):
-        assert message in line
-    assert list(harm.iterdir()) == []
-    assert os.listdir() == [path]
-
-
 def test_what_the_user_names_is_built_and_the_payload_is_real(good: dict[str, Any], harm: Path) -> None:
     """Control: the same class, trusted by its name, is imported and built; a function in a trusted package is not."""
     path = saved(good, lambda c: network(c).update(class_path="payload.Net", init_args={}))
@@ -233,8 +218,11 @@ SIZES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), [case[1:] for case in SIZES], ids=[case[0] for case in SIZES])
-def test_a_size_that_is_claimed(
+DESCRIPTIONS = [*ARGUMENTS, *SIZES]
+
+
+@pytest.mark.parametrize(("change", "message"), [case[1:] for case in DESCRIPTIONS], ids=[c[0] for c in DESCRIPTIONS])
+def test_a_description_that_is_not_what_the_class_asks_for_or_claims_a_size(
     good: dict[str, Any],
     harm: Path,
     capsys: pytest.CaptureFixture[str],
@@ -245,6 +233,7 @@ def test_a_size_that_is_claimed(
     for line in refusals(capsys, path):
         assert message in line
     assert list(harm.iterdir()) == []
+    assert os.listdir() == [path]
 
 
 def test_a_packed_part_is_not_unpacked(good: dict[str, Any], harm: Path, capsys: pytest.CaptureFixture[str]) -> None:
