@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -137,22 +138,33 @@ SPACING = float(GRID[1] - GRID[0])
 PRIOR = normal(GRID, torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)) * SPACING
 
 
-def fuji_law(model: FujiLDDM, num_steps: int) -> Tensor:
-    """Sampler ddpm: the joint mass on 16 states x GRID."""
-    states, count = filled_states(V + 1), len(GRID)
-    mass = torch.zeros(len(states), count, dtype=torch.float64)
-    mass[-1] = PRIOR
-    for t, s in itertools.pairwise(times.sampling_grid(num_steps, model.grids[0])):
+Moved = Callable[[Tensor, Tensor, float, float], Tensor]
+
+
+def evolved(mass: Tensor, states: Tensor, grid: str, num_steps: int, moved: Moved) -> Tensor:
+    """Mass [state, latent] after all steps; moved(rows, mass of one state, t, s) says where that state's mass goes."""
+    for t, s in itertools.pairwise(times.sampling_grid(num_steps, grid)):
         after = torch.zeros_like(mass)
         for i in mass.amax(1).gt(0).nonzero()[:, 0]:
-            rows = states[i].expand(count, N)
-            law = model.reverse_law(rows, *when(t, s, rows), latent=GRID.reshape(-1, 1, 1), sampler="ddpm")
-            moved = product(law.tokens.probs(), states, UNKNOWN).T * mass[i]  # [state', z_t]
-            if s > 0:  # in the last step the latent has done its work
-                moved = moved @ (normal(GRID[:, None], law.latent.mean[:, 0, 0], law.latent.std) * SPACING).T
-            after += moved
+            after += moved(states[i].expand(mass.shape[1], N), mass[i], t, s)
         mass = after
-    return in_cells(mass.sum(1), states)
+    return mass
+
+
+def fuji_law(model: FujiLDDM, num_steps: int) -> Tensor:
+    """Sampler ddpm: the joint mass on 16 states x GRID."""
+    states = filled_states(V + 1)
+    start = torch.zeros(len(states), len(GRID), dtype=torch.float64)
+    start[-1] = PRIOR
+
+    def moved(rows: Tensor, mass: Tensor, t: float, s: float) -> Tensor:
+        law = model.reverse_law(rows, *when(t, s, rows), latent=GRID.reshape(-1, 1, 1), sampler="ddpm")
+        found = product(law.tokens.probs(), states, UNKNOWN).T * mass  # [state', z_t]
+        if s == 0:  # in the last step the latent has done its work
+            return found
+        return found @ (normal(GRID[:, None], law.latent.mean[:, 0, 0], law.latent.std) * SPACING).T
+
+    return in_cells(evolved(start, states, model.grids[0], num_steps, moved).sum(1), states)
 
 
 def latents(model: LatentFamily, kind: str, steps: int) -> tuple[Tensor, Tensor]:
@@ -204,17 +216,15 @@ def latent_first_law(
     """Latents, one of infill_latents candidates, then the tokens."""
     z, mass = latents(model, kind, latent_steps)
     kept = resampled(mass, likelihood_of_known(model, z), model.infill_latents)
-    states, count = filled_states(V + 1), len(z)
-    p = torch.zeros(len(states), count, dtype=torch.float64)
-    p[-1] = kept
-    for t, s in itertools.pairwise(times.sampling_grid(num_steps, model.grids[0])):
-        after = torch.zeros_like(p)
-        for i in p.amax(1).gt(0).nonzero()[:, 0]:
-            rows = states[i].expand(count, N)
-            law = latent_first.token_step(model, rows, *when(t, s, rows), None, 1.0, 1.0, z.reshape(-1, 1, 1))
-            after += product(law.probs(), states, UNKNOWN).T * p[i]
-        p = after
-    return in_cells(p.sum(1), states)
+    states = filled_states(V + 1)
+    start = torch.zeros(len(states), len(z), dtype=torch.float64)
+    start[-1] = kept
+
+    def moved(rows: Tensor, mass: Tensor, t: float, s: float) -> Tensor:
+        law = latent_first.token_step(model, rows, *when(t, s, rows), None, 1.0, 1.0, z.reshape(-1, 1, 1))
+        return product(law.probs(), states, UNKNOWN).T * mass
+
+    return in_cells(evolved(start, states, model.grids[0], num_steps, moved).sum(1), states)
 
 
 def drawn_law(model: Family, num_steps: int, num_samples: int, **options: object) -> Tensor:
