@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from ggm_lightning.data.latents import rows_hash
 from ggm_lightning.evaluation_sets import EvaluationSet, rows_of
 from ggm_lightning.metrics.likelihood import Likelihood
 from ggm_lightning.models.base import Family
-from ggm_lightning.rundir.folder import refuse_unwritable
+from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
 
 FORMAT = 2  # 1, without a number, was evaluation.json with several sets in it
 
@@ -84,7 +84,7 @@ class BoundFile:
         """
         if folder.is_file():
             raise OSError(f"--out {folder}: a file is there; name a folder for the figures")
-        refuse_unwritable(folder)
+        refuse_unwritable(folder, "choose another folder by --out")
         about = {**about, "name": one.name, "data": one.section, "split": one.split}
         about["rows_hash"] = rows_hash(one.data.rows(rows_of(one)))  # the same section may by now mean other rows
         what = json.loads(json.dumps(about, default=str))
@@ -140,16 +140,7 @@ class BoundFile:
             **bound.figures(),
             "seconds": round(bound.seconds, 3),
         }
-        rows = self.path.with_suffix(".npy")
-        partial = rows.with_name(f".{rows.name}.partial.npy")
-        np.save(partial, bound.nats.numpy())
-        os.replace(partial, rows)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(content, indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        rows = io.BytesIO()
+        np.save(rows, bound.nats.numpy())
+        write_whole(self.path.with_suffix(".npy"), rows.getvalue())
+        write_whole(self.path, f"{json.dumps(content, indent=1)}\n".encode())

@@ -309,10 +309,6 @@ def _guess(name: str, classes: list[str], known: Sequence[str]) -> str:
 
 def parameters(thing: Callable[..., Any]) -> list[str]:
     """Names of the parameters; where a class passes **kwargs on, those of its bases too."""
-    names: list[str] = []
-    for kind in getattr(thing, "__mro__", (thing,)):
-        found = inspect.signature(kind).parameters.values()
-        names += [p.name for p in found if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in names]
-        if not any(p.kind == p.VAR_KEYWORD for p in found):
-            break
-    return names
+    from ggm_lightning.rundir.building import parameters_of  # needs torch, which most commands never wait for
+
+    return list(parameters_of(thing))

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 
 from ggm_lightning import config as config_files
 from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.data.header import HEADER
 from ggm_lightning.data.prepared import PreparedData
 from ggm_lightning.data.rows import check_labels
 from ggm_lightning.data.zeroshot import ZeroShotText
@@ -134,7 +135,7 @@ def make_ready(one: EvaluationSet, prepare: bool) -> None:
         return
     if isinstance(one.data, PreparedData):
         one.data.refuse_other_owner()
-        if (one.data.folder / "header.json").exists():
+        if (one.data.folder / HEADER).exists():
             raise ValueError(
                 f"{one.name}: {one.data.folder} holds other data ({reason}), which are left as they are; name another "
                 "folder by --data.folder, or prepare them yourself"

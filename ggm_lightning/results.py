@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ggm_lightning.rundir.folder import refuse_unwritable
+from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
 from ggm_lightning.rundir.terminal import visible
 
 FORMAT = 1  # of settings.json and of what lies beside it; before there was none
@@ -67,8 +67,7 @@ class Results:
             for file in sorted(place.iterdir()):
                 os.replace(file, self.folder / file.name)
             text = json.dumps({"format": FORMAT, **self.settings}, indent=1)
-            (place / SETTINGS).write_text(text + "\n", encoding="utf-8")
-            os.replace(place / SETTINGS, self.folder / SETTINGS)
+            write_whole(self.folder / SETTINGS, f"{text}\n".encode())
         shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
 
     def part(self, start: int, stop: int, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -121,11 +120,7 @@ def place(parent: Path, name: str, settings: dict[str, Any], out: str | None, ag
 def _refuse_unwritable(folder: Path) -> None:
     """Without leaving an empty folder behind, should something else be wrong with the command."""
     before = folder.is_dir()
-    try:
-        refuse_unwritable(folder)
-    except OSError as error:
-        reason = str(error).partition("(")[2].partition(")")[0] or str(error)
-        raise OSError(f"{folder}: results cannot be written there ({reason}); choose another folder by --out") from None
+    refuse_unwritable(folder, "choose another folder by --out")
     if not before:
         folder.rmdir()
 

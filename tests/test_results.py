@@ -128,7 +128,9 @@ def test_what_stands_in_the_way_is_said_before_the_first_network_call(
     assert "holds files that are no results" in error_of(capsys, "--out", "notes")
     assert "holds files that are no results" in error_of(capsys, "--out", "notes", "--again", "true")
     assert "a file is there" in error_of(capsys, "--out", "file")
-    assert "cannot be written there" in error_of(capsys, "--out", "file/below")
+    assert "file/below: cannot be written (Not a directory); choose another folder by --out" in error_of(
+        capsys, "--out", "file/below"
+    )
     assert "sampler 'fast' is unknown" in error_of(capsys, "--sampler", "fast")
     assert "num_samples is 0" in error_of(capsys, "--num_samples", "0")
     assert tree(Path("mine")) == mine

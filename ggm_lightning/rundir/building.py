@@ -242,7 +242,7 @@ def parameters_of(thing: Callable[..., Any]) -> dict[str, Any]:
             continue
         parameters = inspect.signature(kind).parameters.values()
         named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        found = {p.name: _hint(p, kind) for p in named} | found
+        found |= {p.name: _hint(p, kind) for p in named if p.name not in found}
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break
     return found

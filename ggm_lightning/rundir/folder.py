@@ -11,8 +11,21 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 
-def refuse_unwritable(folder: Path) -> None:
-    """OSError before hours of training instead of at the first save. The folder is made if it is not there."""
+def write_whole(path: Path, content: bytes) -> None:
+    """The file as a whole, or as it was before: by a hidden file in the same folder, which reaches the disk first."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def refuse_unwritable(folder: Path, remedy: str = "choose another folder by --runs and --name") -> None:
+    """OSError before hours of work instead of at the first save. The folder is made if it is not there."""
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -20,7 +33,7 @@ def refuse_unwritable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"{folder}: cannot be written ({reason}); choose another folder by --runs and --name") from None
+        raise OSError(f"{folder}: cannot be written ({reason}); {remedy}") from None
 
 
 def beside(path: Path, content: bytes) -> Path:

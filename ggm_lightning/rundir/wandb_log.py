@@ -17,6 +17,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from ggm_lightning.rundir.folder import write_whole
+
 ID_FILE = "wandb_id.txt"
 _PATIENCE = 30.0  # seconds for wandb's server to answer; its own default is 90
 _OWN_STEP = ("WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM")  # wandb takes at most one of these
@@ -138,12 +140,9 @@ def _keep_id(file: Path, run_id: str) -> None:
     """Written whole or not at all, and never over another id."""
     if file.exists():
         return
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        partial.write_text(f"{run_id}\n", encoding="utf-8")
-        os.replace(partial, file)
+        write_whole(file, f"{run_id}\n".encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         rank_zero_warn(
             f"{file}: cannot be written ({error.strerror or error}); training goes on, but a resumed run will be a "
             "new one for wandb: free some space"
