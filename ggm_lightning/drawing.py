@@ -57,8 +57,8 @@ def draw_samples(loaded: Loaded, asked: Asked, batch_size: int, out: str | None,
         return
     begin = time.monotonic()
     drawn = in_batches(model, results, asked, asked.num_samples, batch_size, labels, None)
-    names = ("seed", "num_steps", "temperature", "top_p")
-    facts = {name: getattr(asked, name) for name in names}
+    facts = {"step": str(loaded.step), "sampler": results.settings["sampler"], "num_steps": asked.num_steps}
+    facts |= {"temperature": asked.temperature, "top_p": asked.top_p, "seed": asked.seed}
     with results.writing() as folder:
         write(folder, model, drawn, facts, columns=columns_of(labels))
     show(results, model, asked.num_samples, drawn, time.monotonic() - begin)
@@ -86,7 +86,8 @@ def fill(
     if len(model.shape) == 1:  # what the model added behind a text that is shorter than its window is cut off
         drawn.x = drawn.x[:, : given.length]
         drawn.trace = [state[:, : given.length] for state in drawn.trace or []]
-    facts = {"seed": asked.seed, "num_steps": asked.num_steps, "known": int(known[0].sum())}
+    facts = {"step": str(loaded.step), "sampler": results.settings["sampler"], "num_steps": asked.num_steps}
+    facts |= {"seed": asked.seed, "known": int(known[0].sum())}
     with results.writing() as folder:
         write(folder, model, drawn, facts, given=given, columns=asked.num_samples)
     show(results, model, count, drawn, time.monotonic() - begin)

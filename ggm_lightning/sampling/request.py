@@ -84,8 +84,9 @@ class Request:
 
     def bar(self, steps: Iterable[_T] | None, total: int, unit: str = "step") -> tqdm:
         """The steps, with a bar and its time left where `progress` is set; drawn rarely where it lands in a file."""
-        seconds = 0.1 if sys.stderr.isatty() else 30.0
-        return tqdm(steps, "sampling", total, leave=False, mininterval=seconds, unit=unit, disable=not self.progress)
+        terminal = sys.stderr.isatty()
+        often = {"mininterval": 0.1} if terminal else {"mininterval": 30.0, "delay": 30.0}  # nothing of a short chain
+        return tqdm(steps, "sampling", total, leave=False, unit=unit, disable=not self.progress, **often)
 
 
 class Trace:
