@@ -79,8 +79,8 @@ class Family(Trained, ABC):
         known = getattr(network, "num_classes", num_classes)
         if known != num_classes:
             raise ValueError(
-                f"vocabulary mismatch: the data has {num_classes} classes, the network {known}; leave the network's "
-                "num_classes out of the configuration, it is taken from the data"
+                f"vocabulary mismatch: the data has {num_classes} classes, the network {known}; build the "
+                f"network with num_classes={num_classes} (a configuration takes it from the data: leave it out there)"
             )
         if label_dropout and not getattr(network, "num_labels", 1):
             raise ValueError(

@@ -290,24 +290,24 @@ def test_names_and_steps_are_no_paths(good: dict[str, Any], harm: Path, capsys: 
 DATA = "ggm_lightning.data.text.TextData"
 
 
-@pytest.mark.parametrize(
-    ("section", "message"),
-    [
-        ({"class_path": DATA, "init_args": {"train": "mine.txt", "folder": "../harm/new"}}, "is not prepared"),
-        ({"class_path": DATA, "init_args": {"train": "mine.txt", "folder": "shards"}}, "holds data made with another"),
-        ({"class_path": "payload.Net"}, "the class payload.Net, which is not of this package"),
-        ({"class_path": OWN, "init_args": {}}, "is no DiscreteData"),
-        ({"class_path": DATA, "init_args": {"train": {"class_path": "payload.harm"}}}, "payload.harm"),
-        ({"class_path": "ggm_lightning.data.prepared.shutil.rmtree", "init_args": {"path": "shards"}}, "no class"),
-        ("payload.harm", "does not say on which data it was trained"),
-    ],
-)
-@pytest.mark.parametrize("prepare", ["false", "true"])
+SECTIONS = [
+    ({"class_path": DATA, "init_args": {"train": "mine.txt", "folder": "../harm/new"}}, "is not prepared"),
+    ({"class_path": DATA, "init_args": {"train": "mine.txt", "folder": "shards"}}, "holds data made with another"),
+    ({"class_path": "payload.Net"}, "the class payload.Net, which is not of this package"),
+    ({"class_path": OWN, "init_args": {}}, "is no DiscreteData"),
+    ({"class_path": DATA, "init_args": {"train": {"class_path": "payload.harm"}}}, "payload.harm"),
+    ({"class_path": "ggm_lightning.data.prepared.shutil.rmtree", "init_args": {"path": "shards"}}, "no class"),
+    ("payload.harm", "does not say on which data it was trained"),
+]
+# with --prepare true a new folder is what the user has asked for
+PREPARED = [case for case in SECTIONS if case[1] != "is not prepared"]
+ASKED = [(*case, "false") for case in SECTIONS] + [(*case, "true") for case in PREPARED]
+
+
+@pytest.mark.parametrize(("section", "message", "prepare"), ASKED)
 def test_the_data_section_of_a_checkpoint_overwrites_nothing(
     good: dict[str, Any], harm: Path, capsys: pytest.CaptureFixture[str], section: Any, message: str, prepare: str
 ) -> None:
-    if prepare == "true" and message == "is not prepared":
-        pytest.skip("asked for by the user")
     from ggm_lightning.data.text import TextData
 
     Path("mine.txt").write_text("somebody's own text, prepared with care. " * 40)
