@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from ggm_lightning.cli import main
 from ggm_lightning.models.base import Family
@@ -27,6 +29,17 @@ OPTIONS = [
     "--allow_fresh=true",
 ]
 Curves = dict[str, list[tuple[int, float]]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def names_in_order() -> Iterator[None]:
+    """TensorBoard reads files in the order of their names, and a name ends in <second>.<host>.<pid>.<count>.
+
+    Runs of one process within one second would be read in the order 10, 9. Runs of users are processes of their own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(1000))
+        yield
 
 
 class Killed(BaseException):
