@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ggm_lightning import __version__
-from ggm_lightning.data.codecs import dict_hash
+from ggm_lightning.codecs.codec import dict_hash
 from ggm_lightning.data.latents import rows_hash
 from ggm_lightning.evaluation_sets import EvaluationSet, rows_of
 from ggm_lightning.metrics.likelihood import Likelihood

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
+from ggm_lightning.codecs.codec import Codec, Images, Integers
 from ggm_lightning.data.arrays import read_array
-from ggm_lightning.data.codecs import Codec, Images, Integers
 from ggm_lightning.data.vqgan import Codes
 from ggm_lightning.models.base import Family
 

@@ -20,8 +20,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.data.arguments import checked_by_annotations
-from ggm_lightning.data.codecs import Codec
 from ggm_lightning.data.latents import CachedLatents
 from ggm_lightning.data.order import EvalOrder, TrainOrder, divide_batch
 from ggm_lightning.data.rows import RowSource, check_ids, check_labels
@@ -122,7 +122,7 @@ class DiscreteData(LightningDataModule, ABC):
     @property
     @abstractmethod
     def codec(self) -> Codec:
-        """Turns ids into something to look at (data/codecs.py)."""
+        """Turns ids into something to look at (codecs/codec.py)."""
 
     @property
     def ordered(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ggm_lightning.data.codecs import Characters, Codec, Subwords, dict_hash
+from ggm_lightning.codecs.codec import Characters, Codec, Subwords, dict_hash
 from ggm_lightning.data.documents import Piece
 from ggm_lightning.data.prepared import Identity, PreparedData
 from ggm_lightning.data.rows import RowSource

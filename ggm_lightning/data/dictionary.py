@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float64, Integer
 from torch import Tensor
 
+from ggm_lightning.codecs.codec import Characters, Codec
 from ggm_lightning.data.base import DiscreteData
-from ggm_lightning.data.codecs import Characters, Codec
 from ggm_lightning.data.rows import Rows, RowSource
 from ggm_lightning.data.synthetic import SPLIT_NUMBER
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-from ggm_lightning.data.codecs import Codec, codec_from_dict
+from ggm_lightning.codecs.codec import Codec, codec_from_dict
 
 
 class Encoded(NamedTuple):

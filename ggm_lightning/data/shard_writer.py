@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Integer
 
+from ggm_lightning.codecs.codec import Codec, dict_hash
 from ggm_lightning.data.blocks import BLOCK_BYTES, FileDigest
-from ggm_lightning.data.codecs import Codec, dict_hash
 from ggm_lightning.data.header import FORMAT, HEADER, sealed
 
 PROGRESS = "progress.json"

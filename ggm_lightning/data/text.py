@@ -15,7 +15,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
-from ggm_lightning.data.codecs import Bytes, Characters, Codec, Subwords, dict_hash
+from ggm_lightning.codecs.codec import Bytes, Characters, Codec, Subwords, dict_hash
 from ggm_lightning.data.detokenise import DETOKENISERS
 from ggm_lightning.data.documents import (
     Piece,

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Int64, Integer
 from torch import Tensor
 
+from ggm_lightning.codecs.codec import Codec, codec_from_dict
 from ggm_lightning.data.blocks import SplitBlocks, check_size
-from ggm_lightning.data.codecs import Codec, codec_from_dict
 from ggm_lightning.data.header import HEADER, read_header
 from ggm_lightning.data.rows import BadData, RowSource
 from ggm_lightning.data.shard_writer import ShardWriter

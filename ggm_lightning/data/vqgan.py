@@ -29,8 +29,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
+from ggm_lightning.codecs.codec import MASKED_GREY, MIDDLE_GREY, Codec, dict_hash
 from ggm_lightning.data import header as headers
-from ggm_lightning.data.codecs import MASKED_GREY, MIDDLE_GREY, Codec, dict_hash
 from ggm_lightning.data.picture_files import FILTERS
 from ggm_lightning.data.picture_sources import DIGITS, Fit, Source, open_source
 from ggm_lightning.data.prepared import Identity, PreparedData

@@ -180,7 +180,7 @@ def _codec(described: Any, model: LightningModule, path: str | Path) -> Any:
     """The codec of the file, or None. Its vocabulary is compared before anything of that size is made."""
     if described is None:
         return None
-    from ggm_lightning.data.codecs import codec_from_dict  # tokenizers are needed for texts only
+    from ggm_lightning.codecs.codec import codec_from_dict  # tokenizers are needed for texts only
 
     wanted = getattr(model, "num_classes", None)
     try:

@@ -10,8 +10,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from ggm_lightning.codecs.codec import Bytes
 from ggm_lightning.data.base import DiscreteData
-from ggm_lightning.data.codecs import Bytes
 from ggm_lightning.data.zeroshot_sets import SETS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "data"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ggm_lightning.codecs.codec import Subwords
 from ggm_lightning.data import documents
-from ggm_lightning.data.codecs import Subwords
 from ggm_lightning.data.demo import reference_text, train_bpe
 from ggm_lightning.data.documents import Piece, Reader, Survey, find_files, held_out_last
 

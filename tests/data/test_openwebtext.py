@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from ggm_lightning.cli import main
+from ggm_lightning.codecs.codec import Subwords
 from ggm_lightning.data import tokenising
 from ggm_lightning.data.blocks import BLOCK_BYTES
-from ggm_lightning.data.codecs import Subwords
 from ggm_lightning.data.demo import train_bpe
 from ggm_lightning.data.header import sealed
 from ggm_lightning.data.openwebtext import OpenWebText

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ggm_lightning.codecs.codec import Bytes
 from ggm_lightning.data import documents as documents_module
 from ggm_lightning.data import tokenising
-from ggm_lightning.data.codecs import Bytes
 from ggm_lightning.data.demo import train_bpe
 from ggm_lightning.data.text import TextData
 from ggm_lightning.data.tokens import TokenShards

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ggm_lightning.codecs.codec import MIDDLE_GREY, codec_from_dict
 from ggm_lightning.data import vqgan, vqgan_files
-from ggm_lightning.data.codecs import MIDDLE_GREY, codec_from_dict
 from ggm_lightning.data.header import HEADER
 from ggm_lightning.data.vqgan import Codes, VQGANCodes
 from ggm_lightning.networks.vqgan import pixels, scaled

@@ -224,7 +224,7 @@ def test_load_gives_the_model_back(monkeypatch, saved, model):
 def test_codec_comes_along(monkeypatch, tmp_path, model):
     codecs = ModuleType("codecs")
     codecs.codec_from_dict = lambda about: SimpleNamespace(about=about, num_classes=V)
-    monkeypatch.setitem(sys.modules, "ggm_lightning.data.codecs", codecs)
+    monkeypatch.setitem(sys.modules, "ggm_lightning.codecs.codec", codecs)
     path = tmp_path / "x.ckpt"
     AtomicCheckpointIO().save_checkpoint(checkpoint_of(model, codec={"kind": "bytes"}), path)
     assert load(path).codec.about == {"kind": "bytes"}

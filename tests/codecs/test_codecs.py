@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ggm_lightning.data.codecs import (
+from ggm_lightning.codecs.codec import (
     BLANK,
     MASKED_GREY,
     MIDDLE_GREY,
