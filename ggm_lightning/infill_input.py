@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ggm_lightning.codecs.codec import Codec, Images, Integers
 from ggm_lightning.data.arrays import read_array
-from ggm_lightning.data.vqgan import Codes
 from ggm_lightning.models.base import Family
+from ggm_lightning.vqgan.codes import Codes
 
 HALVES = ("left", "right", "top", "bottom")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")

@@ -21,7 +21,7 @@ from PIL import Image
 from ggm_lightning import config
 from ggm_lightning.cli import main
 from ggm_lightning.networks import pretrained
-from ggm_lightning.networks.vqgan import Autoencoder
+from ggm_lightning.vqgan.network import Autoencoder
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -129,7 +129,7 @@ def digits_vqgan(folder: Path) -> None:
     network = Autoencoder(shape=(1, 8, 8), **init_args)
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
     described = {"network": {"class_path": class_path, "init_args": {**init_args, "shape": [1, 8, 8]}}}
-    model = {"class_path": "ggm_lightning.models.vqgan.VQGAN", "init_args": described}
+    model = {"class_path": "ggm_lightning.vqgan.training.VQGAN", "init_args": described}
     torch.save({"state_dict": state, "ggm_lightning": {"model": model}}, folder / "vqgan.ckpt")
 
 

@@ -25,7 +25,6 @@ from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.celeba import CelebA
 from ggm_lightning.data.mnist import Mnist
 from ggm_lightning.data.text import TextData
-from ggm_lightning.data.vqgan import VQGANCodes
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.ggm import GGM
@@ -36,8 +35,9 @@ from ggm_lightning.networks.latent import JointDenoiser, LatentDenoiser
 from ggm_lightning.networks.latent_encoder import LatentEncoder
 from ggm_lightning.networks.ncsnpp import NCSNpp
 from ggm_lightning.networks.transformer import Transformer
-from tests.data.released_vqgan import picture, released
+from ggm_lightning.vqgan.codes import VQGANCodes
 from tests.test_experiments import celeba, mnist
+from tests.vqgan.released_vqgan import picture, released
 
 ROOT = Path(__file__).parents[1]
 BATCH = {"global_batch_size": 2, "eval_batch_size": 2}

@@ -295,7 +295,7 @@ def codec_from_dict(d: dict[str, Any]) -> Codec:
     if kind == "images":
         return Images(d["num_classes"], d["shape"])
     if kind == "vqgan":
-        from ggm_lightning.data.vqgan import Codes  # this one alone needs a network, and only where it decodes
+        from ggm_lightning.vqgan.codes import Codes  # this one alone needs a network, and only where it decodes
 
         return Codes(**{name: value for name, value in d.items() if name != "kind"})
     raise ValueError(

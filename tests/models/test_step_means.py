@@ -25,7 +25,7 @@ from ggm_lightning.models.trained import Optimizer, StepMeans, Trained
 from ggm_lightning.networks.latent_encoder import LatentEncoder
 from tests.models import small_lddm
 from tests.models.test_fused_training import FAMILIES, family
-from tests.models.test_vqgan import made
+from tests.vqgan.test_training import made
 
 GLOBAL, MICRO, STEPS = 12, 3, 3
 CLOSE = 1e-5

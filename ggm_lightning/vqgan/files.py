@@ -2,7 +2,7 @@
 
 Released: a folder with `configs/model.yaml` and `ckpts/last.ckpt`, or `x.ckpt` with `x.yaml` beside it. Its keys are
 encoder.*, decoder.*, quantize.embedding.weight, quant_conv.*, post_quant_conv.*, and loss.* (the judges of its
-training, left aside). Own: any .ckpt that `lightning fit` wrote of models/vqgan.py; the averaged weights are taken.
+training, left aside). Own: any .ckpt that `lightning fit` wrote of vqgan/training.py; the averaged weights are taken.
 
 A released file was written by an old pytorch_lightning, which used the *class* ModelCheckpoint as a key for what that
 callback remembered. A pickle names a class by its import path, and weights-only loading refuses all but tensors and
@@ -22,7 +22,7 @@ import yaml
 
 CONFIG, WEIGHTS = "configs/model.yaml", "ckpts/last.ckpt"
 TARGET = "taming.models.vqgan.VQModel"
-_NETWORK = "ggm_lightning.networks.vqgan.Autoencoder"
+_NETWORK = "ggm_lightning.vqgan.network.Autoencoder"
 _HARMLESS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 _GET = (
@@ -50,7 +50,7 @@ class VQGANFile(NamedTuple):
 
     Attributes:
         weights: the checkpoint; it need not be there yet.
-        arguments: of networks/vqgan.py's Autoencoder.
+        arguments: of vqgan/network.py's Autoencoder.
         prefix: of the network's keys in the checkpoint.
     """
 
@@ -183,7 +183,7 @@ def _frozen(value: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def _network(path: Path, prefix: str, arguments: tuple[tuple[str, Any], ...], device: str, *stamp: int) -> Any:
-    from ggm_lightning.networks.vqgan import Autoencoder
+    from ggm_lightning.vqgan.network import Autoencoder
 
     with torch.device("meta"):  # no time is lost on random weights
         network = Autoencoder(**dict(arguments))

@@ -1,7 +1,7 @@
 """Pictures as the codes of a VQGAN (arXiv 2012.09841): encoded once into shards, and decoded where they are shown.
 
     data:
-      class_path: ggm_lightning.data.vqgan.VQGANCodes
+      class_path: ggm_lightning.vqgan.codes.VQGANCodes
       init_args: {source: data/ffhq, vqgan: data/vqgan_imagenet_f16_1024}
 
 A row is Int64[1, h, w], the codes of one picture (16x16 for a picture of 256x256 and f = 16), with an axis in front so
@@ -37,8 +37,8 @@ from ggm_lightning.data.prepared import Identity, PreparedData
 from ggm_lightning.data.rows import BadData, RowSource
 from ggm_lightning.data.shard_writer import ShardWriter
 from ggm_lightning.data.tokens import TokenShards
-from ggm_lightning.data.vqgan_files import VQGANFile, find, load, weights_hash
 from ggm_lightning.metrics.codebook import decibels, perplexity
+from ggm_lightning.vqgan.files import VQGANFile, find, load, weights_hash
 
 BESIDE = "beside.npz"
 _KEPT_BYTES = 2**24  # of held-out pictures
@@ -108,7 +108,7 @@ class Codes(Codec):
 
     @torch.no_grad()
     def encode_pictures(self, pictures: UInt8[np.ndarray, "b c side side"]) -> Int64[np.ndarray, "b h w"]:
-        from ggm_lightning.networks.vqgan import scaled
+        from ggm_lightning.vqgan.network import scaled
 
         network = self.network
         device = next(network.parameters()).device
@@ -123,7 +123,7 @@ class Codes(Codec):
         self, x: Integer[Tensor, " b *s"] | Integer[np.ndarray, " b *s"]
     ) -> UInt8[np.ndarray, "b side side 3"]:
         """Pictures, grey ones with three equal channels. ValueError: another number of sites, an id outside 0..V."""
-        from ggm_lightning.networks.vqgan import pixels
+        from ggm_lightning.vqgan.network import pixels
 
         flat = self._checked(x)
         if flat.shape[1] != self.shape[0] * self.shape[1]:
@@ -183,7 +183,7 @@ class VQGANCodes(PreparedData):
     Args:
         source: a folder of pictures (with what is below it), an uncompressed .tar, an .npz with x, or `digits`.
         vqgan: the folder of a released VQGAN (configs/model.yaml, ckpts/last.ckpt), a released .ckpt with its .yaml
-            beside it, or the checkpoint of a run of models/vqgan.py.
+            beside it, or the checkpoint of a run of vqgan/training.py.
         val: pictures to validate on, as `source`; None: every `val_every`-th of `source` is held out (of the digits
             the 297 that data/digits.py holds out).
         resize: of pictures larger than the VQGAN's: bilinear, bicubic, box or lanczos; Pillow's, antialiased.

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from ggm_lightning.codecs.codec import MIDDLE_GREY, codec_from_dict
-from ggm_lightning.data import vqgan, vqgan_files
 from ggm_lightning.data.header import HEADER
-from ggm_lightning.data.vqgan import Codes, VQGANCodes
-from ggm_lightning.networks.vqgan import pixels, scaled
-from tests.data.released_vqgan import network, picture, released
+from ggm_lightning.vqgan import codes as vqgan
+from ggm_lightning.vqgan import files as vqgan_files
+from ggm_lightning.vqgan.codes import Codes, VQGANCodes
+from ggm_lightning.vqgan.network import pixels, scaled
+from tests.vqgan.released_vqgan import network, picture, released
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +255,7 @@ def test_a_preparation_that_stops_goes_on(
 
 _CHILD = """
 import sys, time
-from ggm_lightning.data import vqgan
+from ggm_lightning.vqgan import codes as vqgan
 vqgan._MARK_SECONDS = 0.0
 encode = vqgan.Codes.encode_pictures
 vqgan.Codes.batch_size = property(lambda self: 2, lambda self, value: None)

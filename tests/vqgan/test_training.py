@@ -16,8 +16,8 @@ from ggm_lightning.cli import main
 from ggm_lightning.codecs.codec import Images
 from ggm_lightning.data.digits import digits
 from ggm_lightning.metrics.codebook import Reconstruction, perplexity
-from ggm_lightning.models.vqgan import VQGAN
-from ggm_lightning.networks.vqgan import Autoencoder
+from ggm_lightning.vqgan.network import Autoencoder
+from ggm_lightning.vqgan.training import VQGAN
 from tests.test_cli import error_of
 
 ROOT = Path(__file__).parents[2]

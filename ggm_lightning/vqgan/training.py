@@ -1,7 +1,7 @@
 """VQGAN: the codebook on which GGM and MD4 can draw pictures of many pixels (arXiv 2012.09841).
 
 It is no discrete diffusion but what stands before one: pictures -> codes -> a family of this package -> codes ->
-pictures (data/vqgan.py). Training minimises, eq. (4) and (5),
+pictures (vqgan/codes.py). Training minimises, eq. (4) and (5),
 
     |x - x_hat|                                                         reconstruction
     + w mean |sg[z] - e|^2 + w beta mean |z - sg[e]|^2                  codebook and commitment
@@ -30,7 +30,7 @@ class VQGAN(Trained):
     """Trains an autoencoder with a codebook on any data module of pictures (levels 0..V-1).
 
     Args:
-        network: networks/vqgan.py's Autoencoder, or whatever is called as network(x) -> (x_hat, loss, codes) and has
+        network: vqgan/network.py's Autoencoder, or whatever is called as network(x) -> (x_hat, loss, codes) and has
             `num_codes`, `latents(x)` and the codebook `quantize.embedding`.
         num_classes: V, levels of a pixel.
         shape: (channels, side, side).

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from ggm_lightning.data import vqgan_files
-from ggm_lightning.data.vqgan import VQGANCodes
-from ggm_lightning.networks.vqgan import Autoencoder
-from tests.data.released_vqgan import DDCONFIG, OLD, description, network, released
+from ggm_lightning.vqgan import files as vqgan_files
+from ggm_lightning.vqgan.codes import VQGANCodes
+from ggm_lightning.vqgan.network import Autoencoder
+from tests.vqgan.released_vqgan import DDCONFIG, OLD, description, network, released
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +121,9 @@ def test_files_of_something_else(tmp_path: Path, model: Path) -> None:
     ],
 )
 def test_a_strangers_own_vqgan(tmp_path: Path, arguments: dict | None, message: str) -> None:
-    """A checkpoint of the form that models/vqgan.py writes, with something else in its description."""
+    """A checkpoint of the form that vqgan/training.py writes, with something else in its description."""
     section = {"class_path": vqgan_files._NETWORK, "init_args": arguments}
-    about = {"model": {"class_path": "ggm_lightning.models.vqgan.VQGAN", "init_args": {"network": section}}}
+    about = {"model": {"class_path": "ggm_lightning.vqgan.training.VQGAN", "init_args": {"network": section}}}
     torch.save({"state_dict": {"network.x": torch.zeros(2)}, "ggm_lightning": about}, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=message) as caught:
         vqgan_files.find(tmp_path / "x.ckpt")

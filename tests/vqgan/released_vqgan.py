@@ -12,8 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
-from ggm_lightning.data import vqgan_files
-from ggm_lightning.networks.vqgan import Autoencoder
+from ggm_lightning.vqgan import files as vqgan_files
+from ggm_lightning.vqgan.network import Autoencoder
 
 OLD = "pytorch_lightning.callbacks.model_checkpoint"
 DDCONFIG = {"double_z": False, "z_channels": 3, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32}

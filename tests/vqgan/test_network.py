@@ -7,7 +7,7 @@ import builtins
 import pytest
 import torch
 
-from ggm_lightning.networks.vqgan import Autoencoder, num_parameters, pixels, scaled, taming
+from ggm_lightning.vqgan.network import Autoencoder, num_parameters, pixels, scaled, taming
 
 SMALL = {"code_dim": 5, "width": 32, "multipliers": (1, 2), "num_blocks": 1, "attention_at": (), "latent_dim": 3}
 
