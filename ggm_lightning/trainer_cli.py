@@ -31,7 +31,6 @@ from ggm_lightning.callbacks.exponents import Exponents
 from ggm_lightning.callbacks.guard import Guard
 from ggm_lightning.callbacks.keep import KeepBest, KeepLast
 from ggm_lightning.callbacks.progress import Progress
-from ggm_lightning.callbacks.report import Report
 from ggm_lightning.callbacks.save_config import SaveConfig
 from ggm_lightning.callbacks.steps import TakesSteps, WholeSteps
 from ggm_lightning.callbacks.stop import StopSignals
@@ -41,6 +40,7 @@ from ggm_lightning.data.base import DiscreteData
 # so that `--model MD4` finds them by their names
 from ggm_lightning.models import blackout, genmd4, ggm, lddm, markov, md4  # noqa: F401
 from ggm_lightning.models.trained import Trained
+from ggm_lightning.report.callback import Report
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space

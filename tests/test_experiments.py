@@ -208,7 +208,7 @@ def network_of(path: Path) -> tuple[str, dict[str, Any]]:
 def few_samples(path: Path) -> list[dict[str, Any]]:
     """The file's callbacks, and the report's samples too, drawn in two steps."""
     callbacks = config.load_file(str(path))["trainer"].get("callbacks", [])
-    report = {"class_path": "ggm_lightning.callbacks.report.Report", "init_args": {"num_samples": 0, "num_steps": 0}}
+    report = {"class_path": "ggm_lightning.report.callback.Report", "init_args": {"num_samples": 0, "num_steps": 0}}
     if not any(part["class_path"] == report["class_path"] for part in callbacks):
         callbacks.append(report)
     for part in callbacks:

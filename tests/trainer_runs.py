@@ -20,7 +20,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 60.0  # of one run; each takes about one
-REPORT = '{"class_path": "ggm_lightning.callbacks.report.Report", "init_args": {"num_samples": 1, "num_steps": 1}}'
+REPORT = '{"class_path": "ggm_lightning.report.callback.Report", "init_args": {"num_samples": 1, "num_steps": 1}}'
 EMA = '{"class_path": "ggm_lightning.callbacks.ema.EMA", "init_args": {"decay": 0.9}}'
 TINY = [
     *("--config", str(ROOT / "experiments" / "md4_markov.yaml")),

@@ -12,9 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ggm_lightning.callbacks.samples import columns_of, decode
-from ggm_lightning.rundir.pictures import beside, grid, save_png
-from ggm_lightning.rundir.report import Figure
-from ggm_lightning.rundir.trace import trace_gif
+from ggm_lightning.report.page import Figure
+from ggm_lightning.report.pictures import beside, grid, save_png
+from ggm_lightning.report.trace import trace_gif
 
 Draw = Callable[..., Any]  # of Report: draw(num_samples, label, clamp) -> Samples
 

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from ggm_lightning.report.pictures import grid, save_png
 from ggm_lightning.rundir.folder import beside
-from ggm_lightning.rundir.pictures import grid, save_png
 
 MOST_COLUMNS = 16
 

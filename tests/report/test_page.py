@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ggm_lightning.rundir.curve import curve_png, smoothed
-from ggm_lightning.rundir.pictures import grid, save_gif, save_png
-from ggm_lightning.rundir.report import Figure, write_report
-from ggm_lightning.rundir.trace import final_step, first_row, trace_gif, trace_html
+from ggm_lightning.report.curve import curve_png, smoothed
+from ggm_lightning.report.page import Figure, write_report
+from ggm_lightning.report.pictures import grid, save_gif, save_png
+from ggm_lightning.report.trace import final_step, first_row, trace_gif, trace_html
 
 EVIL = '</script><script>alert("1")</script> & <b>\n'
 VOID = {"meta", "img", "input", "br"}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ggm_lightning.callbacks.ema import EMA
-from ggm_lightning.callbacks.report import Report
 from ggm_lightning.callbacks.throughput import Throughput
+from ggm_lightning.report.callback import Report
 from ggm_lightning.rundir.csv_log import CSVLog
 
 

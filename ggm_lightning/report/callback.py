@@ -16,10 +16,10 @@ from torch import Tensor
 from ggm_lightning.callbacks.ema import EMA
 from ggm_lightning.callbacks.images import image_figures, reconstruction_figure
 from ggm_lightning.callbacks.samples import classes_in_turn, decode, refuse_sampler, undisturbed
+from ggm_lightning.report.curve import curve_png
+from ggm_lightning.report.page import write_report
+from ggm_lightning.report.trace import trace_html
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog, Curve, read_metrics
-from ggm_lightning.rundir.curve import curve_png
-from ggm_lightning.rundir.report import write_report
-from ggm_lightning.rundir.trace import trace_html
 
 SHOWN_TEXTS = 8
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggm_lightning.rundir import trace
-from ggm_lightning.rundir.curve import curve_png
+from ggm_lightning.report import trace
+from ggm_lightning.report.curve import curve_png
 
 __all__ = ["curve_png", "write_report"]
 
