@@ -26,7 +26,7 @@ from torch import nn
 
 from ggm_lightning.codecs.codec import Integers
 from ggm_lightning.data.rows import RowSource
-from ggm_lightning.data.synthetic import MarkovChain
+from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.models.md4 import MD4
 
 

@@ -336,7 +336,7 @@ def test_mistakes_end_in_one_line(place: Path, capsys: pytest.CaptureFixture[str
     (place / "typo.yaml").write_text(Path(ptb).read_text().replace("dataset:", "datasets:"))
     (place / "set.yaml").write_text(Path(ptb).read_text().replace("dataset: ptb", "dataset: bnc"))
     write(place / "long.yaml", "ggm_lightning.data.zeroshot.ZeroShotText", {"dataset": "ptb", "length": 17})
-    write(place / "markov.yaml", "ggm_lightning.data.synthetic.MarkovChain", {"length": 16})
+    write(place / "markov.yaml", "ggm_lightning.data.toy.synthetic.MarkovChain", {"length": 16})
     write(place / "absent.yaml", "ggm_lightning.data.zeroshot.ZeroShotText", {"dataset": "lm1b", "path": "nowhere"})
     for arguments, message in (
         ([], "missing: ckpt_path; give --ckpt_path VALUE"),

@@ -73,7 +73,7 @@ def test_the_report_shows_pictures(run: Path) -> None:
 
 
 def test_the_held_out_grid_shows_real_pictures_of_the_same_class(run: Path) -> None:
-    from ggm_lightning.data.digits import Digits, digits
+    from ggm_lightning.data.toy.digits import Digits, digits
 
     x, label = digits()
     pictures = Digits().decode(x)

@@ -13,8 +13,8 @@ import torch
 
 import ggm_lightning
 from ggm_lightning.cli import main
-from ggm_lightning.data.digits import Digits
-from ggm_lightning.data.synthetic import MarkovChain, Sawtooth
+from ggm_lightning.data.toy.digits import Digits
+from ggm_lightning.data.toy.synthetic import MarkovChain, Sawtooth
 
 ROOT = Path(__file__).parents[1]
 SAMPLES, STEPS = 1000, 64

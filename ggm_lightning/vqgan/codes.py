@@ -185,7 +185,7 @@ class VQGANCodes(PreparedData):
         vqgan: the folder of a released VQGAN (configs/model.yaml, ckpts/last.ckpt), a released .ckpt with its .yaml
             beside it, or the checkpoint of a run of vqgan/training.py.
         val: pictures to validate on, as `source`; None: every `val_every`-th of `source` is held out (of the digits
-            the 297 that data/digits.py holds out).
+            the 297 that data/toy/digits.py holds out).
         resize: of pictures larger than the VQGAN's: bilinear, bicubic, box or lanczos; Pillow's, antialiased.
         folder: of the shards; None: runs/data/codes-<hash of the options>, and of another VQGAN that lies at the same
             path by now, a folder of its own. Once they are there, `source` may go.

@@ -22,9 +22,9 @@ import numpy as np
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from ggm_lightning.data.demo import reference_text, train_bpe
 from ggm_lightning.data.text import TextData
 from ggm_lightning.data.tokens import TokenShards
+from ggm_lightning.data.toy.demo import reference_text, train_bpe
 
 ROUNDS = 5
 _CHILD = """

@@ -22,7 +22,7 @@ from ggm_lightning.codecs.codec import (
     Subwords,
     codec_from_dict,
 )
-from ggm_lightning.data.demo import train_bpe
+from ggm_lightning.data.toy.demo import train_bpe
 
 TEXT = "Größe ½ 7 naïve snowmen ☃☃ and a cow\n  indented\ttab"
 

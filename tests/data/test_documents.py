@@ -9,8 +9,8 @@ import pytest
 
 from ggm_lightning.codecs.codec import Subwords
 from ggm_lightning.data import documents
-from ggm_lightning.data.demo import reference_text, train_bpe
 from ggm_lightning.data.documents import Piece, Reader, Survey, find_files, held_out_last
+from ggm_lightning.data.toy.demo import reference_text, train_bpe
 
 
 def _write(path: Path, content: str | bytes) -> Path:

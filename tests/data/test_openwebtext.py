@@ -17,12 +17,12 @@ from ggm_lightning.cli import main
 from ggm_lightning.codecs.codec import Subwords
 from ggm_lightning.data import tokenising
 from ggm_lightning.data.blocks import BLOCK_BYTES
-from ggm_lightning.data.demo import train_bpe
 from ggm_lightning.data.header import sealed
 from ggm_lightning.data.openwebtext import OpenWebText
 from ggm_lightning.data.order import TrainOrder
 from ggm_lightning.data.text import TextData
 from ggm_lightning.data.tokens import TokenShards
+from ggm_lightning.data.toy.demo import train_bpe
 from tests.data.small_text import TEXTS, files, ids, prepared, write
 
 

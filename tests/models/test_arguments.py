@@ -13,8 +13,8 @@ from torch import Tensor
 from ggm_lightning.data.arrays import ArrayData
 from ggm_lightning.data.latents import cache_latents
 from ggm_lightning.data.rows import Rows
-from ggm_lightning.data.synthetic import MarkovChain
 from ggm_lightning.data.text import TextData
+from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.networks.transformer import Transformer

@@ -308,7 +308,7 @@ def test_dropout_is_off_in_bounds_and_samples_and_modes_return(x: Tensor) -> Non
 def test_unigram_law_is_measured_kept_and_used(tmp_path: object) -> None:
     from lightning.pytorch import Trainer
 
-    from ggm_lightning.data.synthetic import MarkovChain
+    from ggm_lightning.data.toy.synthetic import MarkovChain
 
     def model() -> GGM:
         network = Transformer(5, feature_dim=8, num_heads=2, num_layers=1, visited_bits=True)

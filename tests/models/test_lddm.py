@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import gaussian, noise
 from ggm_lightning.core.schedules import Linear
-from ggm_lightning.data.synthetic import MarkovChain
+from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_stages import Recipe, collapsed
 from ggm_lightning.models.md4 import MD4

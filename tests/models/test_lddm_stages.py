@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ggm_lightning.callbacks.ema import EMA
 from ggm_lightning.cli import main
-from ggm_lightning.data.synthetic import MarkovChain
+from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.models import lddm_stages
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_stages import Recipe
@@ -219,7 +219,7 @@ def configuration(folder: Path) -> Path:
     data = {"num_symbols": V, "length": N, "num_train": 40, "num_val": 9, "global_batch_size": 12, "eval_batch_size": 4}
     config = {
         "model": {"class_path": "SeqLDDM", "init_args": args},
-        "data": {"class_path": "ggm_lightning.data.synthetic.MarkovChain", "init_args": data},
+        "data": {"class_path": "ggm_lightning.data.toy.synthetic.MarkovChain", "init_args": data},
         "runs": str(folder),
         "trainer": {
             "accelerator": "cpu",

@@ -14,7 +14,7 @@ from torch import nn
 import ggm_lightning
 from ggm_lightning.cli import main
 from ggm_lightning.codecs.codec import Images
-from ggm_lightning.data.digits import digits
+from ggm_lightning.data.toy.digits import digits
 from ggm_lightning.metrics.codebook import Reconstruction, perplexity
 from ggm_lightning.vqgan.network import Autoencoder
 from ggm_lightning.vqgan.training import VQGAN

@@ -18,7 +18,7 @@ from torch import Tensor
 from ggm_lightning.codecs.codec import Characters, Codec
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.rows import Rows, RowSource
-from ggm_lightning.data.synthetic import SPLIT_NUMBER
+from ggm_lightning.data.toy.synthetic import SPLIT_NUMBER
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 

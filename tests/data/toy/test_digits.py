@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ggm_lightning.data.digits import Digits, digits
+from ggm_lightning.data.toy.digits import Digits, digits
 
 
 @pytest.fixture(scope="module")

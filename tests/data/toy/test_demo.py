@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggm_lightning.data.demo import DemoText, reference_text, train_bpe
+from ggm_lightning.data.toy.demo import DemoText, reference_text, train_bpe
 from ggm_lightning.metrics.text import order_k_entropy
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ggm_lightning.data.dictionary import Dictionary
+from ggm_lightning.data.toy.dictionary import Dictionary
 
 
 @pytest.mark.parametrize(("word_length", "length"), [(2, 5), (1, 4), (3, 2), (2, 1)])

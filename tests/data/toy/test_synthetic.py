@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ggm_lightning.data.synthetic import MarkovChain, Sawtooth
+from ggm_lightning.data.toy.synthetic import MarkovChain, Sawtooth
 
 
 def _all_rows(num_classes: int, length: int) -> torch.Tensor:
