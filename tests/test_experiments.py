@@ -18,8 +18,8 @@ import torch
 import yaml
 from PIL import Image
 
-from ggm_lightning import config
-from ggm_lightning.cli import main
+from ggm_lightning.cli import config
+from ggm_lightning.cli.main import main
 from ggm_lightning.networks import pretrained
 from ggm_lightning.vqgan.network import Autoencoder
 

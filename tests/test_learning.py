@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ggm_lightning
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.data.toy.digits import Digits
 from ggm_lightning.data.toy.synthetic import MarkovChain, Sawtooth
 

@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from ggm_lightning import MD4, GenMD4
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.data.arrays import ArrayData
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.celeba import CelebA

@@ -28,7 +28,9 @@ class SaveConfig(Callback):
             if not file.exists():
                 file.write_text(self.text, encoding="utf-8")
                 if latest is not None:
-                    from ggm_lightning.config import differences  # the command line knows callbacks, not the reverse
+                    from ggm_lightning.cli.config import (
+                        differences,  # the command line knows callbacks, not the reverse
+                    )
 
                     changed = [found.removeprefix("config.") for found in differences(ours, latest, "config")]
                     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import ggm_lightning
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.data.toy.synthetic import MarkovChain
 from tests.test_learning import bigrams, distance
 

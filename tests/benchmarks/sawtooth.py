@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import ggm_lightning
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.data.toy.synthetic import Sawtooth
 from ggm_lightning.networks.latent import non_embedding_parameters
 from tests.benchmarks.markov_source import ROOT, measured

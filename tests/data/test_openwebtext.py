@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.codecs.codec import Subwords
 from ggm_lightning.data import tokenising
 from ggm_lightning.data.blocks import BLOCK_BYTES

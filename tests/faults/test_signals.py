@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.data.toy.synthetic import MarkovChain
 from tests.faults.runs import MARKOV, TINY, Run
 from tests.faults.test_kills import arguments, different, parts, rows

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from ggm_lightning.callbacks.ema import EMA
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.models import lddm_stages
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM

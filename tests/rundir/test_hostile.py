@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from ggm_lightning import load
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from tests.fixtures.v1 import unpacked
 
 KEY = "ggm_lightning"

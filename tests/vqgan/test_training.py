@@ -12,13 +12,13 @@ from PIL import Image
 from torch import nn
 
 import ggm_lightning
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.codecs.codec import Images
 from ggm_lightning.data.toy.digits import digits
 from ggm_lightning.metrics.codebook import Reconstruction, perplexity
 from ggm_lightning.vqgan.network import Autoencoder
 from ggm_lightning.vqgan.training import VQGAN
-from tests.test_cli import error_of
+from tests.cli.test_main import error_of
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"code_dim": 5, "width": 32, "multipliers": (1, 1), "num_blocks": 0, "attention_at": (), "latent_dim": 3}

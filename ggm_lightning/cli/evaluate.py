@@ -21,14 +21,14 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
-from ggm_lightning import config as config_files
-from ggm_lightning.bound_files import Bound, BoundFile
+from ggm_lightning.cli import config as config_files
+from ggm_lightning.cli.bound_files import Bound, BoundFile
+from ggm_lightning.cli.evaluation_sets import EvaluationSet, Section, check, make_ready, opened, rows_of, sections
+from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
+from ggm_lightning.cli.results import folder_name
 from ggm_lightning.data.rows import RowSource
 from ggm_lightning.data.zeroshot import ZeroShotText
-from ggm_lightning.evaluation_sets import EvaluationSet, Section, check, make_ready, opened, rows_of, sections
-from ggm_lightning.loading import Loaded, load_family, trusted_names
 from ggm_lightning.models.base import Family
-from ggm_lightning.results import folder_name
 
 _PLAIN_SECONDS = 30.0  # between two lines where the output is no terminal and has no bar
 

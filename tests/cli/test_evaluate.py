@@ -15,12 +15,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from ggm_lightning import evaluation
-from ggm_lightning.cli import main
+from ggm_lightning.cli import evaluate as evaluation
+from ggm_lightning.cli.evaluate import Bound, Settings, bounds, evaluate, table
+from ggm_lightning.cli.loading import load_family
+from ggm_lightning.cli.main import main
 from ggm_lightning.core.schedules import Linear
 from ggm_lightning.data.rows import Rows
-from ggm_lightning.evaluation import Bound, Settings, bounds, evaluate, table
-from ggm_lightning.loading import load_family
 from ggm_lightning.models.md4 import MD4
 
 ROOT = Path(__file__).parents[1]

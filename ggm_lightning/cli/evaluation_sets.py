@@ -15,7 +15,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ggm_lightning import config as config_files
+from ggm_lightning.cli import config as config_files
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.header import HEADER
 from ggm_lightning.data.prepared import PreparedData

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
+from ggm_lightning.cli.results import folder_name, place
 from ggm_lightning.models.md4 import MD4
-from ggm_lightning.results import folder_name, place
 from tests.fixtures.v1 import unpacked
 
 

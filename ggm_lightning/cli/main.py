@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ggm_lightning import config as config_files
-from ggm_lightning import errors
+from ggm_lightning.cli import config as config_files
+from ggm_lightning.cli import errors
 
 _TRAINER_COMMANDS = {
     "fit": "train: writes checkpoints, metrics.csv, curve.png and report.html into runs/<name>/",
@@ -70,7 +70,7 @@ def _parsing_message(command: str, message: str) -> str:
         return config_files.one_line(message)
     if command in _PREPARE:
         return config_files.one_line(message, ("data", "verify"))
-    from ggm_lightning import commands as checkpoint_commands
+    from ggm_lightning.cli import commands as checkpoint_commands
 
     return config_files.one_line(message, config_files.parameters(getattr(checkpoint_commands, command)))
 
@@ -95,12 +95,12 @@ def _dispatch(args: list[str]) -> None:
     merged = config_files.settled(merged)
     config_files.check_sections(merged)
     if command in _PREPARE:
-        from ggm_lightning import preparation
+        from ggm_lightning.cli import prepare as preparation
 
         preparation.run(merged, rest)
         return
     if command in _CHECKPOINT_COMMANDS:
-        from ggm_lightning import commands as checkpoint_commands
+        from ggm_lightning.cli import commands as checkpoint_commands
 
         checkpoint_commands.run(command, merged, rest)
         return
@@ -113,7 +113,7 @@ def _run_trainer_command(command: str, merged: dict[str, Any], rest: list[str]) 
     for name in (argument.split("=")[0] for argument in rest):
         if name.replace(".init_args", "") in ("--model.seed", "--data.seed"):
             raise ValueError(f"{name} is given, but it is taken from --seed_everything; leave it out")
-    from ggm_lightning.trainer_cli import build
+    from ggm_lightning.cli.fit import build
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "experiment.yaml"

@@ -24,8 +24,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from ggm_lightning import config as config_files
-from ggm_lightning import errors, trainer_checks
 from ggm_lightning.callbacks.bounds import Bounds
 from ggm_lightning.callbacks.exponents import Exponents
 from ggm_lightning.callbacks.guard import Guard
@@ -35,6 +33,8 @@ from ggm_lightning.callbacks.save_config import SaveConfig
 from ggm_lightning.callbacks.steps import TakesSteps, WholeSteps
 from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.callbacks.throughput import Throughput
+from ggm_lightning.cli import config as config_files
+from ggm_lightning.cli import errors, trainer_checks
 from ggm_lightning.data.base import DiscreteData
 
 # so that `--model MD4` finds them by their names

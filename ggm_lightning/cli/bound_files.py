@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ggm_lightning import __version__
+from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
 from ggm_lightning.codecs.codec import dict_hash
 from ggm_lightning.data.latents import rows_hash
-from ggm_lightning.evaluation_sets import EvaluationSet, rows_of
 from ggm_lightning.metrics.likelihood import Likelihood
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir.folder import refuse_unwritable, write_whole

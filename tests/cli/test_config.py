@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ggm_lightning import config
+from ggm_lightning.cli import config
 
 
 def write(folder: Path, name: str, text: str) -> str:

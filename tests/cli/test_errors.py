@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from ggm_lightning import errors
-from ggm_lightning.cli import main
+from ggm_lightning.cli import errors
+from ggm_lightning.cli.main import main
 
 MARKOV = Path(__file__).parents[1] / "experiments" / "md4_markov.yaml"
 

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ggm_lightning import infill_input
 from ggm_lightning.callbacks.samples import classes_in_turn, columns_of, page
-from ggm_lightning.loading import Loaded
+from ggm_lightning.cli import infill_input
+from ggm_lightning.cli.loading import Loaded
+from ggm_lightning.cli.results import Results, excerpt, folder_name, place, said
 from ggm_lightning.models.base import Family
 from ggm_lightning.report.page import Figure, write_report
 from ggm_lightning.report.pictures import beside, save_png
 from ggm_lightning.report.pictures import grid as picture_grid
 from ggm_lightning.report.trace import trace_gif, trace_html
-from ggm_lightning.results import Results, excerpt, folder_name, place, said
 from ggm_lightning.rundir.terminal import visible
 from ggm_lightning.sampling.request import Samples, checked
 

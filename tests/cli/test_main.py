@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 MARKOV = ROOT / "experiments" / "md4_markov.yaml"
@@ -320,7 +320,7 @@ def test_import_is_light() -> None:
 
 
 def test_building_the_trainer_loads_no_optional_library() -> None:
-    assert loaded_by("ggm_lightning.trainer_cli", "datasets", "wandb", "transformers", "pandas") == "[]"
+    assert loaded_by("ggm_lightning.cli.fit", "datasets", "wandb", "transformers", "pandas") == "[]"
 
 
 def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ggm_lightning import config as config_files
-from ggm_lightning import drawing, evaluation, infill_input, inspection
-from ggm_lightning.drawing import Asked
-from ggm_lightning.loading import load_family, trusted_names
+from ggm_lightning.cli import config as config_files
+from ggm_lightning.cli import drawing, infill_input
+from ggm_lightning.cli import evaluate as evaluation
+from ggm_lightning.cli import inspect as inspection
+from ggm_lightning.cli.drawing import Asked
+from ggm_lightning.cli.loading import load_family, trusted_names
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore
 
