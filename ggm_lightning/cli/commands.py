@@ -10,7 +10,6 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ggm_lightning.cli import config as config_files
 from ggm_lightning.cli import drawing, infill_input
 from ggm_lightning.cli import evaluate as evaluation
 from ggm_lightning.cli import inspect as inspection
@@ -18,6 +17,7 @@ from ggm_lightning.cli.drawing import Asked
 from ggm_lightning.cli.loading import load_family, trusted_names
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore
+from ggm_lightning.rundir.sections import differences
 
 
 def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
@@ -46,7 +46,7 @@ inspect = inspection.inspect
 
 def _refuse_another_model(section: dict[str, Any], path: str) -> None:
     theirs = restore.model_section(checkpoint_files.read(path)) or {}
-    found = [text for text in config_files.differences(section, theirs) if not text.split(" is ")[1].startswith("None")]
+    found = [text for text in differences(section, theirs) if not text.split(" is ")[1].startswith("None")]
     if found:
         raise ValueError(f"--config and --ckpt_path {path} disagree: {'; '.join(found[:3])}; leave --config out")
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from ggm_lightning import moved
+
 
 class _Loader(yaml.SafeLoader):
     """Keys are text and stand once: YAML would silently keep the last of two, and read `on:` as true."""
@@ -58,7 +60,7 @@ def load_file(path: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for part in parts:
         merged = merge(merged, load_file(str(file.parent / part), (*above, file.resolve())))
-    return merge(merged, content)
+    return merge(merged, moved.current(content))
 
 
 def _parsed(file: Path, path: str) -> dict[str, Any]:
@@ -200,19 +202,6 @@ def take_config_arguments(args: list[str]) -> tuple[list[str], list[str]]:
             rest.append(args[i])
         i += 1
     return paths, rest
-
-
-def differences(ours: Any, theirs: Any, key: str = "model") -> list[str]:
-    """Dotted keys at which two config sections differ, each as 'key: ours, theirs'."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        found = []
-        for name in sorted({*ours, *theirs}):
-            child = key if name == "init_args" else f"{key}.{name}"
-            found += differences(ours.get(name), theirs.get(name), child)
-        return found
-    if isinstance(ours, tuple | list) and isinstance(theirs, tuple | list) and list(ours) == list(theirs):
-        return []
-    return [] if ours == theirs else [f"{key} is {ours}, there {theirs}"]
 
 
 # ---------------------------------------------------------------------------------------------- errors in one line

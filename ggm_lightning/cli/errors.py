@@ -224,7 +224,7 @@ def _origin(file: str) -> str:
     if file.startswith("<") or "torchinductor_" in file:
         return "standard"  # frozen and generated code
     path = Path(file).absolute()
-    if path.is_relative_to(Path(__file__).parent):
+    if path.is_relative_to(Path(__file__).parents[1]):
         return "package"
     for origin, names in (("parser", _PARSER), ("framework", _FRAMEWORK)):
         if any(path.is_relative_to(root) for root in _roots(names)):

@@ -45,6 +45,7 @@ from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
 from ggm_lightning.rundir.loggers import LOGGERS, make_logger
+from ggm_lightning.rundir.sections import differences
 
 _SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
 _FROM_DATA = tuple(
@@ -275,7 +276,7 @@ def _refuse_another_model(model: LightningModule, path: str, resuming: bool) -> 
     )
     if theirs is None or ours is None:
         return
-    found = config_files.differences(ours, theirs)
+    found = differences(ours, theirs)
     free = () if resuming else ("model.optimizer", "model.seed", "model.label_dropout")
     found = [text for text in found if not text.startswith((*free, "model.eval_"))]
     if found:

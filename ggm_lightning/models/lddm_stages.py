@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from ggm_lightning.models import contract
+from ggm_lightning.models.trained import Averages
 
 LOSSES = ("elbo", "plain")
 _CHUNK = 256  # rows encoded at once when statistics are measured
@@ -146,10 +147,8 @@ def collapsed(recipe: Recipe, latent_mi: Tensor, latent_std: Tensor) -> str:
 @torch.no_grad()
 def take_average(trainer: Trainer, encoder: nn.Module) -> None:
     """The encoder's raw weights become the averaged ones, if they are averaged."""
-    from ggm_lightning.callbacks.ema import EMA  # callbacks know models, not the reverse; only the switch needs it
-
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EMA):
+        if isinstance(callback, Averages):
             callback.put_average()
             averaged = [parameter.detach().clone() for parameter in encoder.parameters()]
             callback.put_raw()

@@ -9,11 +9,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+
+from ggm_lightning.rundir.checkpoint import describe
+
+
+@runtime_checkable
+class Averages(Protocol):
+    """A callback that keeps averages of the weights, as callbacks/ema.py does."""
+
+    def put_average(self) -> None:
+        """Puts the averaged weights into the module; the raw ones are kept aside."""
+
+    def put_raw(self) -> None:
+        """Puts the raw weights back."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +166,22 @@ class Trained(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from ggm_lightning.callbacks.ema import require_ema  # as below: callbacks know models, not the reverse
-
         require_ema(self.trainer, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from ggm_lightning.rundir.checkpoint import describe  # the run folder knows models; only saving needs it back
-
         checkpoint["ggm_lightning"] = describe(self)
+
+
+def require_ema(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """An averaged checkpoint is not to be resumed without a callback that averages.
+
+    Raises:
+        ValueError: the run would silently go on from the averaged weights, with the optimiser state of the raw ones.
+    """
+    if "averaging_state" not in checkpoint or trainer.state.fn != TrainerFn.FITTING:
+        return
+    if not any(isinstance(callback, Averages) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            "the checkpoint to resume holds averaged weights, but trainer.callbacks has no EMA; add "
+            "ggm_lightning.callbacks.ema.EMA to trainer.callbacks"
+        )

@@ -21,6 +21,8 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule
 
+from ggm_lightning import moved
+
 KEY = "ggm_lightning"
 FORMAT = 2  # of what `describe` says; 1, without a number, was written until version 0.1.0
 
@@ -183,9 +185,10 @@ def _check_format(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def about(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What `describe` said of the model; empty where the file was not written through the command line."""
+    """What `describe` said of the model, its classes under today's names; empty where the file was not written through
+    the command line."""
     found = checkpoint.get(KEY)
-    return found if isinstance(found, dict) else {}
+    return moved.current(found) if isinstance(found, dict) else {}
 
 
 def format_of(checkpoint: dict[str, Any]) -> Any:

@@ -20,6 +20,10 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
+from ggm_lightning.rundir import checkpoint as checkpoint_files
+from ggm_lightning.rundir import restore
+from ggm_lightning.vqgan.network import Autoencoder
+
 CONFIG, WEIGHTS = "configs/model.yaml", "ckpts/last.ckpt"
 TARGET = "taming.models.vqgan.VQModel"
 _NETWORK = "ggm_lightning.vqgan.network.Autoencoder"
@@ -117,7 +121,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 @lru_cache(maxsize=4)
 def _own(path: Path, *stamp: int) -> dict[str, Any]:
     checkpoint = read(path)
-    about = checkpoint.get("ggm_lightning") or {}
+    about = checkpoint_files.about(checkpoint)
     network = ((about.get("model") or {}).get("init_args") or {}).get("network") or {}
     if network.get("class_path") != _NETWORK:
         kind = (about.get("model") or {}).get("class_path", "something else")
@@ -127,8 +131,6 @@ def _own(path: Path, *stamp: int) -> dict[str, Any]:
 
 def _checked(arguments: dict[str, Any], held: int, path: Path) -> dict[str, Any]:
     """Arguments out of a checkpoint, which may be a stranger's: plain values that the network takes, or ValueError."""
-    from ggm_lightning.rundir import restore
-
     try:
         with torch.device("meta"):  # sizes alone
             restore.outline({"class_path": _NETWORK, "init_args": arguments}, torch.nn.Module, held)
@@ -146,10 +148,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: missing, damaged, or naming any code but the harmless classes; in one line, nothing is executed.
     """
-    from ggm_lightning.rundir import checkpoint  # the run folder's own reader: checksums, weights only, one line
-
     with torch.serialization.safe_globals([(_OldCallback, name) for name in _HARMLESS]):
-        return checkpoint.read(path)
+        return checkpoint_files.read(path)  # the run folder's own reader: checksums, weights only, one line
 
 
 def weights_hash(file: VQGANFile) -> str:
@@ -183,8 +183,6 @@ def _frozen(value: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def _network(path: Path, prefix: str, arguments: tuple[tuple[str, Any], ...], device: str, *stamp: int) -> Any:
-    from ggm_lightning.vqgan.network import Autoencoder
-
     with torch.device("meta"):  # no time is lost on random weights
         network = Autoencoder(**dict(arguments))
     stored = read(path)["state_dict"]

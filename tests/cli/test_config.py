@@ -76,19 +76,6 @@ def test_config_arguments_are_taken_out_of_the_command_line() -> None:
         config.take_config_arguments(["--config"])
 
 
-def test_differences_name_keys_without_init_args() -> None:
-    ours = {
-        "class_path": "M",
-        "init_args": {"n": 1, "net": {"class_path": "T", "init_args": {"dim": 2}}, "shape": (3,)},
-    }
-    theirs = {
-        "class_path": "M",
-        "init_args": {"n": 1, "net": {"class_path": "T", "init_args": {"dim": 4}}, "shape": [3]},
-    }
-    assert config.differences(ours, theirs) == ["model.net.dim is 2, there 4"]
-    assert config.differences(ours, ours) == []
-
-
 def test_guesses_come_from_the_class_and_its_bases() -> None:
     class Base:
         def __init__(self, width: int = 1) -> None: ...

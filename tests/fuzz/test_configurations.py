@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from ggm_lightning.cli.config import differences
+from ggm_lightning.rundir.sections import differences
 from tests.fuzz import faults, structure
 from tests.fuzz.strategies import Tree, configurations, corpus
 from tests.fuzz.writing import Case, leaves, refused, run, written
