@@ -15,7 +15,7 @@ import yaml
 from ggm_lightning.cli import errors
 from ggm_lightning.cli.main import main
 
-MARKOV = Path(__file__).parents[1] / "experiments" / "md4_markov.yaml"
+MARKOV = Path(__file__).parents[2] / "experiments" / "md4_markov.yaml"
 
 # A user's file. Each class fails in one line of its own, which is marked by its name.
 THEIRS = """
@@ -349,7 +349,7 @@ def test_an_installed_package_is_found_where_no_file_of_the_users_is(
 
 
 def test_this_packages_own_words_stand_alone(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ours = str(Path(errors.__file__).parent / "data" / "text.py")
+    ours = str(Path(errors.__file__).parents[1] / "data" / "text.py")
     assert _reported(capsys, _raised(ValueError("give more"), file=ours), ["fit"], code=2) == "give more"
     bare = _reported(capsys, _raised(FileNotFoundError(2, "No such file", "x"), file=ours), ["fit"], code=2)
     assert bare.startswith("[Errno 2] No such file: 'x'; traceback: ")  # the system's words, not ours

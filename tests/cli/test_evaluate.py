@@ -23,7 +23,7 @@ from ggm_lightning.core.schedules import Linear
 from ggm_lightning.data.rows import Rows
 from ggm_lightning.models.md4 import MD4
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEBUG = ["--config", str(ROOT / "configs" / "trainer" / "debug.yaml")]
 TINY = ["--model.network.init_args.feature_dim=8", "--model.network.init_args.num_layers=1"]
 PTB = "".join(f" the <unk> company 's shares rose N to $ {i} \n" for i in range(60))

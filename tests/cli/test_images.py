@@ -19,7 +19,7 @@ from ggm_lightning.codecs.codec import MASKED_GREY, Images
 from ggm_lightning.models.md4 import MD4
 from tests.cli.test_main import error_of
 
-DIGITS = Path(__file__).parents[1] / "experiments" / "md4_digits.yaml"
+DIGITS = Path(__file__).parents[2] / "experiments" / "md4_digits.yaml"
 SMALL = [
     "--model.network.init_args.num_layers=0",
     "--model.network.init_args.num_dit_layers=1",

@@ -17,7 +17,7 @@ import yaml
 
 from ggm_lightning.cli.main import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MARKOV = ROOT / "experiments" / "md4_markov.yaml"
 SMALL = [
     "--model.network.init_args.feature_dim=8",
