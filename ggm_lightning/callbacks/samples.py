@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.metrics.samples import Rows, SampleMetric
 from ggm_lightning.report.pictures import grid, save_png
 from ggm_lightning.rundir.folder import beside
 
@@ -34,6 +36,8 @@ class Samples(Callback):
         top_p: nucleus mass; 1 draws from the model itself.
         sampler: one of the model's; None takes its first.
         seed: of the draws.
+        metrics: measures of the samples (metrics/samples.py, or classes of your own), logged as val/<name>. They are
+            given as many held-out rows to compare with, so that the data module must be one of ggm_lightning.data.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Samples(Callback):
         top_p: float = 1.0,
         sampler: str | None = None,
         seed: int = 0,
+        metrics: list[SampleMetric] | None = None,
     ) -> None:
         for name, value in (
             ("every_n_validations", every_n_validations),
@@ -64,6 +69,7 @@ class Samples(Callback):
         self.top_p = top_p
         self.sampler = sampler
         self.seed = seed
+        self.metrics = metrics or []
         self._validations = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,6 +80,10 @@ class Samples(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_sampler("Samples", self.sampler, pl_module)
+        if self.metrics and not isinstance(getattr(trainer, "datamodule", None), DiscreteData):
+            raise ValueError(
+                "Samples: metrics need held-out rows; fit with a data module of ggm_lightning.data"
+            )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -92,6 +102,8 @@ class Samples(Callback):
         with undisturbed(pl_module), trainer.precision_plugin.forward_context():
             drawn = pl_module.sample(self.num_samples, self.num_steps, **options)
         decoded = decode(trainer, drawn.x)
+        if self.metrics:
+            self._measure(trainer, pl_module, Rows(drawn.x.cpu(), decoded))
         stem = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
         try:
             _write(decoded, stem, columns_of(label))
@@ -102,6 +114,14 @@ class Samples(Callback):
                 _log(logger, decoded, trainer.global_step)
             except Exception as error:  # whatever a foreign logger raises must not end the training
                 rank_zero_warn(f"{type(logger).__name__}: samples cannot be logged ({error}); training goes on")
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, drawn: Rows) -> None:
+        held_out = trainer.datamodule.rows("val")  # type: ignore[attr-defined]
+        x = held_out[list(range(min(len(drawn.x), len(held_out))))]["x"]
+        real = Rows(x, decode(trainer, x))
+        for metric in self.metrics:
+            values = {f"val/{name}": float(value) for name, value in metric.measure(drawn, real).items()}
+            pl_module.log_dict(values, rank_zero_only=True)  # the other ranks draw nothing
 
 
 def refuse_sampler(callback: str, sampler: str | None, pl_module: LightningModule) -> None:
