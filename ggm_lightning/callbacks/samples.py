@@ -81,9 +81,7 @@ class Samples(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_sampler("Samples", self.sampler, pl_module)
         if self.metrics and not isinstance(getattr(trainer, "datamodule", None), DiscreteData):
-            raise ValueError(
-                "Samples: metrics need held-out rows; fit with a data module of ggm_lightning.data"
-            )
+            raise ValueError("Samples: metrics need held-out rows; fit with a data module of ggm_lightning.data")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
