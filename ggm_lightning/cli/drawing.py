@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ggm_lightning.callbacks.samples import classes_in_turn, columns_of, page
 from ggm_lightning.cli import infill_input
 from ggm_lightning.cli.loading import Loaded
 from ggm_lightning.cli.results import Results, excerpt, folder_name, place, said
 from ggm_lightning.models.base import Family
+from ggm_lightning.report.drawing import classes_in_turn, columns_of, page
 from ggm_lightning.report.page import Figure, write_report
 from ggm_lightning.report.pictures import beside, save_png
 from ggm_lightning.report.pictures import grid as picture_grid

@@ -21,7 +21,13 @@ from ggm_lightning.rundir.checkpoint import describe
 
 @runtime_checkable
 class Averages(Protocol):
-    """A callback that keeps averages of the weights, as callbacks/ema.py does."""
+    """A callback that keeps averages of the weights, as callbacks/ema.py does.
+
+    Attributes:
+        decay: share of the old average that a step keeps.
+    """
+
+    decay: float
 
     def put_average(self) -> None:
         """Puts the averaged weights into the module; the raw ones are kept aside."""

@@ -13,10 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from ggm_lightning.callbacks.ema import EMA
-from ggm_lightning.callbacks.images import image_figures, reconstruction_figure
-from ggm_lightning.callbacks.samples import classes_in_turn, decode, refuse_sampler, undisturbed
+from ggm_lightning.models.trained import Averages
 from ggm_lightning.report.curve import curve_png
+from ggm_lightning.report.drawing import classes_in_turn, decode, refuse_sampler, undisturbed
+from ggm_lightning.report.images import image_figures, reconstruction_figure
 from ggm_lightning.report.page import write_report
 from ggm_lightning.report.trace import trace_html
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog, Curve, read_metrics
@@ -197,9 +197,11 @@ def _trace(states: list[Any] | None, datamodule: Any, pl_module: LightningModule
 
 
 def _weights(trainer: Trainer) -> str:
-    """The averages are in the module when a fit has ended, see EMA.on_train_end."""
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]
-    return f"exponential moving average, decay {averages[0].decay:g}" if averages else "those of the last step"
+    """The averages are in the module when a fit has ended, see callbacks/ema.py."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Averages):
+            return f"exponential moving average, decay {callback.decay:g}"
+    return "those of the last step"
 
 
 def _hardware(trainer: Trainer) -> str:

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import ggm_lightning
-from ggm_lightning.callbacks.samples import columns_of
 from ggm_lightning.cli import drawing, infill_input
 from ggm_lightning.cli.main import main
 from ggm_lightning.codecs.codec import MASKED_GREY, Images
 from ggm_lightning.models.md4 import MD4
+from ggm_lightning.report.drawing import columns_of
 from tests.cli.test_main import error_of
 
 DIGITS = Path(__file__).parents[2] / "experiments" / "md4_digits.yaml"

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from ggm_lightning.callbacks.samples import columns_of, decode
+from ggm_lightning.report.drawing import columns_of, decode
 from ggm_lightning.report.page import Figure
 from ggm_lightning.report.pictures import beside, grid, save_png
 from ggm_lightning.report.trace import trace_gif
