@@ -13,9 +13,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.metrics.samples import Rows, SampleMetric
-from ggm_lightning.report.drawing import classes_in_turn, columns_of, decode, page, refuse_sampler, undisturbed
+from ggm_lightning.report.drawing import (
+    classes_in_turn,
+    columns_of,
+    decode,
+    numbered_texts,
+    refuse_sampler,
+    undisturbed,
+)
 from ggm_lightning.report.pictures import grid, save_png
-from ggm_lightning.rundir.folder import beside
+from ggm_lightning.rundir.folder import unused_path
 
 
 class Samples(Callback):
@@ -124,12 +131,12 @@ def _write(decoded: list[str] | np.ndarray, stem: Path, columns: int | None) -> 
     """A run that was continued with other settings may come to the same step again: its samples then get a number."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(decoded, list):
-        content = page(decoded).encode()
-        beside(stem.with_suffix(".txt"), content).write_bytes(content)
+        content = numbered_texts(decoded).encode()
+        unused_path(stem.with_suffix(".txt"), content).write_bytes(content)
         return
     drawn = stem.parent / f".{stem.name}.partial.png"
     save_png(grid(decoded, columns), drawn)
-    drawn.replace(beside(stem.with_suffix(".png"), drawn.read_bytes()))
+    drawn.replace(unused_path(stem.with_suffix(".png"), drawn.read_bytes()))
 
 
 def _log(logger: Logger, decoded: list[str] | np.ndarray, step: int) -> None:

@@ -17,10 +17,10 @@ from ggm_lightning.cli import infill_input
 from ggm_lightning.cli.loading import Loaded
 from ggm_lightning.cli.results import Results, excerpt, folder_name, place, said
 from ggm_lightning.models.base import Family
-from ggm_lightning.report.drawing import classes_in_turn, columns_of, page
+from ggm_lightning.report.drawing import classes_in_turn, columns_of, numbered_texts
 from ggm_lightning.report.page import Figure, write_report
-from ggm_lightning.report.pictures import beside, save_png
 from ggm_lightning.report.pictures import grid as picture_grid
+from ggm_lightning.report.pictures import save_png, side_by_side
 from ggm_lightning.report.trace import trace_gif, trace_html
 from ggm_lightning.rundir.terminal import visible
 from ggm_lightning.sampling.request import Samples, checked
@@ -230,7 +230,7 @@ def write(
         figures = _figures(folder, model, drawn, decoded, given, columns)
         write_report(folder / "trace.html", title, None, {}, [], "", shown, {}, figures)
         return
-    (folder / "samples.txt").write_text(page(decoded), encoding="utf-8")
+    (folder / "samples.txt").write_text(numbered_texts(decoded), encoding="utf-8")
     pieces = model.codec.pieces if model.codec else lambda ids: [f"{i} " for i in ids]
     fragment = trace_html(drawn.trace or [], pieces, mask_id=model.num_classes) if len(model.shape) == 1 else ""  # type: ignore[arg-type]
     write_report(folder / "trace.html", title, None, {}, decoded[:8], fragment, shown, {})
@@ -249,7 +249,7 @@ def _figures(
     if given is not None:
         heading, note = "Fillings", "Left: what was given. Beside it its fillings, not selected."
         blanked = model.codec.decode(torch.where(given.known, given.values, model.num_classes))
-        canvas = beside(picture_grid(blanked, 1), canvas)
+        canvas = side_by_side(picture_grid(blanked, 1), canvas)
     save_png(canvas, folder / "samples.png")
     count = trace_gif(drawn.trace or [], model.codec.decode, folder / "trace.gif", columns)  # type: ignore[arg-type]
     first = "" if count == len(decoded) else f", of the first {count}"

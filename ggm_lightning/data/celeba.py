@@ -34,7 +34,7 @@ HEIGHT, WIDTH = 218, 178
 OFFICIAL = {"train": 162_770, "val": 19_867, "test": 19_962}
 NAME, PARTITION = "img_align_celeba", "list_eval_partition.txt"
 _SPLITS = ("train", "val", "test")  # 0, 1 and 2 of the partition file
-_TOGETHER = 256
+_FILES_PER_READ = 256
 _GET = "get img_align_celeba.zip and list_eval_partition.txt from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 
@@ -150,8 +150,8 @@ class CelebA(PixelData):
 
 
 def _blocks(names: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(names), _TOGETHER):
-        yield names[start : start + _TOGETHER]
+    for start in range(0, len(names), _FILES_PER_READ):
+        yield names[start : start + _FILES_PER_READ]
 
 
 def read_partition(path: Path) -> dict[str, list[str]]:

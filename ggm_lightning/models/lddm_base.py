@@ -31,7 +31,7 @@ from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments
 
 _PROBED = 8  # validation batches on which the use of the latent is measured, two more network calls each
-_OF_USE = 0.01  # nats per example; less is a collapsed latent
+_COLLAPSED_BELOW = 0.01  # nats per example; less is a collapsed latent
 
 
 class LatentFamily(Family):
@@ -103,7 +103,7 @@ class LatentFamily(Family):
         self._given: Tensor | None = None
         self._parts: dict[str, Tensor] = {}
         if recipe.stage1_steps == 0:
-            stages.hold(encoder)
+            stages.freeze(encoder)
 
     # ------------------------------------------------------------------ what a family adds
 
@@ -319,7 +319,7 @@ class LatentFamily(Family):
     def freeze_encoder(self, parts: Iterable[Tensor]) -> None:
         """End of stage 1: measures the normalisation over all rows x Int64[b, *shape] of `parts` and fixes the encoder.
         `fit` calls it by itself."""
-        stages.hold(self.encoder)
+        stages.freeze(self.encoder)
         if stages.has_statistics(self.encoder):
             self.encoder.set_statistics(*stages.measure(self.encoder, parts))
         self.encoder_fixed.fill_(True)
@@ -349,7 +349,7 @@ class LatentFamily(Family):
 
     def on_fit_start(self) -> None:
         if self.is_fixed:  # resumed or loaded in stage 2
-            stages.hold(self.encoder)
+            stages.freeze(self.encoder)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if "latent" not in batch and not self.is_fixed and self.global_step >= self.recipe.stage1_steps:
@@ -395,6 +395,6 @@ class LatentFamily(Family):
         self.latent_use.reset()
         self.log_dict({f"val/{name}": value for name, value in use.items()}, sync_dist=True)
         late = self.global_step >= max(1, self.recipe.stage1_steps // 2)
-        if late and not self._warned and float(use["latent_mi"]) < _OF_USE:
+        if late and not self._warned and float(use["latent_mi"]) < _COLLAPSED_BELOW:
             self._warned = True
             rank_zero_warn(f"step {self.global_step}: {stages.collapsed(self.recipe, **use)}")

@@ -87,7 +87,7 @@ def latent_shape(encoder: nn.Module, **networks: nn.Module | None) -> tuple[int,
     return s, d
 
 
-def hold(encoder: nn.Module) -> None:
+def freeze(encoder: nn.Module) -> None:
     """No gradients, no dropout from now on."""
     encoder.requires_grad_(False)
     for parameter in encoder.parameters():

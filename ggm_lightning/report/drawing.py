@@ -56,6 +56,6 @@ def decode(trainer: Trainer, x: torch.Tensor) -> list[str] | np.ndarray:
     return list(decoded) if isinstance(decoded, list | tuple) else np.asarray(decoded)
 
 
-def page(texts: list[str]) -> str:
+def numbered_texts(texts: list[str]) -> str:
     """Texts below one another, numbered."""
     return "".join(f"----- sample {i} -----\n{text}\n\n" for i, text in enumerate(texts))

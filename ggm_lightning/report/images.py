@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ggm_lightning.report.drawing import columns_of, decode
 from ggm_lightning.report.page import Figure
-from ggm_lightning.report.pictures import beside, grid, save_png
+from ggm_lightning.report.pictures import grid, save_png, side_by_side
 from ggm_lightning.report.trace import trace_gif
 
 Draw = Callable[..., Any]  # of Report: draw(num_samples, label, clamp) -> Samples
@@ -81,14 +81,14 @@ def reconstruction_figure(trainer: Trainer, pl_module: Any, count: int) -> Figur
     restored = pl_module.reconstruct(x.to(device)).cpu()
     pl_module.to(home)
     path = Path(trainer.default_root_dir) / "reconstructed.png"
-    save_png(beside(grid(decode(trainer, x)), grid(decode(trainer, restored))), path)  # type: ignore[arg-type]
+    save_png(side_by_side(grid(decode(trainer, x)), grid(decode(trainer, restored))), path)  # type: ignore[arg-type]
     note = "Left: held-out pictures, not selected. Right: the same from their codes alone."
     return Figure("Reconstructions", note, {"held-out pictures, reconstructions": path})
 
 
 def _chain(folder: Path, real: np.ndarray, restored: np.ndarray, drawn: np.ndarray, columns: int | None) -> Figure:
     """Writes chain.png."""
-    save_png(beside(grid(real, columns), restored, drawn), folder / "chain.png")
+    save_png(side_by_side(grid(real, columns), restored, drawn), folder / "chain.png")
     note = (
         "Left: held-out pictures. Middle: the same from their codes alone, which is as good as pictures of codes can "
         "be. Right: pictures of codes drawn from this model. Nothing is selected."
@@ -133,7 +133,7 @@ def _infilling(
     original = decode(trainer, x) if pictures is None else pictures
     folder = Path(trainer.default_root_dir)
     columns = (grid(given, 1), grid(filled, fillings), grid(original, 1))  # type: ignore[arg-type]
-    save_png(beside(*columns), folder / "infilled.png")
+    save_png(side_by_side(*columns), folder / "infilled.png")
     save_png(original[0], folder / "example.png", smallest_side=1)  # type: ignore[arg-type]
     also = " and the class" if takes_labels else ""
     note = (
