@@ -336,7 +336,7 @@ class GGM(Family):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         x = batch["x"]
-        row = self._dataset_rows(x.shape[0])
+        row = self.evaluated_rows(batch, "val")
         nats, deviations = self._estimate(x, batch.get("label"), self.eval_samples, self.eval_seed, row)
         self.bounds["val"].update(nats)
         self.calibration["calibration"].update(deviations)

@@ -362,9 +362,9 @@ class LatentFamily(Family):
         self.collect(self._parts)
         return loss
 
-    def _evaluate(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, batch: dict[str, Tensor], split: str) -> tuple[Tensor, Tensor]:
         with self._latents_of(batch):
-            return super()._evaluate(batch)
+            return super()._evaluate(batch, split)
 
     # ------------------------------------------------------------------ the use of the latent
 
@@ -377,10 +377,8 @@ class LatentFamily(Family):
         return self.token_terms(x, zt, t, other, label) - self.token_terms(x, zt, t, own, label)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        first = self._rows_seen
-        super().validation_step(batch, batch_idx)
+        row, _ = self._evaluate(batch, "val")
         x = batch["x"]
-        row = (first + torch.arange(len(x), device=x.device)) * self.trainer.world_size + self.global_rank
         with self.evaluating(), self._latents_of(batch):
             raw = self.encode(x) if "latent" in batch or not hasattr(self.encoder, "raw") else self.encoder.raw(x, None)
             gain = x.new_zeros(0)
