@@ -24,7 +24,7 @@ from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.data.arguments import checked_by_annotations
 from ggm_lightning.data.latents import CachedLatents
 from ggm_lightning.data.order import EvalOrder, TrainOrder, divide_batch
-from ggm_lightning.data.rows import RowSource, check_ids, check_labels
+from ggm_lightning.data.rows import Numbered, RowSource, check_ids, check_labels
 from ggm_lightning.data.steps import Counts, Epoch, convert_evaluation, convert_training, evaluated_rows
 
 _STAGES: dict[str | None, tuple[str, ...]] = {
@@ -53,7 +53,10 @@ def _outlive_the_first_signal(worker: int) -> None:
 
 
 class DiscreteData(LightningDataModule, ABC):
-    """Batches {"x": Int64[b, *s], optional "label": Int64[b]} with x in 0..num_classes-1.
+    """Batches {"x": Int64[b, *s], "row": Int64[b], optional "label": Int64[b]} with x in 0..num_classes-1.
+
+    `row` numbers the rows, by which a model draws their noise: 0..global_batch_size-1 within an optimiser step, and in
+    evaluation the indices in the split (data/order.py). A data set need not know of it: it is added here.
 
     Args:
         global_batch_size: rows per optimiser step, over all devices and accumulated micro-batches.
@@ -300,7 +303,7 @@ class DiscreteData(LightningDataModule, ABC):
     def _loader(self, rows: RowSource, order: Sampler[Any]) -> DataLoader:
         # batch_size=None turns the loader's own batching off: the order yields lists, the rows answer with a batch.
         return DataLoader(
-            rows,
+            Numbered(rows),
             sampler=order,
             batch_size=None,
             num_workers=self.num_workers,

@@ -15,6 +15,8 @@ from jaxtyping import Bool, Int64, Integer
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ggm_lightning.data.order import Dealt
+
 _CHUNK = 2**22  # ids looked at together when a split is checked: bounded memory, few Python calls
 
 
@@ -55,6 +57,19 @@ class RowSource(Dataset, ABC):
             raise IndexError(f"rows {wanted.min()}..{wanted.max()} asked for, but there are {len(self)}")
         batch = self.fetch(wanted.reshape(-1))
         return batch if wanted.ndim else {key: value[0] for key, value in batch.items()}
+
+
+class Numbered(Dataset):
+    """What a loader reads: the rows of a batch and, as `row` Int64[b], the numbers that the order gave to them."""
+
+    def __init__(self, rows: RowSource) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, dealt: Dealt) -> dict[str, Tensor]:
+        return {**self.rows[dealt], "row": torch.tensor(dealt.row, dtype=torch.int64)}
 
 
 def ids_of(

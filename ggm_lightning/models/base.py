@@ -87,13 +87,12 @@ class Family(Trained, ABC):
                 f"label_dropout is {label_dropout} but the network takes no labels; set its num_labels or drop it"
             )
         perplexity = len(self.shape) == 1
-        self.bounds = nn.ModuleDict({split: Likelihood(self.num_sites, perplexity) for split in ("val", "test")})
+        splits = ("val", "test", "predict")
+        self.bounds = nn.ModuleDict({split: Likelihood(self.num_sites, perplexity) for split in splits})
         contract.check_call(type(self).__name__, "network", network, self.fast_path, 3, self.network_keywords)
         self.network_use: str | None = None  # training, bound or sampling: what the network is being called for
         self.looked_at: set[tuple[str, str]] = set()  # (what, use) whose values were checked, see contract.look
         self.network_calls = 0  # counted by the families where they call the network
-        self._step_seen, self._micro_batch = -1, 0
-        self._rows_seen = 0
         self._loss_calls = 0
 
     # ------------------------------------------------------------------ what a family adds
@@ -280,22 +279,6 @@ class Family(Trained, ABC):
             return null
         return label if drop is None else torch.where(drop, null, label)
 
-    def _training_rows(self, b: int) -> tuple[int, Tensor, int]:
-        """(step, rows, total): which rows of the global batch these b are; the same on any number of ranks."""
-        step, world, rank = self.global_step, self.trainer.world_size, self.global_rank
-        self._micro_batch = self._micro_batch + 1 if step == self._step_seen else 0
-        self._step_seen = step
-        parts = world * self.trainer.accumulate_grad_batches
-        # every parts-th row, as data/order.py deals them out: each micro-batch is stratified in t by itself
-        row = self._micro_batch * world + rank + parts * torch.arange(b, device=self.device)
-        return step, row, b * parts
-
-    def _dataset_rows(self, b: int) -> Tensor:
-        """Indices in the data set of the next b evaluation rows: rank r holds r, r + world, r + 2 world, ..."""
-        position = self._rows_seen + torch.arange(b, device=self.device)
-        self._rows_seen += b
-        return position * self.trainer.world_size + self.global_rank
-
     # ------------------------------------------------------------------ Lightning
 
     def configure_model(self) -> None:
@@ -303,41 +286,37 @@ class Family(Trained, ABC):
         if compile_network is not None:
             compile_network()
 
-    def on_train_start(self) -> None:
-        self._step_seen = -1  # a fit before, with the same object, may have ended in the step that now comes again
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        x = batch["x"]
-        step, row, total = self._training_rows(x.shape[0])
-        part = int(self._micro_batch * self.trainer.world_size + self.global_rank)
-        torch.manual_seed(noise.integer_seed("dropout", seed=self.seed, step=step, row=part))
-        loss = self.loss(x, batch.get("label"), step=step, row=row, total=total)
+        x, micro_batches, world = batch["x"], self.trainer.accumulate_grad_batches, self.trainer.world_size
+        # by this remainder Lightning, too, tells when a step is full
+        part, parts = batch_idx % micro_batches * world + self.global_rank, micro_batches * world
+        torch.manual_seed(noise.integer_seed("dropout", seed=self.seed, step=self.global_step, row=part))
+        row = _numbers(batch, part, parts)
+        loss = self.loss(x, batch.get("label"), step=self.global_step, row=row, total=len(x) * parts)
         self.collect({self.loss_name: loss})
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        self._rows_seen = 0
+    def evaluated_rows(self, batch: dict[str, Tensor], split: str) -> Tensor:
+        """Int64[b]: the rows' numbers in the data set, by which their noise is drawn."""
+        seen = self.bounds[split].count.long()
+        return _numbers(batch, seen * self.trainer.world_size + self.global_rank, self.trainer.world_size)
 
-    def on_test_epoch_start(self) -> None:
-        self._rows_seen = 0
-
-    def on_predict_epoch_start(self) -> None:
-        self._rows_seen = 0
-
-    def _evaluate(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        x = batch["x"]
-        row = self._dataset_rows(x.shape[0])
-        return row, self.nelbo(x, batch.get("label"), self.eval_samples, seed=self.eval_seed, row=row)
+    def _evaluate(self, batch: dict[str, Tensor], split: str) -> tuple[Tensor, Tensor]:
+        """(the rows' numbers, their bounds)."""
+        row = self.evaluated_rows(batch, split)
+        nats = self.nelbo(batch["x"], batch.get("label"), self.eval_samples, seed=self.eval_seed, row=row)
+        self.bounds[split].update(nats)
+        return row, nats
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.bounds["val"].update(self._evaluate(batch)[1])
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.bounds["test"].update(self._evaluate(batch)[1])
+        self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The bound of each example: its index in the data set and nats."""
-        row, nats = self._evaluate(batch)
+        row, nats = self._evaluate(batch, "predict")
         return {"row": row, "nelbo": nats}
 
     def on_validation_epoch_end(self) -> None:
@@ -346,8 +325,23 @@ class Family(Trained, ABC):
     def on_test_epoch_end(self) -> None:
         self._log_bound("test")
 
+    def on_predict_epoch_end(self) -> None:
+        self.bounds["predict"].reset()
+
     def _log_bound(self, split: str) -> None:
         metric = self.bounds[split]
         # the metric has already added up the ranks; sync_dist only keeps Lightning from warning about it
         self.log_dict({f"{split}/{name}": value for name, value in metric.compute().items()}, sync_dist=True)
         metric.reset()
+
+
+def _numbers(batch: dict[str, Tensor], first: int | Tensor, stride: int) -> Tensor:
+    """The rows' numbers Int64[b], which the data gave to them (data/order.py).
+
+    A loader that gives none, such as a plain DataLoader, is taken to deal its rows out as data/order.py does: every
+    `stride`-th to this batch, from `first` on.
+    """
+    if "row" in batch:
+        return batch["row"]
+    x = batch["x"]
+    return first + stride * torch.arange(len(x), device=x.device)

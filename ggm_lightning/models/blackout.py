@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,9 @@ from torch.nn import functional
 from ggm_lightning.core import births, categorical, death, logs, losses, noise, times, watch
 from ggm_lightning.core.births import BirthLaw
 from ggm_lightning.core.noise import StepNoise
-from ggm_lightning.core.softplus_loss import softplus_loss
-from ggm_lightning.models import contract
+from ggm_lightning.models import contract, readout
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.readout import Readout
-from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
@@ -54,7 +53,7 @@ class Blackout(Family):
     Times t are the process's own, p = e^-t: `corrupt`, `terms` and `reverse_law` take them as Float64[b] in [0, t_end].
 
     Args:
-        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
+        network, num_classes, shape: see Family.
         output: softplus, published: y = softplus(raw). scaled: y = (1 - p) softplus(raw), which keeps small t accurate.
             deaths: the network returns y >= 0 itself. distribution: logits of x_0, read as `parametrisation` says.
         loss: instantaneous or finite_time, published, at the T observation times; likelihood: the integral of eq. (5),
@@ -70,6 +69,7 @@ class Blackout(Family):
             network. What lies below x_t is left out. Either can say any law; -inf excludes a count.
         official: as the published code, finite_time is not multiplied by T (1000 times smaller); dropout stays on while
             sampling.
+        family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
     samplers = births.KERNELS
@@ -92,13 +92,9 @@ class Blackout(Family):
         data_mean: float | None = None,
         parametrisation: str = "prior",
         official: bool = False,
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
-        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        super().__init__(network, num_classes, shape, **family)
         chosen: dict[str, tuple[str, tuple[str, ...]]]
         chosen = {"output": (output, OUTPUTS), "loss": (loss, LOSSES), "bound": (bound, BOUNDS)}
         chosen |= {"time_input": (time_input, TIME_INPUTS), "network_input": (network_input, ("centred", "counts"))}
@@ -255,12 +251,11 @@ class Blackout(Family):
         if self.objective == "cross_entropy":
             log_p = logs.log_normalised(self.log_posterior(zt, t, raw))
             return -log_p.gather(-1, x.flatten(1)[..., None])[..., 0].double().mean(-1)
+        scale = None
         if self.fuses:
             scale = death.death_probability(t.double()) if self.output == "scaled" else torch.ones_like(t)
-            per_site = softplus_loss(raw, x.flatten(1), zt.flatten(1), scale) / self.num_sites
-        else:
-            y, log_y = self.deaths(zt, t, raw)
-            per_site = death.published_loss(y, log_y, (x - zt).flatten(1).double()).mean(-1)
+        read = partial(self.deaths, zt, t, raw)
+        per_site = readout.published_loss(raw, x.flatten(1), zt.flatten(1), scale, read)
         if self.objective == "instantaneous":
             return self.num_timesteps * death.instantaneous_weight(t, s) * per_site
         return (1 if self.official else self.num_timesteps) * death.finite_time_weight(t, s) * per_site

@@ -16,20 +16,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from ggm_lightning.core import categorical, fused, glauber, losses, noise, sweeps, times
+from ggm_lightning.core import categorical, glauber, losses, noise, sweeps, times
 from ggm_lightning.core.glauber import Pair, SiteLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.sweeps import Sweeps
-from ggm_lightning.models import readout
 from ggm_lightning.models.base import Family
-from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments, sweeping
 from ggm_lightning.sampling.request import Request, Samples
 
@@ -52,9 +50,9 @@ class GGM(Family):
     Times: t = 0..T = R n counts visits; `corrupt`, `terms` and `reverse_law` take t as the time of the state they get.
 
     Args:
-        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family. The loss is in
+        network, num_classes, shape: see Family.
+        loss: bce, the paper's; ce_xt or ce_x0, cross-entropies of X_{t,i} or X_{0,i}, which have the same optimum. In
             nats per classified token and logged as train/<loss>; it is no likelihood.
-        loss: bce, the paper's; ce_xt or ce_x0, cross-entropies of X_{t,i} or X_{0,i}, which have the same optimum.
         num_sweeps: R. The exact samplers need R n network calls.
         schedule: linear or geometric survival over the sweeps (core/sweeps.py).
         last_survival: a_R, strictly between 0 and 1; None: min(0.01, 0.1/n).
@@ -67,6 +65,7 @@ class GGM(Family):
             block is hidden and predicted in one call, which ignores what its tokens say of each other: good for
             training, but sampler "parallel" then does not converge in sweeps (see `draw`).
         redenoise: rounds of ReDeNoise behind infilling: one sweep of noise on the unknown sites, and back.
+        family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
     samplers = ("heat_bath", "gated", "parallel")
@@ -89,13 +88,9 @@ class GGM(Family):
         block_size: int = 1,
         hide: str = "own",
         redenoise: int = 4,
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
-        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        super().__init__(network, num_classes, shape, **family)
         n = self.num_sites
         if loss not in ("bce", "ce_xt", "ce_x0"):
             raise ValueError(f"loss is '{loss}'; choose bce, ce_xt or ce_x0")
@@ -163,13 +158,6 @@ class GGM(Family):
         z = x.flatten(1).scatter(1, sites, self.hide_id).reshape(x.shape[0], *self.shape)
         return {"zt": z, "t": r.double() / self.sweeps.num_sweeps, "sites": sites, "visited": visited}
 
-    def _observed(self, inputs: dict[str, Any], label: Tensor | None, x: Tensor) -> Tensor:
-        """o at the tokens x Int64[k] alone: V - 1 of the V logits are never formed where the network has a head."""
-        if not readout.pays(self.network, self.fused is not False):
-            return self.logits_at(label=label, **inputs).gather(1, x[:, None])[:, 0]
-        features, head = self.readout(label=label, **inputs).values, cast(nn.Linear, self.network.head)
-        return fused.token_logits(features.flatten(0, 1), head.weight, x, head.bias)
-
     def log_conditional(self, logits: Tensor, a: Tensor) -> Tensor:
         """log p_t(.|y) Float[k, V] from what the network returned, a Float[k] the survival before the visit."""
         logits = losses.at_least_float32(logits)
@@ -194,7 +182,8 @@ class GGM(Family):
     def _classification(self, x: Tensor, pair: Pair, r: Tensor, inputs: dict[str, Any], label: Tensor | None) -> Tensor:
         """Float[k], nats, at the hidden sites."""
         if self.objective == "bce":
-            o = self._observed(inputs, label, pair.observed.flatten())
+            answer = self.readout(label=label, **inputs)
+            o = answer.of_tokens(pair.observed.flatten(), fuse=self.fused is not False)
             log_odds = self.sweeps.log_odds[r].repeat_interleave(pair.sites.shape[1])
             return glauber.signal_cross_entropy(o + log_odds.to(o.dtype), pair.signal.flatten())
         target = pair.before if self.objective == "ce_xt" else x.flatten(1).gather(1, pair.sites)
@@ -336,7 +325,7 @@ class GGM(Family):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         x = batch["x"]
-        row = self._dataset_rows(x.shape[0])
+        row = self.evaluated_rows(batch, "val")
         nats, deviations = self._estimate(x, batch.get("label"), self.eval_samples, self.eval_seed, row)
         self.bounds["val"].update(nats)
         self.calibration["calibration"].update(deviations)

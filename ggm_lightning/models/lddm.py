@@ -21,18 +21,18 @@ from a constant one. Hence the recipe in two stages (models/lddm_stages.py) and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import gaussian, times
-from ggm_lightning.core.gaussian import GaussianLaw
+from ggm_lightning.core.gaussian import GaussianLaw, LatentClock
 from ggm_lightning.core.masking import MaskedLaw
-from ggm_lightning.core.schedules import Schedule
 from ggm_lightning.models import contract
+from ggm_lightning.models import lddm_stages as stages
 from ggm_lightning.models.lddm_base import LatentFamily
-from ggm_lightning.models.lddm_stages import Recipe
-from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling import latent as latent_first
 from ggm_lightning.sampling.request import Request, Samples
@@ -76,38 +76,12 @@ class FujiLDDM(LatentFamily):
         encoder: nn.Module,
         num_classes: int,
         shape: tuple[int, ...],
-        schedule: Schedule | None = None,
-        latent_schedule: Schedule | None = None,
-        max_snr: float | None = 64.0,
         independent_clocks: bool = False,
-        num_timesteps: int | None = None,
-        recipe: Recipe = Recipe(),
-        infill_latents: int = 16,
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
-        super().__init__(
-            network,
-            encoder,
-            None,
-            num_classes,
-            shape,
-            schedule,
-            latent_schedule,
-            max_snr,
-            num_timesteps,
-            (num_timesteps, 2),  # the last step reveals tokens alone
-            recipe,
-            infill_latents,
-            optimizer,
-            label_dropout,
-            eval_samples,
-            seed,
-            eval_seed,
-        )
+        super().__init__(network, encoder, num_classes, shape, **family)
+        # the last step, from level 1, reveals tokens alone
+        self.clock = LatentClock.to_snr(self.latent_schedule, self.max_snr, self.num_timesteps, 2)
         self.independent_clocks = independent_clocks
         sequential = tuple(f"seq_{kind}" for kind in gaussian.STEPS)
         if independent_clocks:
@@ -134,9 +108,10 @@ class FujiLDDM(LatentFamily):
         """Float64[b], nats: the integrand of eq. (5) at t, given x_t = zt and z_t = latent Float64[b, S, d]; its mean
         over t ~ U(0, 1) and q is the bound less `prior_nats`. For finite T, t in {1/T, ..., 1}, and eq. (4)."""
         arguments.check_terms(self, x, zt, t, label)
-        logits_at, z0_hat = self.predict(zt, t, latent, t, label)
+        answer, z0_hat = self.predict(zt, t, latent, t, label)
         error = (self.encode(x).double() - z0_hat.double()).square().sum((1, 2))
-        return self._weighted(self._cross_entropy(x, zt, logits_at), t).double() + self.clock.weight(t) * error
+        tokens = self._masked(x, zt, answer, partial(self._weighted, t=t)).rows()
+        return tokens.double() + self.clock.weight(t) * error
 
     def reverse_law(  # type: ignore[override]
         self,
@@ -196,40 +171,15 @@ class SeqLDDM(LatentFamily):
         latent_network: nn.Module,
         num_classes: int,
         shape: tuple[int, ...],
-        schedule: Schedule | None = None,
-        latent_schedule: Schedule | None = None,
-        max_snr: float | None = 64.0,
-        num_timesteps: int | None = None,
         num_latent_timesteps: int | None = None,
-        recipe: Recipe = Recipe(),
-        infill_latents: int = 16,
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
         if num_latent_timesteps is not None and num_latent_timesteps < 1:
             raise ValueError(f"num_latent_timesteps is {num_latent_timesteps}; it must be at least 1")
-        super().__init__(
-            network,
-            encoder,
-            latent_network,
-            num_classes,
-            shape,
-            schedule,
-            latent_schedule,
-            max_snr,
-            num_timesteps,
-            (num_latent_timesteps, 1),
-            recipe,
-            infill_latents,
-            optimizer,
-            label_dropout,
-            eval_samples,
-            seed,
-            eval_seed,
-        )
+        super().__init__(network, encoder, num_classes, shape, **family)
+        stages.latent_shape(encoder=encoder, latent_network=latent_network)
+        self.latent_network = latent_network
+        self.clock = LatentClock.to_snr(self.latent_schedule, self.max_snr, num_latent_timesteps, 1)
         self.num_latent_timesteps = num_latent_timesteps
 
     def decoder_time(self, t: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ from ggm_lightning.core import categorical, logs, markov, masking, noise, times,
 from ggm_lightning.core.markov import Grid, Process, Step
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.models.base import Family
-from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
@@ -58,7 +58,7 @@ class MarkovDiffusion(Family):
     not matter; -inf excludes a class, and is an infinite bound where the data have it.
 
     Args:
-        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
+        network, num_classes, shape: see Family.
         process: uniform, absorbing (S = V + 1, the mask last) or gaussian; or the rates themselves, S x S numbers with
             S >= V, process[a][b] the rate b -> a (the diagonal is not used). gaussian moves between neighbouring
             levels, so is refused for classes that are names; rates of one's own go with any data.
@@ -69,6 +69,7 @@ class MarkovDiffusion(Family):
             its own x_t is looked at: P(x_t | x_0), which is known, is multiplied in, and equal logits have a bound of
             about N ln V. posterior: p(x_0 | x_t) itself, with all of P(x_t | x_0) left to the network; x_0 that cannot
             become x_t are left out. Either can say any law.
+        family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
     grids = ("uniform", "cosine")
@@ -85,13 +86,9 @@ class MarkovDiffusion(Family):
         num_timesteps: int = 100,
         width: float = 1.0,
         parametrisation: str = "prior",
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
-        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        super().__init__(network, num_classes, shape, **family)
         for name, value in (("t_end", t_end), ("power", power), ("num_timesteps", num_timesteps)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be positive and finite")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.models.base import Family
-from ggm_lightning.models.trained import Optimizer
+from ggm_lightning.models.readout import MaskedTerms
 from ggm_lightning.sampling import arguments, first_hitting
 from ggm_lightning.sampling.request import Request, Samples
 
@@ -39,12 +40,13 @@ class MD4(Family):
     Infilling: exact with sampler first_hitting (up to eps); with ancestral its error vanishes with the steps.
 
     Args:
-        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
+        network, num_classes, shape: see Family.
         schedule: alpha(t), a class of ggm_lightning.core.schedules; Linear is the paper's.
         num_timesteps: T of the finite-time bound L_T; None is continuous time, tighter and the paper's choice.
         count_prior: add the prior term, without which the sum is no bound; False is the published convention.
         leftover: sites still masked at t = 0 (N eps of them expected) are drawn from the network ("draw") or take its
             mode ("argmax", as published).
+        family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
     samplers = ("ancestral", "first_hitting")
@@ -58,13 +60,9 @@ class MD4(Family):
         num_timesteps: int | None = None,
         count_prior: bool = True,
         leftover: str = "draw",
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
-        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        super().__init__(network, num_classes, shape, **family)
         if num_timesteps is not None and num_timesteps < 1:
             raise ValueError(f"num_timesteps is {num_timesteps}; give a positive number, or null for continuous time")
         if leftover not in ("draw", "argmax"):
@@ -90,23 +88,19 @@ class MD4(Family):
         """Float[b], nats: weight(t) * (-sum over masked n of log mu_n(x_n | z_t, t)), whose mean over t ~ U(0,1) and
         z_t ~ q(. | x) is L_inf, eq. (5); for finite T, t in {1/T, ..., 1}, and the mean is L_T, eq. (4)."""
         arguments.check_terms(self, x, zt, t, label)
+        return self._terms(x, zt, t, label).rows()
+
+    def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> MaskedTerms:
         masked = (zt == self.mask_id).flatten(1)
-        nats = self.readout(zt, t, label).nats(x.flatten(1), masked)
         # nothing masked: 0, also where the weight is infinite
-        return torch.where(masked.any(-1), self.weight(t).to(nats.dtype) * nats, 0.0)
+        weight = torch.where(masked.any(-1), self.weight(t), 0.0)
+        return self.readout(zt, t, label).terms(x.flatten(1), masked, lambda nats: weight.to(nats.dtype) * nats)
 
     def weight(self, t: Tensor) -> Tensor:
         """Float64[b]: the factor of the cross-entropy at t, eq. (5), or eq. (4) for finite T."""
         if self.num_timesteps is None:
             return masking.continuous_weight(self.schedule, t.double())
         return masking.discrete_weight(self.schedule, t.double(), self.num_timesteps)
-
-    def mean_terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        """Scalar, nats: the mean of `terms`."""
-        if not self.fuses:
-            return self.terms(x, zt, t, label).mean()
-        masked = (zt == self.mask_id).flatten(1)
-        return self.readout(zt, t, label).weighted_nats(x.flatten(1), masked, self.weight(t) / len(x)).loss
 
     # ------------------------------------------------------------------ loss and bound
 
@@ -116,8 +110,8 @@ class MD4(Family):
         if self.num_timesteps is not None:
             t = masking.to_grid(t, self.num_timesteps)
         zt = self.corrupt(x, t, draws.uniform("mask", self.num_sites))
-        nats = self.mean_terms(x, zt, t, label) + self.reconstruction_nats
-        return nats / (self.num_sites * math.log(2))
+        loss, _ = self._terms(x, zt, t, label).loss()
+        return (loss.mean() + self.reconstruction_nats) / (self.num_sites * math.log(2))
 
     def nelbo(
         self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
