@@ -80,7 +80,7 @@ LAYERS = {
     "sampling": {"sampling", "core"},
     "models": {"models", "core", "metrics", "sampling"},
     "rundir": {"rundir"},
-    "callbacks": {"callbacks", "rundir"},
+    "callbacks": {"callbacks", "rundir", "sampling"},
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ggm_lightning.rundir.folder import beside
 from ggm_lightning.rundir.pictures import grid, save_png
+from ggm_lightning.sampling import naming
+from ggm_lightning.sampling.contract import Denoises
+from ggm_lightning.sampling.sampler import Sampler
 
 MOST_COLUMNS = 16
 
@@ -32,7 +35,7 @@ class Samples(Callback):
         num_steps: sampling steps, as the model's `sample` defines them.
         temperature: of the values' law; 1 draws from the model itself.
         top_p: nucleus mass; 1 draws from the model itself.
-        sampler: one of the model's; None takes its first.
+        sampler: one of the model's by name, or class_path and init_args of one of your own; None takes its first.
         seed: of the draws.
     """
 
@@ -43,7 +46,7 @@ class Samples(Callback):
         num_steps: int = 64,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        sampler: str | None = None,
+        sampler: str | Sampler | None = None,
         seed: int = 0,
     ) -> None:
         for name, value in (
@@ -104,13 +107,19 @@ class Samples(Callback):
                 rank_zero_warn(f"{type(logger).__name__}: samples cannot be logged ({error}); training goes on")
 
 
-def refuse_sampler(callback: str, sampler: str | None, pl_module: LightningModule) -> None:
-    """ValueError for a name that the model does not know: now, and not after the first hours of training."""
+def refuse_sampler(callback: str, sampler: str | Sampler | None, pl_module: LightningModule) -> None:
+    """ValueError for one that the model cannot be sampled with: now, and not after the first hours of training."""
     known = getattr(pl_module, "samplers", None)
-    if sampler is not None and known is not None and sampler not in known:
+    if sampler is None or known is None or sampler in known:
+        return
+    if isinstance(sampler, str) and "." not in sampler:
         raise ValueError(
             f"{callback}: sampler '{sampler}' is unknown to {type(pl_module).__name__}; choose {', '.join(known)}"
         )
+    try:
+        naming.chosen(cast(Denoises, pl_module), sampler, {})
+    except ValueError as error:
+        raise ValueError(f"{callback}: {error}") from None
 
 
 def undisturbed(pl_module: LightningModule) -> Any:
