@@ -65,8 +65,9 @@ class Absorption:
         return -torch.expm1(-self.t_end * t.double() ** self.power)
 
     def inverse(self, u: Tensor) -> Tensor:
-        """The time at which the masked fraction is u."""
-        return (-torch.log1p(-u) / self.t_end) ** (1 / self.power)
+        """The time at which the masked fraction is u; 1 where that would be later."""
+        tau = -torch.log1p(-u) / self.t_end
+        return tau.clamp(max=1.0) ** (1 / self.power)
 
 
 class MarkovDiffusion(Family):
