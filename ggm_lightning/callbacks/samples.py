@@ -23,6 +23,7 @@ from ggm_lightning.report.drawing import (
 )
 from ggm_lightning.report.pictures import grid, save_png
 from ggm_lightning.rundir.folder import unused_path
+from ggm_lightning.sampling.sampler import Sampler
 
 
 class Samples(Callback):
@@ -39,7 +40,7 @@ class Samples(Callback):
         num_steps: sampling steps, as the model's `sample` defines them.
         temperature: of the values' law; 1 draws from the model itself.
         top_p: nucleus mass; 1 draws from the model itself.
-        sampler: one of the model's; None takes its first.
+        sampler: one of the model's by name, or class_path and init_args of one of your own; None takes its first.
         seed: of the draws.
         metrics: measures of the samples (metrics/samples.py, or classes of your own), logged as val/<name>. They are
             given as many held-out rows to compare with, so that the data module must be one of ggm_lightning.data.
@@ -52,7 +53,7 @@ class Samples(Callback):
         num_steps: int = 64,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        sampler: str | None = None,
+        sampler: str | Sampler | None = None,
         seed: int = 0,
         metrics: list[SampleMetric] | None = None,
     ) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -16,13 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import noise, watch
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.metrics.likelihood import Likelihood
 from ggm_lightning.models import contract, readout
 from ggm_lightning.models.readout import Readout
 from ggm_lightning.models.trained import Optimizer, Trained
-from ggm_lightning.sampling import arguments, loop
+from ggm_lightning.sampling import arguments, loop, naming, plan
+from ggm_lightning.sampling.contract import Denoiser
+from ggm_lightning.sampling.naming import Maker
 from ggm_lightning.sampling.request import Clamp, Request, Samples, checked
+from ggm_lightning.sampling.reverse import Reverse
+from ggm_lightning.sampling.sampler import Sampler
 
 
 class Family(Trained, ABC):
@@ -42,10 +48,14 @@ class Family(Trained, ABC):
         eval_seed: of the validation and test noise; the same at every validation.
     """
 
-    samplers: tuple[str, ...] = ("ancestral",)  # names for `sample`, the default first
+    # short names for `sample` and what they stand for, the default first
+    samplers: Mapping[str, Maker] = MappingProxyType({"ancestral": Reverse})
     refused_samplers: Mapping[str, str] = MappingProxyType({})  # names one might try, and why they are refused
     grids: tuple[str, ...] = ("cosine", "uniform")  # of the sampling times, the default first; () where there is one
-    latent_samplers: tuple[str, ...] = ()  # those of `samplers` that take latent_steps
+    # what `denoiser` takes: name -> check(name, value), which raises ValueError or returns the value
+    denoiser_options: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType({})
+    mask_id: Any = None  # where the noise is absorbing: an int, the state of a masked site
+    schedule: Any = None  # of the masking, where one masks all classes: a sampling.contract.MaskSchedule
     unused_parameters = False  # whether some parameters get no gradient in some steps, which DDP has to be told
     network_keywords: tuple[str, ...] = ()  # what the network takes besides z, t, label
     fast_path = "features"  # the method that is called instead of the network where it has one: no logits
@@ -93,6 +103,8 @@ class Family(Trained, ABC):
         self.network_use: str | None = None  # training, bound or sampling: what the network is being called for
         self.looked_at: set[tuple[str, str]] = set()  # (what, use) whose values were checked, see contract.look
         self.network_calls = 0  # counted by the families where they call the network
+        self.rows_sent = 0  # in these calls
+        self.other_calls: Counter[str] = Counter()  # of further networks, by their names
         self._loss_calls = 0
 
     # ------------------------------------------------------------------ what a family adds
@@ -107,9 +119,12 @@ class Family(Trained, ABC):
     ) -> Tensor:
         """Float[b]: unbiased estimate of an upper bound on -log p(x), nats per example."""
 
-    @abstractmethod
-    def prior_sample(self, num_samples: int) -> Tensor:
-        """The state at t = 1, Int64[b, *shape]."""
+    def prior_sample(self, num_samples: int, uniform: Callable[[str], Tensor] | None = None) -> Tensor:
+        """The state at t = 1, Int64[b, *shape]: all masked; of processes without a mask what they end in, from
+        `uniform(stream)` -> Float64[b, n] where it is drawn."""
+        if self.mask_id is None:
+            raise NotImplementedError(f"{type(self).__name__} has no mask and no prior_sample of its own")
+        return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
 
     @abstractmethod
     def reverse_law(
@@ -118,21 +133,38 @@ class Family(Trained, ABC):
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
     ) -> Any:
         """The law of z_s given z_t, site by site: the one from which, and only from which, the samplers draw."""
+
+    def denoiser(self, request: Request) -> Denoiser:
+        """The network as plans ask it (sampling/contract.py): logits of the clean tokens given a state. What is drawn
+        beside the tokens is drawn here. Raises ValueError in families whose network says something else."""
+        if self.mask_id is None:
+            raise ValueError(f"{type(self).__name__} has no mask: {arguments.choice(self.samplers)}, no plan")
+        return self._plain_denoiser
+
+    def _plain_denoiser(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Tensor, rows: Tensor) -> Tensor:
+        return self.logits_at(zt, t, label, sites)
+
+    def moving(self, zt: Tensor) -> Tensor | None:
+        """Bool[b], the rows that a reverse step may still change: where the noise is absorbing, those with a masked
+        site. None: all."""
+        return None if self.mask_id is None else (zt == self.mask_id).flatten(1).any(1)
 
     def finish(
         self,
         z: Tensor,
         label: Tensor | None,
-        uniform: Callable[[str], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        uniform: Callable[[str], Tensor] | None,
+        sharpening: Sharpening = PLAIN,
+        denoiser: Denoiser | None = None,
     ) -> Tensor:
-        """From the state at t = 0 to x, the same in most processes."""
-        return z
+        """From the state at t = 0 to x: where the noise is absorbing, what is still masked is drawn, all at once; the
+        most probable values are taken where `uniform` is None."""
+        if self.mask_id is None:
+            return z
+        return plan.filled(z, self.mask_id, label, denoiser or self._plain_denoiser, uniform, sharpening)
 
     # ------------------------------------------------------------------ loss
 
@@ -178,12 +210,12 @@ class Family(Trained, ABC):
         seed: int = 0,
         trace: bool = False,
         grid: str | None = None,
-        sampler: str | None = None,
+        sampler: str | type[Sampler] | Sampler | None = None,
         row: Tensor | None = None,
         progress: bool = False,
-        latent_steps: int | None = None,
+        **options: Any,
     ) -> Samples:
-        """x Int64[b, *shape], with the number of network calls and, if asked for, the trace of states.
+        """x Int64[b, *shape], with the number of network calls and of rows sent and, if asked for, the trace of states.
 
         Args:
             num_samples: b.
@@ -195,22 +227,26 @@ class Family(Trained, ABC):
             seed, row: the draw of row r is a function of (seed, r); row defaults to 0..b-1.
             trace: keep the states (CPU): all of a short chain, 256 of a long one.
             grid: one of the family's `grids`; None takes the first.
-            sampler: one of the family's `samplers`; None takes the first.
+            sampler: one of the family's `samplers`, the path of a class of your own, or an object of it; None takes
+                the first (sampling/naming.py).
             progress: show a bar with time left.
-            latent_steps: steps of the latent before those of the tokens, for samplers that have them (LDDM).
+            options: of the sampler, and of the family's `denoiser` where it has any (LDDM: latent_steps).
 
         Raises ValueError for what it cannot mean, in one line and before the network is called.
         """
-        asked = (num_samples, num_steps, label, clamp, temperature, top_p, seed, trace, grid, sampler, row, progress)
-        request = checked(self, *asked, latent_steps)
+        options |= {"temperature": temperature, "top_p": top_p}
+        sharpening = naming.sharpening(options)
+        chosen, of_denoiser = naming.chosen(self, sampler, options)
+        further = {"sharpening": sharpening, "sampler": chosen.name, "options": of_denoiser}
+        request = checked(self, num_samples, num_steps, label, clamp, seed, trace, grid, row, progress, **further)
         with self.evaluating("sampling"), watch.watching(request.row):
-            samples = self.draw(request)
+            samples = self.draw(request, chosen)
             watch.tokens(samples.x, self.num_classes)
         return samples
 
-    def draw(self, request: Request) -> Samples:
-        """What `sample` does with its checked arguments; families with a loop of their own replace this."""
-        return loop.run(self, request)
+    def draw(self, request: Request, sampler: Sampler) -> Samples:
+        """What `sample` does with its checked arguments."""
+        return loop.run(self, request, sampler)
 
     @contextmanager
     def evaluating(self, use: str = "bound") -> Iterator[None]:
@@ -263,6 +299,7 @@ class Family(Trained, ABC):
     def _network_inputs(self, zt: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """t in the network's precision and the label as it wants it; counts the call that follows."""
         self.network_calls += 1
+        self.rows_sent += len(zt)
         dtype = next(self.network.parameters(), zt.new_zeros((), dtype=torch.float32)).dtype
         return t.to(dtype), self.network_label(label, zt.shape[0])
 

@@ -12,7 +12,7 @@ corrupt  ->  terms  ->  leave_one_out (the gradient of the schedule)  ->  loss, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,11 +20,17 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ggm_lightning.core import noise, times, vector_masking
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.vector_masking import VectorMaskedLaw
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.readout import MaskedTerms
 from ggm_lightning.sampling import arguments
+
+NO_COMMON_TIMES = (
+    "each class is masked at times of its own, so that when a site is revealed depends on what it becomes, and no plan "
+    "can choose the site first; use ancestral"
+)
 
 
 class GenMD4(Family):
@@ -50,6 +56,8 @@ class GenMD4(Family):
         count_prior: add the prior term, without which the sum is no bound; False is the published convention.
         family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
+
+    refused_samplers = MappingProxyType({"first_hitting": NO_COMMON_TIMES})
 
     def __init__(
         self,
@@ -167,37 +175,22 @@ class GenMD4(Family):
 
     # ------------------------------------------------------------------ reverse step
 
-    def prior_sample(self, num_samples: int) -> Tensor:
-        return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
-
     def reverse_law(
         self,
         zt: Tensor,
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
     ) -> VectorMaskedLaw:
         """p(z_s | z_t) site by site, appendix I.2; t, s Float64[b]. The network sees t."""
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
+        arguments.check_law(self, zt, t, s, label, sharpening)
 
         def logits_at(sites: Tensor) -> Tensor:
             return self.logits_at(zt, t, label, sites)
 
         log_ratio = torch.log(s.double() / t.double())
-        return VectorMaskedLaw(zt.flatten(1), log_ratio, self.exponents(), logits_at, self.mask_id, temperature, top_p)
-
-    def finish(
-        self,
-        z: Tensor,
-        label: Tensor | None,
-        uniform: Callable[[str], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ) -> Tensor:
-        """Nothing is left to do: the step to s = 0 has revealed every site."""
-        return z
+        return VectorMaskedLaw(zt.flatten(1), log_ratio, self.exponents(), logits_at, self.mask_id, sharpening)
 
     # ------------------------------------------------------------------ training
 

@@ -19,17 +19,16 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from ggm_lightning.core import categorical, glauber, losses, noise, sweeps, times
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.glauber import Pair, SiteLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.sweeps import Sweeps
 from ggm_lightning.models.base import Family
 from ggm_lightning.sampling import arguments, sweeping
-from ggm_lightning.sampling.request import Request, Samples
 
 _COUNTED = 2**24  # tokens of the training data that the unigram law is measured on
 
@@ -45,7 +44,11 @@ class GGM(Family):
     loss ce_x0 it is log p0(x|y) - log pi(x) instead. Constants matter to bce alone. -inf excludes a token from p0 or
     p_t; but in p_t noise may put any token anywhere, so that the bound is then infinite for all data.
 
-    Infilling: with heat_bath its error vanishes with R; with gated and parallel it has a floor (see `draw`).
+    Samplers (sampling/sweeping.py): heat_bath and gated, exact, make all R n visits; parallel makes B = num_steps // R
+    blocks per sweep. With a clamp `redenoise` rounds of one sweep up and down follow.
+
+    Infilling: the network takes known tokens for as noisy as the time says. With heat_bath the error vanishes with R;
+    with gated and parallel it has a floor, which rounds of `redenoise` lower (of hide: block they do not).
 
     Times: t = 0..T = R n counts visits; `corrupt`, `terms` and `reverse_law` take t as the time of the state they get.
 
@@ -63,12 +66,12 @@ class GGM(Family):
             from 1 to block_size, the same for all rows.
         hide: own: a visited site's law is conditional on all other tokens, one network call for each. block: the whole
             block is hidden and predicted in one call, which ignores what its tokens say of each other: good for
-            training, but sampler "parallel" then does not converge in sweeps (see `draw`).
+            training, but sampler "parallel" then does not converge in sweeps.
         redenoise: rounds of ReDeNoise behind infilling: one sweep of noise on the unknown sites, and back.
         family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
-    samplers = ("heat_bath", "gated", "parallel")
+    samplers = MappingProxyType({kernel: partial(sweeping.Sweeping, kernel) for kernel in sweeping.KERNELS})
     refused_samplers = MappingProxyType({"parallel_heat_bath": sweeping.PARALLEL_HEAT_BATH})
     grids = ()
     network_keywords = ("visited",)
@@ -255,18 +258,17 @@ class GGM(Family):
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
         sampler: str | None = None,
         known: Tensor | None = None,
     ) -> SiteLaw:
         """The law of X_s given X_t = zt: the sites visited by s..t-1 move, all at once, the others stay.
 
         t, s Int64[b] in 0..T with the same t - s in all rows, which is 1 unless the sampler is "parallel".
-        With temperature or top_p the data law p0 in p_t is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp):
+        The data law p0 in p_t is what is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp):
         tokens that the network is shown even in a hidden block.
         """
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
+        arguments.check_law(self, zt, t, s, label, sharpening)
         chain, first = self.sweeps, s.long()
         size = chain.step_size(first, t.long(), simultaneous=sampler == "parallel")
         r, sites = first // self.num_sites, chain.block_sites(first, size)[0]
@@ -281,29 +283,10 @@ class GGM(Family):
             logits = torch.stack([self.logits_at(label=label, **part) for part in parts], 1).flatten(0, 1)
         r = r.repeat_interleave(size)
         a = chain.survival[r]
-        log_p = glauber.sharpened(self.log_conditional(logits.double(), a), self.log_pi, a, temperature, top_p)
+        log_p = glauber.sharpened(self.log_conditional(logits.double(), a), self.log_pi, a, sharpening)
         row = torch.arange(len(zt), device=zt.device).repeat_interleave(size)
         gated = sampler in ("gated", "parallel")
         return SiteLaw(zt.flatten(1), row, sites.flatten(), log_p, self.log_pi, chain.log_odds[r], gated)
-
-    def draw(self, request: Request) -> Samples:
-        """See Family.sample. With a clamp the chain is followed by `redenoise` rounds of one sweep up and down.
-
-        sampler: heat_bath, exact: a visited site is drawn from p_t, one network call each. gated, exact at the same
-            cost: it is kept with probability 1 - eta. parallel: gated in blocks, all sites of a block from the same
-            state. With hide: own, one call per site, its error is of order 1/R. With hide: block, one call per block,
-            it does not converge in sweeps: within a block sites are independent, and one block of all sites gives the
-            product of the marginals at every R. A warning says so.
-        num_steps: of "parallel": B = num_steps // R blocks per sweep. The other samplers make all R n visits.
-        clamp: the network takes known tokens for as noisy as the time says. The error of heat_bath falls with R; that
-            of gated and parallel has a floor, which rounds of `redenoise` lower (of hide: block they do not).
-        """
-        size = 1
-        if request.sampler == "parallel":
-            size = sweeping.visits_at_once(request.num_steps, self.sweeps, self.block_size)
-            if self.hide == "block" and size > 1:
-                rank_zero_warn(sweeping.HIDDEN_BLOCK)
-        return sweeping.run(self, request, size)
 
     # ------------------------------------------------------------------ Lightning
 

@@ -16,7 +16,8 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, gaussian, masking, noise, times
+from ggm_lightning.core import gaussian, masking, noise, times
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.gaussian import LatentClock
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
@@ -28,6 +29,10 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.readout import MaskedTerms, Readout
 from ggm_lightning.sampling import arguments
+from ggm_lightning.sampling import latent as latent_first
+from ggm_lightning.sampling.contract import Denoiser
+from ggm_lightning.sampling.request import Request, Samples
+from ggm_lightning.sampling.sampler import Sampler
 
 _PROBED = 8  # validation batches on which the use of the latent is measured, two more network calls each
 _COLLAPSED_BELOW = 0.01  # nats per example; less is a collapsed latent
@@ -54,6 +59,7 @@ class LatentFamily(Family):
     """
 
     grids = ("uniform", "cosine")
+    denoiser_options = latent_first.OPTIONS
     network_keywords, fast_path = ("latent", "latent_time"), "streams"
     uses_joint_latent = True  # the z_0 that the joint network returns beside its logits
     unused_parameters = True  # in stage 1 the latent's output, in stage 2 the encoder: DDP has to look for them
@@ -89,7 +95,6 @@ class LatentFamily(Family):
         self.constant_nats = masking.reconstruction(self.schedule, self.num_sites, num_classes)
         self.constant_nats += masking.prior(self.schedule, self.num_sites, num_classes)
         self.latent_use = LatentUse(math.prod(self.latent_shape))
-        self.latent_calls = 0  # of the latent's own network
         self.encoder_fixed: Tensor
         self.register_buffer("encoder_fixed", torch.tensor(False))
         self.is_fixed = False  # the same on the host, so that no step has to ask the device
@@ -268,42 +273,36 @@ class LatentFamily(Family):
 
     # ------------------------------------------------------------------ reverse step
 
-    def prior_sample(self, num_samples: int) -> Tensor:
-        return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
+    def given(self, latent: Tensor) -> Denoiser:
+        """The denoiser of tokens beside these latents Float[b, S, d], at their cleanest level."""
+        return latent_first.given(self, latent)
 
-    def token_law(
+    def denoiser(self, request: Request) -> Denoiser:
+        """`given` a latent that is drawn now. Options: latent_sampler, "ddim" or "ddpm"; latent_steps."""
+        return self.given(latent_first.latents(self, request))
+
+    def _plain_denoiser(self, *_: Any, **__: Any) -> Tensor:
+        raise ValueError("the tokens' values depend on the latent; give denoiser=model.given(latent)")
+
+    def reverse_law(
         self,
         zt: Tensor,
         t: Tensor,
         s: Tensor,
-        logits_at: Callable[[Tensor], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        label: Tensor | None = None,
+        sharpening: Sharpening = PLAIN,
+        denoiser: Denoiser | None = None,
     ) -> MaskedLaw:
-        """The tokens' part of a reverse step: MD4's, with these logits."""
-        flat = zt.flatten(1)
-        r = self.schedule.reveal_probability(t.double(), s.double())
-        reveal = torch.where(flat == self.mask_id, r[:, None], 0.0)
-        return MaskedLaw(flat, reveal, logits_at, self.mask_id, temperature, top_p)
+        """p(x_s | x_t, z_1), eq. (3); t, s Float64[b]. The values are those of a denoiser that has its latent,
+        `given(latent)` or `denoiser(request)`; where sites are revealed is known without."""
+        arguments.check_law(self, zt, t, s, label, sharpening)
+        rows = torch.arange(len(zt), device=zt.device)
+        logits_at = partial(denoiser or self._plain_denoiser, zt, t, label, rows=rows)
+        return MaskedLaw.of_step(self.schedule, zt.flatten(1), t, s, logits_at, self.num_classes, sharpening)
 
-    def finish(
-        self,
-        z: Tensor,
-        label: Tensor | None,
-        uniform: Callable[[str], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        latent: Tensor | None = None,
-    ) -> Tensor:
-        """Fill what a schedule with a floor has left masked at t = 0, given the cleanest latent (zeros where none)."""
-        left = (z == self.mask_id).flatten(1)
-        if not bool(left.any()):
-            return z
-        zero = torch.zeros(z.shape[0], dtype=torch.float64, device=z.device)
-        latent = torch.zeros(z.shape[0], *self.latent_shape, device=z.device) if latent is None else latent
-        logits = self.predict(z, zero, latent, zero, label)[0](left)
-        values = categorical.draw(logits, uniform("value")[left], temperature, top_p)
-        return z.flatten(1).masked_scatter(left, values).reshape(z.shape)
+    def draw(self, request: Request, sampler: Sampler) -> Samples:
+        stages.say_if_untrained(self.recipe, self.is_fixed)
+        return super().draw(request, sampler)
 
     # ------------------------------------------------------------------ the stages
 

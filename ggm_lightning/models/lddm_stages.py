@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from ggm_lightning.models import contract
@@ -131,6 +132,14 @@ def training_rows(trainer: Trainer, count: int, device: torch.device) -> Iterato
     for start in range(0, count, _CHUNK):
         index = [i * len(source) // count for i in range(start, min(start + _CHUNK, count))]
         yield source[index]["x"].to(device)
+
+
+def say_if_untrained(recipe: Recipe, is_fixed: bool) -> None:
+    if recipe.stage1_steps and not is_fixed:
+        rank_zero_warn(
+            "the latent's denoiser is untrained: this is a model of stage 1, whose samples say little; "
+            f"sample it after step {recipe.stage1_steps} (recipe.stage1_steps)"
+        )
 
 
 def collapsed(recipe: Recipe, latent_mi: Tensor, latent_std: Tensor) -> str:

@@ -11,22 +11,24 @@ The last step (s = 0) is the reconstruction. The same sum is D3PM's bound (arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, logs, markov, masking, noise, times, watch
+from ggm_lightning.core import categorical, logs, markov, masking, noise, times
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.markov import Grid, Process, Step
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.models.base import Family
 from ggm_lightning.sampling import arguments
-from ggm_lightning.sampling.request import Request, Samples, Trace
+from ggm_lightning.sampling.first_hitting import FirstHitting
+from ggm_lightning.sampling.naming import Maker
+from ggm_lightning.sampling.reverse import Bridged
 
 PROCESSES = ("uniform", "absorbing", "gaussian")
 PARAMETRISATIONS = ("prior", "posterior")
@@ -44,6 +46,28 @@ class StateLaw:
 
     def probs(self) -> Tensor:
         return self.log_p.exp()
+
+
+class Absorption:
+    """The schedule of process absorbing: a site is masked with u(t) = 1 - e^-tau(t), whatever its class.
+
+    Args:
+        t_end, power: tau = t_end t^power.
+    """
+
+    def __init__(self, t_end: float, power: float) -> None:
+        self.t_end, self.power = t_end, power
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self.t_end * t.double() ** self.power)
+
+    def masked_fraction(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self.t_end * t.double() ** self.power)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """The time at which the masked fraction is u; 1 where that would be later."""
+        tau = -torch.log1p(-u) / self.t_end
+        return tau.clamp(max=1.0) ** (1 / self.power)
 
 
 class MarkovDiffusion(Family):
@@ -72,6 +96,7 @@ class MarkovDiffusion(Family):
         family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
+    samplers: Mapping[str, Maker] = MappingProxyType({"ancestral": Bridged})
     grids = ("uniform", "cosine")
     defaults_before = MappingProxyType({"parametrisation": "posterior"})
 
@@ -98,6 +123,9 @@ class MarkovDiffusion(Family):
         self.t_end, self.power, self.num_timesteps = t_end, power, num_timesteps
         self.needs_order = process == "gaussian"
         self._process = Process(_rates(process, num_classes, width))
+        if process == "absorbing":
+            self.mask_id, self.schedule = num_classes, Absorption(t_end, power)
+            self.samplers = MappingProxyType({**type(self).samplers, "first_hitting": FirstHitting})
         self._grid: Grid | None = None
         law = torch.zeros(self._process.num_states, dtype=torch.float64)
         law[:num_classes] = 1 / num_classes
@@ -154,8 +182,7 @@ class MarkovDiffusion(Family):
         t: Tensor,
         step: Step,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
     ) -> Tensor:
         """log p(x_0 | x_t) site by site, Float64[b, n, V], from one call of the network."""
         logits = self.readout(zt, t, label)().reshape(len(zt), self.num_sites, self.num_classes).double()
@@ -164,7 +191,7 @@ class MarkovDiffusion(Family):
             logits = logits + reach
         else:
             logits = torch.where(reach > -torch.inf, logits, -torch.inf)
-        return categorical.log_probabilities(logits, temperature, top_p)
+        return sharpening.log_probabilities(logits)
 
     def reverse_law(
         self,
@@ -172,15 +199,14 @@ class MarkovDiffusion(Family):
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
         known: tuple[Tensor, Tensor] | None = None,
     ) -> StateLaw:
         """p(x_s | x_t) site by site; 0 <= s < t <= 1. known: (x_0 Int64[b, n], Bool[b, n]), sites that follow the
         bridge of their own value."""
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
+        arguments.check_law(self, zt, t, s, label, sharpening)
         step = self.process.step(self.tau(t), self.tau(s))
-        posterior = self.log_posterior(zt, t, step, label, temperature, top_p)
+        posterior = self.log_posterior(zt, t, step, label, sharpening)
         if known is not None:
             own = torch.log(nn.functional.one_hot(known[0], self.num_classes).double())
             posterior = torch.where(known[1][..., None], own, posterior)
@@ -231,26 +257,6 @@ class MarkovDiffusion(Family):
         row = torch.arange(num_samples, device=self.device)
         uniform = uniform or partial(noise.uniform, seed=0, step=0, row=row, num_sites=self.num_sites)
         return categorical.draw_common(self.prior_law, uniform("prior")).reshape(num_samples, *self.shape)
-
-    def draw(self, request: Request) -> Samples:
-        """See Family.sample; every step is one network call. Known sites follow the bridge of their own value."""
-        known, before = None, self.network_calls
-        uniform = request.uniform(self.num_sites)
-        z = self.prior_sample(request.num_samples, partial(uniform, step=0))
-        if request.clamp is not None:
-            known = request.clamp[0].flatten(1), request.clamp[1].flatten(1)
-            at_end = self.corrupt(known[0], request.times(1.0)[0], uniform("known", step=0))
-            z = torch.where(known[1], at_end, z.flatten(1)).reshape(z.shape)
-        trace, steps = Trace(request, request.num_steps), request.num_steps
-        trace.add(0, z)
-        grid = pairwise(times.sampling_grid(steps, request.grid or self.grids[0]))
-        for i, (t, s) in enumerate(request.bar(grid, steps)):
-            watch.at(i)
-            when = request.times(t, s)
-            law = self.reverse_law(z, when[0], when[1], request.label, request.temperature, request.top_p, known)
-            z = law.draw(partial(uniform, step=i)).reshape(z.shape)
-            trace.add(i + 1, z)
-        return Samples(z, self.network_calls - before, trace.states)
 
 
 def _rates(process: str | list[list[float]], num_classes: int, width: float) -> Tensor:

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, masking, noise, times
+from ggm_lightning.core import masking, noise, times
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.readout import MaskedTerms
-from ggm_lightning.sampling import arguments, first_hitting
-from ggm_lightning.sampling.request import Request, Samples
+from ggm_lightning.sampling import arguments, plan
+from ggm_lightning.sampling.contract import Denoiser
+from ggm_lightning.sampling.first_hitting import FirstHitting
 
 
 class MD4(Family):
@@ -49,7 +52,7 @@ class MD4(Family):
         family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
-    samplers = ("ancestral", "first_hitting")
+    samplers = MappingProxyType({"ancestral": plan.Ancestral, "first_hitting": FirstHitting})
 
     def __init__(
         self,
@@ -134,50 +137,30 @@ class MD4(Family):
 
     # ------------------------------------------------------------------ reverse step
 
-    def prior_sample(self, num_samples: int) -> Tensor:
-        return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
-
     def reverse_law(
         self,
         zt: Tensor,
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
     ) -> MaskedLaw:
         """p(z_s | z_t) site by site, eq. (6); t, s Float64[b]. The network sees t."""
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
-        flat = zt.flatten(1)
-        r = self.schedule.reveal_probability(t.double(), s.double())
-        reveal = torch.where(flat == self.mask_id, r[:, None], 0.0)
+        arguments.check_law(self, zt, t, s, label, sharpening)
 
         def logits_at(sites: Tensor) -> Tensor:
             return self.logits_at(zt, t, label, sites)
 
-        return MaskedLaw(flat, reveal, logits_at, self.mask_id, temperature, top_p)
-
-    def draw(self, request: Request) -> Samples:
-        """Sampler first_hitting reveals one site per network call at the times of the continuous process: num_steps and
-        grid are not used (sampling/first_hitting.py)."""
-        return first_hitting.run(self, request) if request.sampler == "first_hitting" else super().draw(request)
+        return MaskedLaw.of_step(self.schedule, zt.flatten(1), t, s, logits_at, self.num_classes, sharpening)
 
     def finish(
         self,
         z: Tensor,
         label: Tensor | None,
-        uniform: Callable[[str], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        uniform: Callable[[str], Tensor] | None,
+        sharpening: Sharpening = PLAIN,
+        denoiser: Denoiser | None = None,
     ) -> Tensor:
         """Fill the sites still masked at t = 0, all at once."""
-        left = (z == self.mask_id).flatten(1)
-        if not bool(left.any()):
-            return z
-        zero = torch.zeros(z.shape[0], dtype=torch.float64, device=z.device)
-        logits = self.logits_at(z, zero, label, left)
-        if self.leftover == "argmax":
-            values = logits.argmax(-1)
-        else:
-            values = categorical.draw(logits, uniform("value")[left], temperature, top_p)
-        return z.flatten(1).masked_scatter(left, values).reshape(z.shape)
+        drawn = None if self.leftover == "argmax" else uniform
+        return super().finish(z, label, drawn, sharpening, denoiser)

@@ -44,7 +44,9 @@ class Readout:
     sites: Tensor | None = None
 
     def __call__(self, sites: Tensor | None = None) -> Tensor:
-        """Logits Float[k, V] at the True ones of Bool[b, n], or at all sites that there are."""
+        """Logits Float[k, V] at the True ones of Bool[b, n], at Int64[b, m], or at all sites that there are."""
+        if sites is not None and sites.dtype != torch.bool:
+            return Readout(self.values.take_along_dim(sites[..., None], 1), self.head, self.fuse, sites)()
         values = self.values.flatten(0, 1) if sites is None else self.values[sites]
         logits = values if self.head is None else self.head(values)
         watch.logits(logits, sites if self.sites is None else _places(self.sites))

@@ -20,6 +20,7 @@ from ggm_lightning.report.images import image_figures, reconstruction_figure
 from ggm_lightning.report.page import write_report
 from ggm_lightning.report.trace import trace_html
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog, Curve, read_metrics
+from ggm_lightning.sampling.sampler import Sampler
 
 SHOWN_TEXTS = 8
 
@@ -37,11 +38,13 @@ class Report(Callback):
     Args:
         num_samples: texts or images drawn; images are all shown, of texts the first eight, and all are judged.
         num_steps: sampling steps, as the model's `sample` defines them.
-        sampler: one of the model's; None takes its first.
+        sampler: one of the model's by name, or class_path and init_args of one of your own; None takes its first.
         seed: of the samples.
     """
 
-    def __init__(self, num_samples: int = 32, num_steps: int = 128, sampler: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, num_samples: int = 32, num_steps: int = 128, sampler: str | Sampler | None = None, seed: int = 0
+    ) -> None:
         for name, value in (("num_samples", num_samples), ("num_steps", num_steps)):
             if value < 1:
                 raise ValueError(f"Report: {name} is {value}; it must be at least 1")
@@ -148,7 +151,9 @@ class Report(Callback):
         rate = "tokens" if len(getattr(pl_module, "shape", (1,))) == 1 else "examples"  # an image's are no tokens
         if f"train/{rate}_per_s" in metrics:
             facts["Speed"] = f"{metrics[f'train/{rate}_per_s'][-1][1]:,.0f} {rate} per second"
-        how = f"{self.num_steps} steps" if self.sampler is None else f"{self.num_steps} steps, {self.sampler}"
+        how = f"{self.num_steps} steps"
+        if self.sampler is not None:
+            how += f", {self.sampler.name if isinstance(self.sampler, Sampler) else self.sampler}"
         if network_calls is not None:
             drawn = f"{self.num_samples} samples in {how}, {network_calls} network calls, seed {self.seed}"
             facts["Sampling"] = drawn

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from ggm_lightning.sampling import naming
+from ggm_lightning.sampling.contract import Denoises
+from ggm_lightning.sampling.sampler import Sampler
+
 MOST_COLUMNS = 16
 
 
-def refuse_sampler(callback: str, sampler: str | None, pl_module: LightningModule) -> None:
-    """ValueError for a name that the model does not know: now, and not after the first hours of training."""
+def refuse_sampler(callback: str, sampler: str | Sampler | None, pl_module: LightningModule) -> None:
+    """ValueError for one that the model cannot be sampled with: now, and not after the first hours of training."""
     known = getattr(pl_module, "samplers", None)
-    if sampler is not None and known is not None and sampler not in known:
+    if sampler is None or known is None or sampler in known:
+        return
+    if isinstance(sampler, str) and "." not in sampler:
         raise ValueError(
             f"{callback}: sampler '{sampler}' is unknown to {type(pl_module).__name__}; choose {', '.join(known)}"
         )
+    try:
+        naming.chosen(cast(Denoises, pl_module), sampler, {})
+    except ValueError as error:
+        raise ValueError(f"{callback}: {error}") from None
 
 
 def undisturbed(pl_module: LightningModule) -> Any:

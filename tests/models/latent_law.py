@@ -203,7 +203,7 @@ def law_of_fuji(model: FujiLDDM) -> Tensor:
             when = torch.full((2, count), k / steps, dtype=torch.float64)
             when[1] = (k - 1) / steps
             zt = STATES[state].expand(count, 2)
-            law = model.reverse_law(zt, when[0], when[1], latent=GRID.reshape(-1, 1, 1), sampler="ddpm")
+            law = model.joint_law(zt, when[0], when[1], latent=GRID.reshape(-1, 1, 1), sampler="ddpm")
             moved = token_moves(law.tokens.probs()).T * density[state]  # [state', z_t]
             if k > 1:
                 moved = moved @ (normal(GRID[:, None], law.latent.mean[:, 0, 0], law.latent.std) * DZ).T
@@ -228,7 +228,7 @@ def law_of_seq(model: SeqLDDM) -> Tensor:
         after = torch.zeros_like(tokens)
         for state in range(9):
             when = torch.tensor([[k / steps], [(k - 1) / steps]], dtype=torch.float64).expand(2, count)
-            law = model.reverse_law(STATES[state].expand(count, 2), when[0], when[1], latent=latent)
+            law = model.reverse_law(STATES[state].expand(count, 2), when[0], when[1], denoiser=model.given(latent))
             after += token_moves(law.probs()).T * tokens[state]
         tokens = after
     return _clean(tokens.sum(1) * DZ)

@@ -262,7 +262,7 @@ def test_t6_a_constant_latent_is_md4_step_by_step() -> None:
         law[-1] = 1
         for k in range(steps, 0, -1):
             when = torch.tensor([[k / steps], [(k - 1) / steps]], dtype=torch.float64).expand(2, 9)
-            ours = model.reverse_law(STATES, when[0], when[1], latent=latent).tokens.probs()
+            ours = model.joint_law(STATES, when[0], when[1], latent=latent).tokens.probs()
             theirs = md4.reverse_law(STATES, when[0], when[1]).probs()
             assert (ours - theirs).abs().max() < 1e-9
             law = law @ token_moves(ours)
