@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ggm_lightning.core import noise, watch
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.metrics.likelihood import Likelihood
-from ggm_lightning.models import contract, readout
-from ggm_lightning.models import network as asking
+from ggm_lightning.models import contract, declared, readout
 from ggm_lightning.models.readout import Readout
 from ggm_lightning.models.trained import Optimizer, Trained
 from ggm_lightning.sampling import arguments, loop
@@ -77,15 +76,15 @@ class Family(Trained, ABC):
         self.eval_samples = eval_samples
         self.seed = seed
         self.eval_seed = eval_seed
-        asking.check(type(self).__name__, "network", network, self.fast_path)
-        said = asking.said(network)
-        known = said.num_classes
+        declared.check(type(self).__name__, "network", network, self.fast_path)
+        own = declared.by(network)
+        known = own.num_classes
         if known is not None and known != num_classes:
             raise ValueError(
                 f"vocabulary mismatch: the data has {num_classes} classes, the network {known}; build the "
                 f"network with num_classes={num_classes} (a configuration takes it from the data: leave it out there)"
             )
-        if label_dropout and said.num_labels == 0:
+        if label_dropout and own.num_labels == 0:
             raise ValueError(
                 f"label_dropout is {label_dropout} but the network takes no labels; set its num_labels or drop it"
             )
@@ -244,12 +243,12 @@ class Family(Trained, ABC):
         it holds these only, and a network that `takes_sites` computes its last block at no others."""
         t, label = self._network_inputs(zt, t, label)
         asked, held = sites, self.num_sites
-        if asking.can(self.network, "features"):
-            said = asking.said(self.network)
-            if sites is not None and said.takes_sites:
+        if declared.has(self.network, "features"):
+            own = declared.by(self.network)
+            if sites is not None and own.takes_sites:
                 inputs["sites"], held = sites, sites.shape[1]
                 sites = None
-            head = said.head
+            head = own.head
             values = contract.features(self, self.network.features(zt, t, label, **inputs), head, len(zt), held)
         else:
             alone = sites is not None and sites.shape[1] == 1
@@ -273,7 +272,7 @@ class Family(Trained, ABC):
     def network_label(self, label: Tensor | None, b: int, drop: Tensor | None = None) -> Tensor | None:
         """The label as the network wants it: None for networks without labels, the null class where it is missing
         or where `drop` (Bool[b]) says so."""
-        num_labels = asking.said(self.network).num_labels
+        num_labels = declared.by(self.network).num_labels
         if num_labels is None:
             return label
         if num_labels == 0:
@@ -286,7 +285,7 @@ class Family(Trained, ABC):
     # ------------------------------------------------------------------ Lightning
 
     def configure_model(self) -> None:
-        asking.compile_all(self.network)
+        declared.compile_all(self.network)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         x, micro_batches, world = batch["x"], self.trainer.accumulate_grad_batches, self.trainer.world_size

@@ -22,9 +22,8 @@ from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.metrics.latent import LatentUse
-from ggm_lightning.models import contract
+from ggm_lightning.models import contract, declared
 from ggm_lightning.models import lddm_stages as stages
-from ggm_lightning.models import network as asking
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.readout import MaskedTerms, Readout
@@ -331,7 +330,7 @@ class LatentFamily(Family):
 
     def configure_model(self) -> None:
         super().configure_model()
-        asking.compile_all(self.encoder, self.latent_network)
+        declared.compile_all(self.encoder, self.latent_network)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Those of step 0, also in stage 2, so that its optimiser can be resumed; AdamW leaves what has no gradient."""
@@ -372,7 +371,7 @@ class LatentFamily(Family):
         x = batch["x"]
         with self.evaluating(), self._latents_of(batch):
             raw = self.encode(x)
-            if "latent" not in batch and asking.can(self.encoder, "raw"):
+            if "latent" not in batch and declared.has(self.encoder, "raw"):
                 raw = self.encoder.raw(x, None)
             gain = x.new_zeros(0)
             if self._batches_probed < _PROBED and len(x) > 1:

@@ -18,8 +18,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from ggm_lightning.models import contract
-from ggm_lightning.models import network as asking
+from ggm_lightning.models import contract, declared
 
 LOSSES = ("elbo", "plain")
 _CHUNK = 256  # rows encoded at once when statistics are measured
@@ -67,21 +66,21 @@ class Recipe:
 
 def latent_shape(encoder: nn.Module, **networks: nn.Module | None) -> tuple[int, int]:
     """(S, d) of the encoder. Raises ValueError where it does not say, or a network says otherwise."""
-    own = asking.said(encoder)
+    own = declared.by(encoder)
     if own.num_latents is None or own.latent_dim is None:
         raise ValueError(
             f"the encoder {type(encoder).__name__} does not say how large its latent is; give it the attributes "
             "num_latents and latent_dim"
         )
-    asking.check("LDDM", "encoder", encoder)
+    declared.check("LDDM", "encoder", encoder)
     contract.check_call("LDDM", "encoder", encoder, "forward", 2, ())
     latent_network = networks.get("latent_network")
     if latent_network is not None:
-        asking.check("LDDM", "latent_network", latent_network)
+        declared.check("LDDM", "latent_network", latent_network)
         contract.check_call("LDDM", "latent_network", latent_network, "forward", 3, ())
     s, d = own.num_latents, own.latent_dim
     for name, network in networks.items():
-        theirs = asking.said(network)
+        theirs = declared.by(network)
         their_s = s if theirs.num_latents is None else theirs.num_latents
         their_d = d if theirs.latent_dim is None else theirs.latent_dim
         if (their_s, their_d) != (s, d):
@@ -102,7 +101,7 @@ def hold(encoder: nn.Module) -> None:
 
 def has_statistics(encoder: nn.Module) -> bool:
     """Whether its normalisation is measured (coordinates), and not given by construction (sphere, none)."""
-    return asking.can(encoder, "set_statistics") and asking.said(encoder).normalise == "coordinate"
+    return declared.has(encoder, "set_statistics") and declared.by(encoder).normalise == "coordinate"
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Said:
+class Declared:
     """What a module says of itself, with what is taken where it says nothing; see Network and Encoder."""
 
     num_classes: int | None = None
@@ -82,24 +82,24 @@ class Said:
     head: Any = None
 
 
-_FIELDS = tuple(Said.__dataclass_fields__)
+_FIELDS = tuple(Declared.__dataclass_fields__)
 _NUMBERS = ("num_classes", "num_labels", "num_latents", "latent_dim")
 _SWITCHES = ("takes_sites", "visited_bits")
 
 
-def said(module: nn.Module | None) -> Said:
+def by(module: nn.Module | None) -> Declared:
     """Asked anew wherever it is needed: a test or a notebook may put another network in the place of one."""
-    return Said(**{name: getattr(module, name) for name in _FIELDS if hasattr(module, name)})
+    return Declared(**{name: getattr(module, name) for name in _FIELDS if hasattr(module, name)})
 
 
-def can(module: nn.Module, method: str) -> bool:
+def has(module: nn.Module, method: str) -> bool:
     """Whether it has the optional method: features, streams, raw, set_statistics or compile_network."""
     return hasattr(module, method)
 
 
 def stops_before_head(module: nn.Module) -> bool:
     """Whether it gives what goes into its last layer instead of logits."""
-    return can(module, "features") or can(module, "streams")
+    return has(module, "features") or has(module, "streams")
 
 
 def sizes_of(head: Any) -> tuple[int | None, int | None]:
@@ -110,7 +110,7 @@ def sizes_of(head: Any) -> tuple[int | None, int | None]:
 def compile_all(*modules: nn.Module | None) -> None:
     """Calls `compile_network` of those that have it."""
     for module in modules:
-        if module is not None and can(module, "compile_network"):
+        if module is not None and has(module, "compile_network"):
             module.compile_network()  # type: ignore[operator]
 
 
@@ -122,7 +122,7 @@ def name_of(module: nn.Module) -> str:
 def check(family: str, part: str, module: nn.Module, fast: str | None = None) -> None:
     """ValueError where a module says of itself what cannot be meant, naming the attribute. `fast`: the method that is
     called instead of the module where it has one, and then needs a `head`."""
-    found = said(module)
+    found = by(module)
     for name in _NUMBERS:
         value = getattr(found, name)
         if value is not None and not is_whole(value):
@@ -134,7 +134,7 @@ def check(family: str, part: str, module: nn.Module, fast: str | None = None) ->
         value = getattr(found, name)
         if not isinstance(value, bool):
             raise ValueError(f"{family}: {part} {name_of(module)}.{name} is {shown(value)}; give True or False")
-    if fast is not None and can(module, fast) and not isinstance(found.head, nn.Module):
+    if fast is not None and has(module, fast) and not isinstance(found.head, nn.Module):
         raise ValueError(
             f"{family}: {part} {name_of(module)} has `{fast}` but no `head`, the layer that makes logits of what "
             f"{fast} returns; give it one, or call the method by another name"
