@@ -20,7 +20,7 @@ from ggm_lightning.core import noise, watch
 from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.metrics.likelihood import Likelihood
-from ggm_lightning.models import contract, readout
+from ggm_lightning.models import contract, declared, readout
 from ggm_lightning.models.readout import Readout
 from ggm_lightning.models.trained import Optimizer, Trained
 from ggm_lightning.sampling import arguments, loop, naming, plan
@@ -86,13 +86,15 @@ class Family(Trained, ABC):
         self.eval_samples = eval_samples
         self.seed = seed
         self.eval_seed = eval_seed
-        known = getattr(network, "num_classes", num_classes)
-        if known != num_classes:
+        declared.check(type(self).__name__, "network", network, self.fast_path)
+        own = declared.by(network)
+        known = own.num_classes
+        if known is not None and known != num_classes:
             raise ValueError(
                 f"vocabulary mismatch: the data has {num_classes} classes, the network {known}; build the "
                 f"network with num_classes={num_classes} (a configuration takes it from the data: leave it out there)"
             )
-        if label_dropout and not getattr(network, "num_labels", 1):
+        if label_dropout and own.num_labels == 0:
             raise ValueError(
                 f"label_dropout is {label_dropout} but the network takes no labels; set its num_labels or drop it"
             )
@@ -277,11 +279,12 @@ class Family(Trained, ABC):
         it holds these only, and a network that `takes_sites` computes its last block at no others."""
         t, label = self._network_inputs(zt, t, label)
         asked, held = sites, self.num_sites
-        if hasattr(self.network, "features"):
-            if sites is not None and getattr(self.network, "takes_sites", False):
+        if declared.has(self.network, "features"):
+            own = declared.by(self.network)
+            if sites is not None and own.takes_sites:
                 inputs["sites"], held = sites, sites.shape[1]
                 sites = None
-            head = self.network.head
+            head = own.head
             values = contract.features(self, self.network.features(zt, t, label, **inputs), head, len(zt), held)
         else:
             alone = sites is not None and sites.shape[1] == 1
@@ -306,7 +309,7 @@ class Family(Trained, ABC):
     def network_label(self, label: Tensor | None, b: int, drop: Tensor | None = None) -> Tensor | None:
         """The label as the network wants it: None for networks without labels, the null class where it is missing
         or where `drop` (Bool[b]) says so."""
-        num_labels = getattr(self.network, "num_labels", None)
+        num_labels = declared.by(self.network).num_labels
         if num_labels is None:
             return label
         if num_labels == 0:
@@ -319,9 +322,7 @@ class Family(Trained, ABC):
     # ------------------------------------------------------------------ Lightning
 
     def configure_model(self) -> None:
-        compile_network = getattr(self.network, "compile_network", None)
-        if compile_network is not None:
-            compile_network()
+        declared.compile_all(self.network)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         x, micro_batches, world = batch["x"], self.trainer.accumulate_grad_batches, self.trainer.world_size

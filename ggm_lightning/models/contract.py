@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import watch
+from ggm_lightning.models import declared
 from ggm_lightning.models.readout import Readout
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def check_call(
 ) -> None:
     """Whether it takes that many positional arguments and these keywords, from its signature alone; that of its method
     `fast` where it has one."""
-    method = fast if hasattr(module, fast) else "forward"
+    method = fast if declared.has(module, fast) else "forward"
     try:
         signature = inspect.signature(getattr(module, method))
         takes = str(signature)
@@ -57,8 +58,8 @@ def check_call(
         names = {("network", 3): "z, t, label", ("latent_network", 3): "latent, latent_time, label"}
         call = ", ".join([names.get((part, positional), "x, hidden"), *(f"{word}=..." for word in keywords)])
         raise ValueError(
-            f"{family} calls {part}.{method}({call}), but that of {_name(module)} takes {takes}; let it take these "
-            f"arguments{_hint(keywords)}"
+            f"{family} calls {part}.{method}({call}), but that of {declared.name_of(module)} takes {takes}; let it "
+            f"take these arguments{_hint(keywords)}"
         ) from None
     except ValueError:
         return  # no signature to be had
@@ -70,11 +71,6 @@ def _hint(keywords: tuple[str, ...]) -> str:
     if "latent" in keywords:
         return " (the noisy latent Float[b, S, d] and its time Float[b]; networks.latent.JointDenoiser does)"
     return ""
-
-
-def _name(module: nn.Module) -> str:
-    """The class; torch.compile wraps it in one of its own."""
-    return type(getattr(module, "_orig_mod", module)).__name__
 
 
 # ------------------------------------------------------------------ what it returns
@@ -90,8 +86,8 @@ class _Call:
         use = {None: "", "training": "in training, ", "bound": "in a bound, ", "sampling": "in sampling, "}
         module = getattr(self.model, self.part)
         return ValueError(
-            f"{type(self.model).__name__}: {use[self.model.network_use]}{self.part} {_name(module)} returned {came}; "
-            f"wanted: {self.wanted}; {remedy}"
+            f"{type(self.model).__name__}: {use[self.model.network_use]}{self.part} {declared.name_of(module)} "
+            f"returned {came}; wanted: {self.wanted}; {remedy}"
         )
 
     def tensor(self, came: Any) -> Tensor:
@@ -152,15 +148,14 @@ def _remedy(found: tuple[int, ...], b: int, n: int, v: int, shape: tuple[int, ..
 
 def features(model: Family, came: Any, head: Any, b: int, m: int) -> Tensor:
     """Float[b, m, d] from what `features` or `streams` returned, to which the head is applied."""
-    width = getattr(head, "in_features", None)
+    width, classes = declared.sizes_of(head)
     call = _Call(model, "network", f"features of shape ({b}, {m}, {width or 'd'}): rows, sites, width")
     came = call.tensor(came)
     right = came.dim() == 3 and came.shape[:2] == (b, m)
     if not right or width not in (None, came.shape[-1]):
         turned = came.dim() == 3 and (came.shape[0], came.shape[2]) == (b, m)
         raise call.error(_shown(came), "the width comes last: transpose(1, 2)" if turned else "they go into the head")
-    classes = getattr(head, "out_features", model.num_classes)
-    if classes != model.num_classes:
+    if classes not in (None, model.num_classes):
         call.wanted = f"a head of {model.num_classes} classes"
         raise call.error(f"features whose head gives {classes}", "the mask is no class, if it is one too many")
     return came
@@ -217,7 +212,7 @@ def joint(
 ) -> tuple[Readout, Tensor]:
     """One call of LDDM's joint network: (what it says of the sites, z_0 Float[b, S, d])."""
     network, b = model.network, len(zt)
-    fast = hasattr(network, model.fast_path)
+    fast = declared.has(network, model.fast_path)
     came = (network.streams if fast else network)(zt, t, label, **inputs)
     if not isinstance(came, tuple | list) or len(came) != 2:
         call = _Call(model, "network", "a pair: logits (or features) and z_0")

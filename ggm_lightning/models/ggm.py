@@ -27,6 +27,7 @@ from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.glauber import Pair, SiteLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.sweeps import Sweeps
+from ggm_lightning.models import declared
 from ggm_lightning.models.base import Family
 from ggm_lightning.sampling import arguments, sweeping
 
@@ -330,7 +331,7 @@ def _evaluation_noise(stream: str, **counters: Any) -> Tensor:
 
 
 def _check_bits(network: nn.Module) -> None:
-    if getattr(network, "visited_bits", True) is False:  # of ours, which take the argument in any case
+    if not declared.by(network).visited_bits:  # of ours, which take the argument in any case
         raise ValueError(
             f"GGM: the network {type(network).__name__} was built without the visited bits; set its visited_bits: true "
             "(a class of your own takes the keyword argument visited, Bool[b, n])"

@@ -23,7 +23,7 @@ from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.metrics.latent import LatentUse
-from ggm_lightning.models import contract
+from ggm_lightning.models import contract, declared
 from ggm_lightning.models import lddm_stages as stages
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_stages import Recipe
@@ -329,8 +329,7 @@ class LatentFamily(Family):
 
     def configure_model(self) -> None:
         super().configure_model()
-        for part in (self.encoder, self.latent_network):
-            getattr(part, "compile_network", lambda: None)()
+        declared.compile_all(self.encoder, self.latent_network)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Those of step 0, also in stage 2, so that its optimiser can be resumed; AdamW leaves what has no gradient."""
@@ -370,7 +369,9 @@ class LatentFamily(Family):
         row, _ = self._evaluate(batch, "val")
         x = batch["x"]
         with self.evaluating(), self._latents_of(batch):
-            raw = self.encode(x) if "latent" in batch or not hasattr(self.encoder, "raw") else self.encoder.raw(x, None)
+            raw = self.encode(x)
+            if "latent" not in batch and declared.has(self.encoder, "raw"):
+                raw = self.encoder.raw(x, None)
             gain = x.new_zeros(0)
             if self._batches_probed < _PROBED and len(x) > 1:
                 gain = self.latent_gain(x, batch.get("label"), self.eval_seed, row)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import death, fused, losses, watch
 from ggm_lightning.core.softplus_loss import softplus_loss
+from ggm_lightning.models import declared
 
 
 def pays(network: nn.Module, switch: bool | None) -> bool:
     """Whether losses need no logits: the network stops before a linear head, and `switch`, or None and many classes."""
-    head = getattr(network, "head", None)
-    stops = hasattr(network, "features") or hasattr(network, "streams")
-    if not stops or not isinstance(head, nn.Linear):
+    head = declared.by(network).head
+    if not declared.stops_before_head(network) or not isinstance(head, nn.Linear):
         return False
     return head.out_features >= fused.MIN_CLASSES if switch is None else switch
 
