@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, gaussian, masking, noise, times
+from ggm_lightning.core import categorical, gaussian, masking, noise, schedule_checks, times
 from ggm_lightning.core.gaussian import LatentClock
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
@@ -86,8 +86,8 @@ class LatentFamily(Family):
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self.latent_shape = stages.latent_shape(encoder=encoder, network=network, latent_network=latent_network)
         self.encoder, self.latent_network = encoder, latent_network
-        self.schedule = Linear(0.0) if schedule is None else schedule
-        self.latent_schedule = gaussian.Sqrt() if latent_schedule is None else latent_schedule
+        self.schedule = schedule_checks.checked(Linear(0.0) if schedule is None else schedule)
+        self.latent_schedule = schedule_checks.latent(gaussian.Sqrt() if latent_schedule is None else latent_schedule)
         self.clock = LatentClock.to_snr(self.latent_schedule, max_snr, *latent_levels)
         self.num_timesteps, self.recipe, self.infill_latents = num_timesteps, recipe, infill_latents
         self.loss_name = "train/bpd" if recipe.token_loss == recipe.latent_loss == "elbo" else "train/loss"

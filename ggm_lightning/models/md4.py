@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, masking, noise, times
+from ggm_lightning.core import categorical, masking, noise, schedule_checks, times
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
@@ -40,7 +40,8 @@ class MD4(Family):
 
     Args:
         network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
-        schedule: alpha(t), a class of ggm_lightning.core.schedules; Linear is the paper's.
+        schedule: alpha(t), a class of core/schedules.py or one of your own (docs/extend/schedule.md); Linear is the
+            paper's.
         num_timesteps: T of the finite-time bound L_T; None is continuous time, tighter and the paper's choice.
         count_prior: add the prior term, without which the sum is no bound; False is the published convention.
         leftover: sites still masked at t = 0 (N eps of them expected) are drawn from the network ("draw") or take its
@@ -69,7 +70,7 @@ class MD4(Family):
             raise ValueError(f"num_timesteps is {num_timesteps}; give a positive number, or null for continuous time")
         if leftover not in ("draw", "argmax"):
             raise ValueError(f"leftover is '{leftover}'; choose draw or argmax")
-        self.schedule = schedule
+        self.schedule = schedule_checks.checked(schedule)
         self.num_timesteps = num_timesteps
         self.count_prior = count_prior
         self.leftover = leftover
