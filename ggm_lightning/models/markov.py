@@ -16,19 +16,20 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, logs, markov, masking, noise, times, watch
-from ggm_lightning.core.markov import Grid, Process, Step
+from ggm_lightning.core import categorical, logs, masking, noise, rates, times, watch
+from ggm_lightning.core.markov import Chain, Grid, Step
 from ggm_lightning.core.noise import StepNoise
+from ggm_lightning.core.rates import Rates
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling.request import Request, Samples, Trace
 
-PROCESSES = ("uniform", "absorbing", "gaussian")
 PARAMETRISATIONS = ("prior", "posterior")
 
 
@@ -59,9 +60,10 @@ class MarkovDiffusion(Family):
 
     Args:
         network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
-        process: uniform, absorbing (S = V + 1, the mask last) or gaussian; or the rates themselves, S x S numbers with
-            S >= V, process[a][b] the rate b -> a (the diagonal is not used). gaussian moves between neighbouring
-            levels, so is refused for classes that are names; rates of one's own go with any data.
+        process: uniform, absorbing (S = V + 1, the mask last) or gaussian, which moves between neighbouring levels and
+            so is refused for classes that are names. Rates of one's own: S x S numbers with S >= V, process[a][b] the
+            rate b -> a (the diagonal is not used); a .npy file of them; or a class derived from core.rates.Rates, whose
+            rates may change with time.
         t_end: the process's time at t = 1. power: tau = t_end t^power.
         num_timesteps: T of loss and bound; a sampler may take any number of steps.
         width: of the gaussian process, in states.
@@ -69,6 +71,7 @@ class MarkovDiffusion(Family):
             its own x_t is looked at: P(x_t | x_0), which is known, is multiplied in, and equal logits have a bound of
             about N ln V. posterior: p(x_0 | x_t) itself, with all of P(x_t | x_0) left to the network; x_0 that cannot
             become x_t are left out. Either can say any law.
+        matrix: the numbers of a .npy file that `process` names. A checkpoint gives them, and so needs no file.
     """
 
     grids = ("uniform", "cosine")
@@ -79,12 +82,13 @@ class MarkovDiffusion(Family):
         network: nn.Module,
         num_classes: int,
         shape: tuple[int, ...],
-        process: str | list[list[float]] = "uniform",
+        process: str | Rates | list[list[float]] = "uniform",
         t_end: float = 10.0,
         power: float = 2.0,
         num_timesteps: int = 100,
         width: float = 1.0,
         parametrisation: str = "prior",
+        matrix: list[list[float]] | None = None,
         optimizer: Optimizer = Optimizer(),
         label_dropout: float = 0.0,
         eval_samples: int = 1,
@@ -99,13 +103,20 @@ class MarkovDiffusion(Family):
             raise ValueError(f"parametrisation is '{parametrisation}'; choose {' or '.join(PARAMETRISATIONS)}")
         self.parametrisation = parametrisation
         self.t_end, self.power, self.num_timesteps = t_end, power, num_timesteps
-        self.needs_order = process == "gaussian"
-        self._process = Process(_rates(process, num_classes, width))
+        if matrix is not None and not rates.is_file(process):
+            raise ValueError(f"matrix is given beside process '{process}'; it goes with the name of a .npy file alone")
+        self.matrix = rates.from_file(process) if rates.is_file(process) and matrix is None else matrix
+        self.rates = rates.of(process if self.matrix is None else self.matrix, num_classes, width)
+        self.needs_order = self.rates.needs_order
+        self._process = rates.process_of(self.rates, num_classes, t_end)
         self._grid: Grid | None = None
         law = torch.zeros(self._process.num_states, dtype=torch.float64)
         law[:num_classes] = 1 / num_classes
         # x_1 of data that are uniform: no state that q(x_1 | x) can be in has probability 0
-        self._prior = self._process.marginal(law, torch.tensor([t_end], dtype=torch.float64))[0]
+        self._prior = self._process.marginal(law, self.tau(torch.ones(1)))[0]
+
+    def carried_arguments(self) -> dict[str, Any]:
+        return {} if self.matrix is None else {"matrix": self.matrix}
 
     @property
     def prior_law(self) -> Tensor:
@@ -114,7 +125,7 @@ class MarkovDiffusion(Family):
         return self._prior
 
     @property
-    def process(self) -> Process:
+    def process(self) -> Chain:
         self._process = self._process.to(self.device)
         return self._process
 
@@ -133,7 +144,7 @@ class MarkovDiffusion(Family):
 
     def tau(self, t: Tensor) -> Tensor:
         """The process's time."""
-        return self.t_end * t.double() ** self.power
+        return self.rates.elapsed(self.t_end * t.double() ** self.power)
 
     # ------------------------------------------------------------------ corrupt
 
@@ -254,16 +265,3 @@ class MarkovDiffusion(Family):
             z = law.draw(partial(uniform, step=i)).reshape(z.shape)
             trace.add(i + 1, z)
         return Samples(z, self.network_calls - before, trace.states)
-
-
-def _rates(process: str | list[list[float]], num_classes: int, width: float) -> Tensor:
-    if not isinstance(process, str):
-        L = markov.from_rates(torch.tensor(process, dtype=torch.float64))
-        if len(L) < num_classes:
-            raise ValueError(f"process has {len(L)} states for {num_classes} classes; give a rate for every class")
-        return L
-    if process not in PROCESSES:
-        raise ValueError(f"process '{process}' is unknown; choose one of {', '.join(PROCESSES)}, or give the rates")
-    if process == "gaussian":
-        return markov.discretised_gaussian(num_classes, width)
-    return markov.uniform(num_classes) if process == "uniform" else markov.absorbing(num_classes)
