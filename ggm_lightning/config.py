@@ -104,8 +104,8 @@ def _short(value: Any) -> str:
     return "null" if value is None else _cut(repr(value))
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _cut(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def differences(ours: Any, theirs: Any, key: str = "model") -> list[str]:
         return found
     if isinstance(ours, tuple | list) and isinstance(theirs, tuple | list) and list(ours) == list(theirs):
         return []
-    return [] if ours == theirs else [f"{key} is {ours}, there {theirs}"]
+    return [] if ours == theirs else [f"{key} is {_cut(str(ours), 200)}, there {_cut(str(theirs), 200)}"]
 
 
 # ---------------------------------------------------------------------------------------------- errors in one line

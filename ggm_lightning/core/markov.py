@@ -230,7 +230,7 @@ class Pieces(Chain):
 
     def _piece(self, t: Tensor) -> Tensor:
         """Int64[b]: the piece that begins at t or before."""
-        return (torch.searchsorted(self.edges, t, right=True) - 1).clamp(0, len(self.L) - 1)
+        return (torch.searchsorted(self.edges, t.contiguous(), right=True) - 1).clamp(0, len(self.L) - 1)
 
     def transition(self, t: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
         _refuse_backwards(t)
