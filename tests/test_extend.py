@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from ggm_lightning import load
 from ggm_lightning.cli import main
@@ -113,6 +114,27 @@ def test_a_wrong_schedule_ends_in_one_line(folder: Path, capsys: pytest.CaptureF
     (folder / "mine.py").write_text(blocks("schedule")["mine.py"].replace("1 - t**3", "0.9 - t**3"))
     assert "schedule Cubic: alpha(0.9658) is -0.0009" in refused(capsys, *fit, "mine.Cubic")
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("folder", ["schedule"], indirect=True)
+def test_lddm_takes_two_of_them(folder: Path) -> None:
+    sizes = {"feature_dim": 8, "num_heads": 2, "num_layers": 1, "num_latents": 2, "latent_dim": 3}
+    parts = {
+        "network": {"class_path": "ggm_lightning.networks.latent.JointDenoiser", "init_args": sizes},
+        "encoder": {"class_path": "ggm_lightning.networks.latent_encoder.LatentEncoder", "init_args": sizes},
+        "schedule": {"class_path": "mine.Cubic"},
+        "latent_schedule": {"class_path": "mine.Sigmoid", "init_args": {"steepness": 5.0}},
+    }
+    whole = yaml.safe_load((folder / "mine.yaml").read_text()) | {
+        "model": {"class_path": "FujiLDDM", "init_args": parts}
+    }
+    (folder / "lddm.yaml").write_text(yaml.safe_dump(whole))
+    main(["fit", "--config", "lddm.yaml", "--name", "lddm"])
+    assert arguments_of("lddm")["latent_schedule"]["class_path"] == "mine.Sigmoid"
+    model = load("runs/lddm/last.ckpt", trust="mine")
+    assert (type(model.schedule).__name__, type(model.latent_schedule).__name__) == ("Cubic", "Sigmoid")
+    assert bool(torch.isfinite(model.nelbo(X)).all())
+    assert model.sample(2, 3).x.shape == (2, 16)
 
 
 @pytest.mark.parametrize("folder", ["rates"], indirect=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -125,7 +125,7 @@ def _of_name(name: str, num_classes: int, width: float) -> Float64[Tensor, "v w"
     )
 
 
-def is_file(process: Any) -> bool:
+def is_file(process: Any) -> TypeGuard[str]:
     """Whether a model's `process` names a .npy file."""
     return isinstance(process, str) and process.endswith(".npy")
 

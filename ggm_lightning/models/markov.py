@@ -105,7 +105,9 @@ class MarkovDiffusion(Family):
         self.t_end, self.power, self.num_timesteps = t_end, power, num_timesteps
         if matrix is not None and not rates.is_file(process):
             raise ValueError(f"matrix is given beside process '{process}'; it goes with the name of a .npy file alone")
-        self.matrix = rates.from_file(process) if rates.is_file(process) and matrix is None else matrix
+        self.matrix = matrix
+        if matrix is None and rates.is_file(process):
+            self.matrix = rates.from_file(process)
         self.rates = rates.of(process if self.matrix is None else self.matrix, num_classes, width)
         self.needs_order = self.rates.needs_order
         self._process = rates.process_of(self.rates, num_classes, t_end)

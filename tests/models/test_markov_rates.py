@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core.rates import MaskAndReplace, Rates
+from ggm_lightning.models.base import Family
 from ggm_lightning.models.markov import MarkovDiffusion
+from ggm_lightning.rundir import building
 from tests.models.test_markov_exact import P0, RING, TWO, Equal, V, bound, model_of, sampler_law, states
 
 WARM = torch.tensor(RING, dtype=torch.float64)  # four states for three classes
@@ -150,3 +152,35 @@ def test_amounts_are_asked_for_by_the_class() -> None:
 
     needs = [MarkovDiffusion(Equal(2), V, (2,), process=p).needs_order for p in (Levels(), Warped(), "gaussian", RING)]
     assert needs == [True, False, True, False]
+
+
+DESCRIBED = {
+    "numbers": ({"matrix": RING}, None),
+    "ragged": ({"matrix": [[0.0, 1.0], [1.0]]}, "process: no matrix of numbers"),
+    "texts": ({"matrix": [["a"]]}, "matrix is"),
+    "a class in it": ({"matrix": [[{"class_path": "os.system"}]]}, "os.system, which is not of this package"),
+    "no file": ({}, "there is no such file"),
+    "rates of a stranger": (
+        {"process": {"class_path": "payload.Rates"}},
+        "payload.Rates, which is not of this package",
+    ),
+    "another class": ({"process": {"class_path": "ggm_lightning.core.schedules.Linear"}}, "is no Rates"),
+    "rates of ours": ({"process": {"class_path": "ggm_lightning.core.rates.MaskAndReplace"}}, None),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_what_a_strangers_checkpoint_may_say(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder of checkpoints makes numbers and classes of this package, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    given, message = DESCRIBED[name]
+    transformer = {"feature_dim": 8, "num_heads": 2, "num_layers": 1, "num_classes": 3}
+    network = {"class_path": "ggm_lightning.networks.transformer.Transformer", "init_args": transformer}
+    arguments = {"network": network, "num_classes": 3, "shape": [2], "process": "ring.npy"} | given
+    section = {"class_path": "ggm_lightning.models.markov.MarkovDiffusion", "init_args": arguments}
+    if message is None:
+        assert building.build(section, Family).process.num_states == 4
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        building.build(section, Family)
+    assert "\n" not in str(caught.value)
