@@ -106,8 +106,8 @@ def _short(value: Any) -> str:
     return "null" if value is None else _cut(repr(value))
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _cut(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

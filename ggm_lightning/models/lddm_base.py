@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from ggm_lightning.core import gaussian, masking, noise, times
+from ggm_lightning.core import gaussian, masking, noise, schedule_checks, times
 from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.gaussian import LatentClock
 from ggm_lightning.core.masking import MaskedLaw
@@ -86,8 +86,8 @@ class LatentFamily(Family):
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self.latent_shape = stages.latent_shape(encoder=encoder, network=network)
         self.encoder, self.latent_network = encoder, None
-        self.schedule = Linear(0.0) if schedule is None else schedule
-        self.latent_schedule = gaussian.Sqrt() if latent_schedule is None else latent_schedule
+        self.schedule = schedule_checks.checked(Linear(0.0) if schedule is None else schedule)
+        self.latent_schedule = schedule_checks.latent(gaussian.Sqrt() if latent_schedule is None else latent_schedule)
         self.max_snr, self.num_timesteps = max_snr, num_timesteps
         self.recipe, self.infill_latents = recipe, infill_latents
         self.loss_name = "train/bpd" if recipe.token_loss == recipe.latent_loss == "elbo" else "train/loss"

@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, logs, markov, masking, noise, times
+from ggm_lightning.core import categorical, logs, masking, noise, rates, times
 from ggm_lightning.core.categorical import PLAIN, Sharpening
-from ggm_lightning.core.markov import Grid, Process, Step
+from ggm_lightning.core.markov import Chain, Grid, Step
 from ggm_lightning.core.noise import StepNoise
+from ggm_lightning.core.rates import Rates
 from ggm_lightning.models.base import Family
 from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling.first_hitting import FirstHitting
 from ggm_lightning.sampling.naming import Maker
 from ggm_lightning.sampling.reverse import Bridged
 
-PROCESSES = ("uniform", "absorbing", "gaussian")
 PARAMETRISATIONS = ("prior", "posterior")
 
 
@@ -83,9 +83,10 @@ class MarkovDiffusion(Family):
 
     Args:
         network, num_classes, shape: see Family.
-        process: uniform, absorbing (S = V + 1, the mask last) or gaussian; or the rates themselves, S x S numbers with
-            S >= V, process[a][b] the rate b -> a (the diagonal is not used). gaussian moves between neighbouring
-            levels, so is refused for classes that are names; rates of one's own go with any data.
+        process: uniform, absorbing (S = V + 1, the mask last) or gaussian, which moves between neighbouring levels and
+            so is refused for classes that are names. Rates of one's own: S x S numbers with S >= V, process[a][b] the
+            rate b -> a (the diagonal is not used); a .npy file of them; or a class derived from core.rates.Rates, whose
+            rates may change with time.
         t_end: the process's time at t = 1. power: tau = t_end t^power.
         num_timesteps: T of loss and bound; a sampler may take any number of steps.
         width: of the gaussian process, in states.
@@ -93,6 +94,7 @@ class MarkovDiffusion(Family):
             its own x_t is looked at: P(x_t | x_0), which is known, is multiplied in, and equal logits have a bound of
             about N ln V. posterior: p(x_0 | x_t) itself, with all of P(x_t | x_0) left to the network; x_0 that cannot
             become x_t are left out. Either can say any law.
+        matrix: the numbers of a .npy file that `process` names. A checkpoint gives them, and so needs no file.
         family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
@@ -105,12 +107,13 @@ class MarkovDiffusion(Family):
         network: nn.Module,
         num_classes: int,
         shape: tuple[int, ...],
-        process: str | list[list[float]] = "uniform",
+        process: str | Rates | list[list[float]] = "uniform",
         t_end: float = 10.0,
         power: float = 2.0,
         num_timesteps: int = 100,
         width: float = 1.0,
         parametrisation: str = "prior",
+        matrix: list[list[float]] | None = None,
         **family: Any,
     ) -> None:
         super().__init__(network, num_classes, shape, **family)
@@ -121,8 +124,14 @@ class MarkovDiffusion(Family):
             raise ValueError(f"parametrisation is '{parametrisation}'; choose {' or '.join(PARAMETRISATIONS)}")
         self.parametrisation = parametrisation
         self.t_end, self.power, self.num_timesteps = t_end, power, num_timesteps
-        self.needs_order = process == "gaussian"
-        self._process = Process(_rates(process, num_classes, width))
+        if matrix is not None and not rates.is_file(process):
+            raise ValueError(f"matrix is given beside process '{process}'; it goes with the name of a .npy file alone")
+        self.matrix = matrix
+        if matrix is None and rates.is_file(process):
+            self.matrix = rates.from_file(process)
+        self.rates = rates.of(process if self.matrix is None else self.matrix, num_classes, width)
+        self.needs_order = self.rates.needs_order
+        self._process = rates.process_of(self.rates, num_classes, t_end)
         if process == "absorbing":
             self.mask_id, self.schedule = num_classes, Absorption(t_end, power)
             self.samplers = MappingProxyType({**type(self).samplers, "first_hitting": FirstHitting})
@@ -130,7 +139,10 @@ class MarkovDiffusion(Family):
         law = torch.zeros(self._process.num_states, dtype=torch.float64)
         law[:num_classes] = 1 / num_classes
         # x_1 of data that are uniform: no state that q(x_1 | x) can be in has probability 0
-        self._prior = self._process.marginal(law, torch.tensor([t_end], dtype=torch.float64))[0]
+        self._prior = self._process.marginal(law, self.tau(torch.ones(1)))[0]
+
+    def carried_arguments(self) -> dict[str, Any]:
+        return {} if self.matrix is None else {"matrix": self.matrix}
 
     @property
     def prior_law(self) -> Tensor:
@@ -139,7 +151,7 @@ class MarkovDiffusion(Family):
         return self._prior
 
     @property
-    def process(self) -> Process:
+    def process(self) -> Chain:
         self._process = self._process.to(self.device)
         return self._process
 
@@ -158,7 +170,7 @@ class MarkovDiffusion(Family):
 
     def tau(self, t: Tensor) -> Tensor:
         """The process's time."""
-        return self.t_end * t.double() ** self.power
+        return self.rates.elapsed(self.t_end * t.double() ** self.power)
 
     # ------------------------------------------------------------------ corrupt
 
@@ -257,16 +269,3 @@ class MarkovDiffusion(Family):
         row = torch.arange(num_samples, device=self.device)
         uniform = uniform or partial(noise.uniform, seed=0, step=0, row=row, num_sites=self.num_sites)
         return categorical.draw_common(self.prior_law, uniform("prior")).reshape(num_samples, *self.shape)
-
-
-def _rates(process: str | list[list[float]], num_classes: int, width: float) -> Tensor:
-    if not isinstance(process, str):
-        L = markov.from_rates(torch.tensor(process, dtype=torch.float64))
-        if len(L) < num_classes:
-            raise ValueError(f"process has {len(L)} states for {num_classes} classes; give a rate for every class")
-        return L
-    if process not in PROCESSES:
-        raise ValueError(f"process '{process}' is unknown; choose one of {', '.join(PROCESSES)}, or give the rates")
-    if process == "gaussian":
-        return markov.discretised_gaussian(num_classes, width)
-    return markov.uniform(num_classes) if process == "uniform" else markov.absorbing(num_classes)

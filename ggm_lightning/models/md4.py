@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import masking, noise, times
+from ggm_lightning.core import masking, noise, schedule_checks, times
 from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
@@ -44,7 +44,8 @@ class MD4(Family):
 
     Args:
         network, num_classes, shape: see Family.
-        schedule: alpha(t), a class of ggm_lightning.core.schedules; Linear is the paper's.
+        schedule: alpha(t), a class of core/schedules.py or one of your own (docs/extend/schedule.md); Linear is the
+            paper's.
         num_timesteps: T of the finite-time bound L_T; None is continuous time, tighter and the paper's choice.
         count_prior: add the prior term, without which the sum is no bound; False is the published convention.
         leftover: sites still masked at t = 0 (N eps of them expected) are drawn from the network ("draw") or take its
@@ -70,7 +71,7 @@ class MD4(Family):
             raise ValueError(f"num_timesteps is {num_timesteps}; give a positive number, or null for continuous time")
         if leftover not in ("draw", "argmax"):
             raise ValueError(f"leftover is '{leftover}'; choose draw or argmax")
-        self.schedule = schedule
+        self.schedule = schedule_checks.checked(schedule)
         self.num_timesteps = num_timesteps
         self.count_prior = count_prior
         self.leftover = leftover

@@ -148,6 +148,10 @@ class Trained(LightningModule):
         bar = self.trainer.progress_bar_callback
         return bar is not None and not hasattr(bar, "shows_step_means")
 
+    def carried_arguments(self) -> dict[str, Any]:
+        """Constructor arguments that a checkpoint holds beside those of the configuration: what files contained."""
+        return {}
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, as torch's optimisers take it; a group may set its own lr and weight_decay."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]

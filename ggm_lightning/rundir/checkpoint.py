@@ -250,6 +250,7 @@ def _model_spec(model: LightningModule, spec: dict[str, Any]) -> dict[str, Any]:
     init_args = dict(spec.get("init_args", {} if "class_path" in spec else spec))
     linked = {"num_classes": getattr(model, "num_classes", None), "shape": getattr(model, "shape", None)}
     init_args |= _filled(type(model), init_args, linked)
+    init_args |= getattr(model, "carried_arguments", dict)()  # a LightningModule of the user's own may not have it
     for name, value in init_args.items():
         part = getattr(model, name, None)
         if isinstance(value, dict) and "class_path" in value and isinstance(part, torch.nn.Module):

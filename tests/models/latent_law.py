@@ -32,8 +32,9 @@ DZ = float(GRID[1] - GRID[0])
 class LogSNR(Schedule):
     """ln SNR linear in t: `high` at t = first, `low` at t = 1."""
 
+    floor = 0.1
+
     def __init__(self, high: float = 4.0, low: float = -8.0, first: float = 0.0) -> None:
-        super().__init__(0.0)
         self.high, self.slope, self.first = high, (high - low) / max(1 - first, 1e-300), first
         self.low = low
 
@@ -51,8 +52,6 @@ class LogSNR(Schedule):
 
     def inverse(self, u: Tensor) -> Tensor:
         return 1 - (torch.special.logit(1 - u) - self.low) / self.slope
-
-    _a0 = _u0 = _du0 = _u0_inverse = None  # type: ignore[assignment]
 
 
 class Code(nn.Module):

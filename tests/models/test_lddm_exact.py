@@ -174,20 +174,16 @@ class Clock(Schedule):
     """w(t) and its slope from two functions."""
 
     def __init__(self, w, slope) -> None:
-        super().__init__(0.0)
         self.w, self.slope = w, slope
 
-    def _a0(self, t: Tensor) -> Tensor:
+    def alpha(self, t: Tensor) -> Tensor:
         return 1 - self.w(t)
 
-    def _u0(self, t: Tensor) -> Tensor:
+    def masked_fraction(self, t: Tensor) -> Tensor:
         return self.w(t)
 
-    def _du0(self, t: Tensor) -> Tensor:
-        return self.slope(t)
-
-    def _u0_inverse(self, u0: Tensor) -> Tensor:
-        raise NotImplementedError
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -self.slope(t)
 
 
 class LatentClock(LogSNR):
@@ -202,6 +198,8 @@ class LatentClock(LogSNR):
 
     def dalpha(self, t: Tensor) -> Tensor:
         return -2 * self.size * self.path_slope(t) * self.alpha(t) * self.masked_fraction(t)
+
+    inverse = Schedule.inverse
 
 
 one = torch.ones_like

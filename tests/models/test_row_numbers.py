@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ggm_lightning.data.codecs import Characters, Codec
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ggm_lightning.codecs.codec import Characters, Codec
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.order import EvalOrder, TrainOrder
 from ggm_lightning.data.rows import Numbered, Rows
