@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
-from ggm_lightning.codecs.codec import Codec, Images, Integers
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.pictures import Images
+from ggm_lightning.codecs.text import Integers
 from ggm_lightning.data.arrays import read_array
 from ggm_lightning.models.base import Family
 from ggm_lightning.vqgan.codes import Codes

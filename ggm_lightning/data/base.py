@@ -26,6 +26,7 @@ from ggm_lightning.data.latents import CachedLatents
 from ggm_lightning.data.order import EvalOrder, TrainOrder, divide_batch
 from ggm_lightning.data.rows import RowSource, check_ids, check_labels
 from ggm_lightning.data.steps import Counts, Epoch, convert_evaluation, convert_training, evaluated_rows
+from ggm_lightning.rundir.codecs import check_loads_again
 
 _STAGES: dict[str | None, tuple[str, ...]] = {
     "fit": ("train", "val"),
@@ -186,6 +187,8 @@ class DiscreteData(LightningDataModule, ABC):
         for split in _STAGES[stage]:
             self.check_latents(self.rows(split), getattr(self.trainer, "lightning_module", None))
         self._check_network(stage)
+        if stage == "fit":
+            check_loads_again(self.codec, self.shape)
         if self.trainer is not None and stage is not None:
             self._convert_counts(self.trainer, stage)
 

@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from ggm_lightning.codecs.codec import Images, dict_hash
+from ggm_lightning.codecs.codec import dict_hash
+from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data.fingerprints import fingerprint, folder_fingerprint
 from ggm_lightning.data.picture_files import FILTERS, decoded
 from ggm_lightning.data.pixels import PixelData, PixelWriter

@@ -21,12 +21,9 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 OWN = "ggm_lightning"
 Spec = dict[str, Any]  # class_path and init_args
@@ -129,9 +126,14 @@ class _Builder:
         if self.first_format:
             described = {**getattr(cls, "defaults_before", {}), **described}
         described |= {name: value for name, value in given.items() if name in known}
-        inside = self.outline and where and issubclass(cls, nn.Module)
-        with torch.device("meta") if inside else nullcontext():
+        with self._without_memory(cls) if self.outline and where else nullcontext():
             return cls(**self.arguments(described, known, where or cls.__name__))
+
+    @staticmethod
+    def _without_memory(cls: type) -> AbstractContextManager[Any]:
+        import torch  # here: processes that encode text (data/encoding.py) build a codec, and start sooner without it
+
+        return torch.device("meta") if issubclass(cls, torch.nn.Module) else nullcontext()
 
     def class_of(self, path: Any, kind: type, where: str) -> type:
         if not isinstance(path, str):

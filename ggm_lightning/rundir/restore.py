@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ggm_lightning.rundir import building
+from ggm_lightning.rundir import building, codecs
 from ggm_lightning.rundir.building import Refused
 from ggm_lightning.rundir.checkpoint import about, format_of, read
 
@@ -56,7 +56,7 @@ def restored(
     model = _built(described, format_of(checkpoint), weights, path, names)
     # the keys have been compared with the model's own state dict, which may leave foreign frozen parts out
     model.load_state_dict(weights, strict=False)
-    model.codec = _codec(described.get("codec"), model, path)  # type: ignore[assignment]
+    model.codec = _codec(described.get("codec"), model, path, names)  # type: ignore[assignment]
     return model.to(map_location).eval() if isinstance(map_location, str | torch.device) else model.eval()
 
 
@@ -176,16 +176,17 @@ def _refuse_size(outline: nn.Module, weights: dict[str, Tensor], path: str | Pat
         )
 
 
-def _codec(described: Any, model: LightningModule, path: str | Path) -> Any:
+def _codec(described: Any, model: LightningModule, path: str | Path, trust: Sequence[str]) -> Any:
     """The codec of the file, or None. Its vocabulary is compared before anything of that size is made."""
     if described is None:
         return None
-    from ggm_lightning.codecs.codec import codec_from_dict  # tokenizers are needed for texts only
-
     wanted = getattr(model, "num_classes", None)
     try:
-        claimed = described.get("num_classes", wanted)
-        codec = codec_from_dict(described) if claimed == wanted else None
+        section = codecs.current(described)
+        claimed = section["init_args"].get("num_classes", wanted)
+        codec = codecs.codec_from_dict(section, trust) if claimed == wanted else None
+    except Refused as error:
+        raise ValueError(f"{path}: its codec is refused, {error}") from None
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(

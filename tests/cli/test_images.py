@@ -15,7 +15,7 @@ import ggm_lightning
 from ggm_lightning.callbacks.samples import columns_of
 from ggm_lightning.cli import drawing, infill_input
 from ggm_lightning.cli.main import main
-from ggm_lightning.codecs.codec import MASKED_GREY, Images
+from ggm_lightning.codecs.pictures import MASKED_GREY, Images
 from ggm_lightning.models.md4 import MD4
 from tests.cli.test_main import error_of
 
