@@ -12,8 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from ggm_lightning.report.pictures import grid, save_png
+from ggm_lightning.callbacks.protocols import Decodes, HasSamplers, datamodule_of
+from ggm_lightning.networks.labels import labels_of_model
 from ggm_lightning.rundir.folder import beside
+from ggm_lightning.rundir.pictures import grid, save_png
 
 MOST_COLUMNS = 16
 
@@ -106,8 +108,10 @@ class Samples(Callback):
 
 def refuse_sampler(callback: str, sampler: str | None, pl_module: LightningModule) -> None:
     """ValueError for a name that the model does not know: now, and not after the first hours of training."""
-    known = getattr(pl_module, "samplers", None)
-    if sampler is not None and known is not None and sampler not in known:
+    if sampler is None or not isinstance(pl_module, HasSamplers):
+        return
+    known = pl_module.samplers
+    if sampler not in known:
         raise ValueError(
             f"{callback}: sampler '{sampler}' is unknown to {type(pl_module).__name__}; choose {', '.join(known)}"
         )
@@ -124,7 +128,7 @@ def classes_in_turn(model: LightningModule, count: int) -> torch.Tensor | None:
 
     A network that was always told the class in training (label_dropout 0) cannot do without.
     """
-    known = getattr(getattr(model, "network", None), "num_labels", 0)
+    known = labels_of_model(model)
     if not known:
         return None
     index = torch.arange(count, device=model.device)
@@ -142,8 +146,8 @@ def columns_of(label: torch.Tensor | None) -> int | None:
 
 def decode(trainer: Trainer, x: torch.Tensor) -> list[str] | np.ndarray:
     """Texts or uint8 images; lines of numbers where the data knows no better."""
-    datamodule = getattr(trainer, "datamodule", None)
-    if datamodule is None or not hasattr(datamodule, "decode"):
+    datamodule = datamodule_of(trainer)
+    if not isinstance(datamodule, Decodes):
         return [" ".join(str(i) for i in row) for row in x.flatten(1).tolist()]
     decoded = datamodule.decode(x.cpu())
     return list(decoded) if isinstance(decoded, list | tuple) else np.asarray(decoded)

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from ggm_lightning import moved
+from ggm_lightning.rundir.building import parameters_of
 
 
 class _Loader(yaml.SafeLoader):
@@ -298,6 +299,4 @@ def _guess(name: str, classes: list[str], known: Sequence[str]) -> str:
 
 def parameters(thing: Callable[..., Any]) -> list[str]:
     """Names of the parameters; where a class passes **kwargs on, those of its bases too."""
-    from ggm_lightning.rundir.building import parameters_of  # needs torch, which most commands never wait for
-
     return list(parameters_of(thing))

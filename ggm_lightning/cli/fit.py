@@ -29,6 +29,7 @@ from ggm_lightning.callbacks.exponents import Exponents
 from ggm_lightning.callbacks.guard import Guard
 from ggm_lightning.callbacks.keep import KeepBest, KeepLast
 from ggm_lightning.callbacks.progress import Progress
+from ggm_lightning.callbacks.protocols import HasExponents
 from ggm_lightning.callbacks.save_config import SaveConfig
 from ggm_lightning.callbacks.steps import TakesSteps, WholeSteps
 from ggm_lightning.callbacks.stop import StopSignals
@@ -39,6 +40,7 @@ from ggm_lightning.data.base import DiscreteData
 
 # so that `--model MD4` finds them by their names
 from ggm_lightning.models import blackout, genmd4, ggm, lddm, markov, md4  # noqa: F401
+from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Trained
 from ggm_lightning.report.callback import Report
 from ggm_lightning.rundir import checkpoint as checkpoint_files
@@ -193,7 +195,7 @@ class _CLI(LightningCLI):
         trainer_checks.check_callbacks(given, self.model)
         first: list[Callback] = [TakesSteps()] if self.subcommand == "fit" else []
         extra: list[Callback] = [Throughput(), Bounds()]
-        if hasattr(self.model, "exponents"):
+        if isinstance(self.model, HasExponents):
             extra.append(Exponents())
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
             extra.append(Progress())
@@ -220,7 +222,11 @@ class _CLI(LightningCLI):
             trainer = Trainer(**config)
         except (TypeError, MisconfigurationException) as error:
             raise ValueError(f"trainer: {error}") from error
-        if getattr(self.model, "unused_parameters", False) and isinstance(trainer.strategy, DDPStrategy):
+        if (
+            isinstance(self.model, Family)
+            and self.model.unused_parameters
+            and isinstance(trainer.strategy, DDPStrategy)
+        ):
             # whatever strategy was asked for by name: plain DDP would die where a part of the model is left out
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         return trainer

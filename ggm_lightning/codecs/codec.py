@@ -40,6 +40,7 @@ class Codec(ABC):
 
     num_classes: int
     ordered = False  # whether ids are amounts, as levels of brightness are, and not names
+    free_spacing = False  # whether white space only stands between tokens, as between numbers, and its amount is free
     replaced = 0  # characters that were encoded as something else so far, by codecs that do that
 
     def to_dict(self) -> dict[str, Any]:

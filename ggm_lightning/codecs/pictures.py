@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Bool, Int64, Integer, UInt8
 
 from ggm_lightning.codecs.codec import BLANK, Codec
 
@@ -15,6 +15,21 @@ if TYPE_CHECKING:  # see codecs/codec.py
 
 MIDDLE_GREY = 128
 MASKED_GREY = (91, 63, 214)  # violet: a grey picture has no colour of its own
+
+
+@runtime_checkable
+class EncodesPictures(Protocol):
+    """A codec of pictures that reads them, too: `infill --input picture.png` asks for no more."""
+
+    @property
+    def picture(self) -> tuple[int, ...]:
+        """(channels, height, width) of what it reads."""
+
+    def encode_pictures(self, pictures: UInt8[np.ndarray, "b c height width"]) -> Int64[np.ndarray, " b *s"]:
+        """Their ids."""
+
+    def sites_of(self, pixels: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, " *s"]:
+        """The ids in which those pixels have a part, in the shape of an example."""
 
 
 class Images(Codec):
@@ -56,6 +71,19 @@ class Images(Codec):
             return np.ascontiguousarray(pictures)
         masked = (ids == self.num_classes).reshape(-1, height, width, 1)
         return np.where(masked, np.array(MASKED_GREY, np.uint8), pictures)
+
+    @property
+    def picture(self) -> tuple[int, ...]:
+        """See EncodesPictures."""
+        return self.shape
+
+    def encode_pictures(self, pictures: UInt8[np.ndarray, "b c height width"]) -> Int64[np.ndarray, "b c height width"]:
+        """The nearest levels, which lie evenly between black and white: round(pixel (V - 1) / 255). Undoes `decode`."""
+        return np.rint(pictures * ((self.num_classes - 1) / 255)).astype(np.int64)
+
+    def sites_of(self, pixels: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "c height width"]:
+        """Every channel of a pixel."""
+        return np.broadcast_to(pixels, self.shape).copy()
 
     def pieces(self, ids: Sequence[int], blank: str = BLANK) -> list[str]:
         raise ValueError("Images: single pixels are not shown as text; decode the whole state, masks included")

@@ -124,6 +124,8 @@ class Subwords(Codec):
 class Integers(Codec):
     """No text behind the ids: they are shown as numbers, "3 1 4 1 5"."""
 
+    free_spacing = True
+
     def __init__(self, num_classes: int) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; it must be at least 1")

@@ -123,7 +123,7 @@ class CelebA(PixelData):
         pixels = decoded(raw, where, (3, HEIGHT, WIDTH)).transpose(1, 2, 0)
         top, left = (HEIGHT - self.crop) // 2, (WIDTH - self.crop) // 2
         square = Image.fromarray(np.ascontiguousarray(pixels[top : top + self.crop, left : left + self.crop]))
-        smaller = square.resize((self.size, self.size), getattr(Image.Resampling, self.resize.upper()))
+        smaller = square.resize((self.size, self.size), Image.Resampling[self.resize.upper()])
         return np.asarray(smaller).transpose(2, 0, 1)
 
     def build(self, source: Identity, opened: Opened) -> str:

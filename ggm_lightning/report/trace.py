@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ggm_lightning.report.pictures import grid, save_gif
+from ggm_lightning.rundir.pictures import grid, save_gif
 
 Pieces = Callable[[list[int]], list[str]]
 Decode = Callable[[Any], np.ndarray]

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Integer, UInt8
+from jaxtyping import Bool, Int64, Integer, UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
@@ -112,6 +112,12 @@ class Codes(Codec):
             for i in range(0, len(pictures), self.batch_size)
         ]
         return np.concatenate(parts)
+
+    def sites_of(self, pixels: Bool[np.ndarray, "side side"]) -> Bool[np.ndarray, "h w"]:
+        """The codes whose patch holds one of the pixels."""
+        height, width = self.shape
+        patches = pixels.reshape(height, self.picture[1] // height, width, self.picture[2] // width)
+        return patches.any(axis=(1, 3))
 
     @torch.no_grad()
     def decode(  # type: ignore[override]

@@ -168,7 +168,7 @@ def test_masked_pixels_are_told_from_levels() -> None:
 def test_pictures_go_where_samples_are_shown(tmp_path: Path) -> None:
     from PIL import Image
 
-    from ggm_lightning.report.pictures import grid, save_png
+    from ggm_lightning.rundir.pictures import grid, save_png
 
     for shape in ((1, 8, 8), (3, 4, 6)):
         x = torch.from_numpy(np.random.default_rng(0).integers(5, size=(6, *shape)))

@@ -13,8 +13,8 @@ from PIL import Image
 
 from ggm_lightning.report.curve import curve_png, smoothed
 from ggm_lightning.report.page import Figure, write_report
-from ggm_lightning.report.pictures import grid, save_gif, save_png
 from ggm_lightning.report.trace import final_step, first_row, trace_gif, trace_html
+from ggm_lightning.rundir.pictures import grid, save_gif, save_png
 
 EVIL = '</script><script>alert("1")</script> & <b>\n'
 VOID = {"meta", "img", "input", "br"}
