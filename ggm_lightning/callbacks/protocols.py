@@ -13,6 +13,8 @@ import numpy as np
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from ggm_lightning.rundir.checkpoint import HasCodec
+
 
 @runtime_checkable
 class HasShape(Protocol):
@@ -62,14 +64,6 @@ class ShowsPieces(Protocol):
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """One per id; ValueError where single ids have none, as those of pixels."""
-
-
-@runtime_checkable
-class HasCodec(Protocol):
-    """Data with a codec (codecs/codec.py)."""
-
-    @property
-    def codec(self) -> Any: ...
 
 
 @runtime_checkable

@@ -6,7 +6,6 @@ report.html, samples/. Folders have no version numbers: with them `--ckpt_path l
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 import os
@@ -45,6 +44,7 @@ from ggm_lightning.models.trained import Trained
 from ggm_lightning.report.callback import Report
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore
+from ggm_lightning.rundir.building import named
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
 from ggm_lightning.rundir.loggers import LOGGERS, make_logger
 from ggm_lightning.rundir.sections import differences
@@ -266,8 +266,7 @@ def _default(config: Any, key: str) -> Any:
     class_path = config.get(f"{owner}.class_path")
     if class_path is None:
         return None
-    module, _, cls = class_path.rpartition(".")
-    taken = inspect.signature(getattr(importlib.import_module(module), cls)).parameters.get(name)
+    taken = inspect.signature(named(class_path)).parameters.get(name)
     return None if taken is None else taken.default
 
 

@@ -126,7 +126,10 @@ def _from_picture(model: Family, path: str, mask: str | None) -> Given:
     pixels = _pixels(path, "--input", tuple(size))
     if mask is None:
         raise ValueError(f"--input {path}: which part is to be filled? give --mask MASK.png, or {', '.join(HALVES)}")
-    fill = _half(mask, tuple(size)) if mask in HALVES else _pixels(mask, "--mask", tuple(size)).any(-1)
+    if mask in HALVES:
+        fill = _half(mask, tuple(size))
+    else:
+        fill = np.asarray(_pixels(mask, "--mask", tuple(size)).any(-1))
     if not fill.any():
         raise ValueError(f"--mask {mask}: nothing to fill, all of it is black; make white what is to be filled")
     ids = codec.encode_pictures(_channels(pixels, channels)[None])[0]

@@ -138,9 +138,8 @@ class _Builder:
     def class_of(self, path: Any, kind: type, where: str) -> type:
         if not isinstance(path, str):
             raise Refused(f"{where or 'the description'} names no class")
-        module, _, name = path.rpartition(".")
         try:
-            found = getattr(importlib.import_module(module), name)
+            found = named(path)
         except (ImportError, AttributeError) as error:
             raise Refused(f"there is no class {path} here ({error})") from None
         if not inspect.isclass(found):
@@ -217,6 +216,13 @@ class _Builder:
         if dataclasses.is_dataclass(kind) and "class_path" not in value:
             return kind(**self.arguments(value, parameters_of(kind), where))
         return self.object_of(value, kind, where, {})
+
+
+def named(class_path: str) -> Any:
+    """What stands under that name; to be called for names that are trusted, since it imports. Raises ImportError,
+    AttributeError."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 _NO = object()  # not of that type

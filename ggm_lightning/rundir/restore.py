@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ggm_lightning.rundir import building, codecs
 from ggm_lightning.rundir.building import Refused
-from ggm_lightning.rundir.checkpoint import about, format_of, read
+from ggm_lightning.rundir.checkpoint import OfData, about, format_of, read
 
 _FALLBACK = "construct the model yourself and call model.load_state_dict(torch.load(path)['state_dict'])"
 _SPARE_BYTES = 2**30  # tables that a model makes itself, beside four times its weights
@@ -180,10 +180,11 @@ def _codec(described: Any, model: LightningModule, path: str | Path, trust: Sequ
     """The codec of the file, or None. Its vocabulary is compared before anything of that size is made."""
     if described is None:
         return None
-    wanted = getattr(model, "num_classes", None)
+    wanted = model.num_classes if isinstance(model, OfData) else None
     try:
         section = codecs.current(described)
-        claimed = section["init_args"].get("num_classes", wanted)
+        foreign = bool(building.foreign(section))  # of a class of yours the arguments may mean anything
+        claimed = wanted if foreign else section["init_args"].get("num_classes", wanted)
         codec = codecs.codec_from_dict(section, trust) if claimed == wanted else None
     except Refused as error:
         raise ValueError(f"{path}: its codec is refused, {error}") from None
@@ -192,10 +193,11 @@ def _codec(described: Any, model: LightningModule, path: str | Path, trust: Sequ
         raise ValueError(
             f"{path}: its codec cannot be made ({reason}); use a file that `lightning fit` wrote"
         ) from None
-    found = getattr(codec, "num_classes", claimed)
+    found = claimed if codec is None else codec.num_classes
     if wanted is not None and found != wanted:
         raise ValueError(f"{path}: its codec has {found!r} classes, its model {wanted}; use another checkpoint")
-    sites, shape = getattr(model, "num_sites", None), getattr(codec, "shape", None)
-    if sites is not None and shape is not None and math.prod(shape) != sites:
-        raise ValueError(f"{path}: its codec has {math.prod(shape)} sites, its model {sites}; use another checkpoint")
+    if not foreign and isinstance(model, OfData) and isinstance(codec, OfData):
+        sites, theirs = math.prod(model.shape), math.prod(codec.shape)
+        if theirs != sites:
+            raise ValueError(f"{path}: its codec has {theirs} sites, its model {sites}; use another checkpoint")
     return codec

@@ -117,7 +117,7 @@ class Codes(Codec):
         """The codes whose patch holds one of the pixels."""
         height, width = self.shape
         patches = pixels.reshape(height, self.picture[1] // height, width, self.picture[2] // width)
-        return patches.any(axis=(1, 3))
+        return np.asarray(patches.any(axis=(1, 3)))
 
     @torch.no_grad()
     def decode(  # type: ignore[override]
