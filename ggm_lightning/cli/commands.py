@@ -175,4 +175,9 @@ def infill(
     drawing.fill(loaded, given, asked, batch_size, out, again)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"sample": sample, "infill": infill, "inspect": inspect}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "sample": sample,
+    "infill": infill,
+    "evaluate": evaluate,
+    "inspect": inspect,
+}

@@ -10,7 +10,6 @@ arguments cannot do.
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import yaml
 
 from ggm_lightning import moved
+from ggm_lightning.rundir.building import named, parameters_of
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,9 +69,11 @@ def _parsed(file: Path, path: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError(f"--config {path}: not a text file; it must be YAML in UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise ValueError(f"--config {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        line, problem = "", str(error)
+        if isinstance(error, yaml.MarkedYAMLError):
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            problem = str(error.problem)
+        raise ValueError(f"--config {path}{line}: not valid YAML ({problem})") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path}: it must be a mapping with keys such as model, data, trainer")
     return content
@@ -176,8 +178,8 @@ def check_nulls(section: Any, key: str) -> None:
         section: parsed, with class_path and init_args.
         key: where it stands.
     """
-    module, _, name = section.class_path.rpartition(".")
-    kinds = getattr(getattr(importlib.import_module(module), name), "__mro__", ())
+    cls = named(section.class_path)
+    kinds = cls.__mro__ if inspect.isclass(cls) else ()
     known = {p.name: p for kind in reversed(kinds) for p in inspect.signature(kind).parameters.values()}
     for argument, value in vars(section.init_args).items() if section.get("init_args") else ():
         taken = known.get(argument)
@@ -282,8 +284,7 @@ def _unknown_key(message: str) -> str | None:
 def _guess(name: str, classes: list[str], known: Sequence[str]) -> str:
     first = name.split(".")[0]
     if classes:
-        module, _, cls = classes[-1].rpartition(".")
-        known = parameters(getattr(importlib.import_module(module), cls))
+        known = parameters(named(classes[-1]))
     elif first == "trainer":
         from lightning.pytorch import Trainer
 
@@ -298,6 +299,4 @@ def _guess(name: str, classes: list[str], known: Sequence[str]) -> str:
 
 def parameters(thing: Callable[..., Any]) -> list[str]:
     """Names of the parameters; where a class passes **kwargs on, those of its bases too."""
-    from ggm_lightning.rundir.building import parameters_of  # needs torch, which most commands never wait for
-
     return list(parameters_of(thing))

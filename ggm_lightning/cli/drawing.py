@@ -22,6 +22,7 @@ from ggm_lightning.cli.loading import Loaded
 from ggm_lightning.cli.results import Results, excerpt, folder_name, place, said
 from ggm_lightning.core.categorical import Sharpening
 from ggm_lightning.models.base import Family
+from ggm_lightning.networks.labels import labels_known
 from ggm_lightning.report.drawing import classes_in_turn, columns_of, numbered_texts
 from ggm_lightning.report.page import Figure, write_report
 from ggm_lightning.report.pictures import grid as picture_grid
@@ -217,7 +218,7 @@ def in_batches(
 
 def labels_of(model: Family, label: int | str | None, count: int) -> Tensor | None:
     """Int64[count]; None leaves the class to the model, which then must have seen the null class in training."""
-    known = getattr(model.network, "num_labels", 0) or 0
+    known = labels_known(model.network) or 0
     if label is None and (not known or model.label_dropout > 0):
         return None
     if not known:

@@ -26,8 +26,8 @@ from ggm_lightning.cli.bound_files import Bound, BoundFile
 from ggm_lightning.cli.evaluation_sets import EvaluationSet, Section, check, make_ready, opened, rows_of, sections
 from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
 from ggm_lightning.cli.results import folder_name
+from ggm_lightning.data.base import Benchmark
 from ggm_lightning.data.rows import RowSource
-from ggm_lightning.data.zeroshot import ZeroShotText
 from ggm_lightning.models.base import Family
 
 _PLAIN_SECONDS = 30.0  # between two lines where the output is no terminal and has no bar
@@ -46,8 +46,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.split not in ("val", "test"):
             raise ValueError(f"--split is {self.split!r}; choose val or test")
-        for key in ("num_samples", "batch_size", "limit"):
-            value = getattr(self, key)
+        counts = {"num_samples": self.num_samples, "batch_size": self.batch_size, "limit": self.limit}
+        for key, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"--{key} is {value}; it must be at least 1")
 
@@ -204,7 +204,7 @@ def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
     rows = one.data.rows(rows_of(one))
     begin = time.monotonic()
     nats = bounds(model, rows, settings, one.name)
-    of_test = settings.split == "test" and "test" in one.data.splits and not isinstance(one.data, ZeroShotText)
+    of_test = settings.split == "test" and "test" in one.data.splits and not isinstance(one.data, Benchmark)
     return Bound(
         one.name,
         one.section,

@@ -16,12 +16,12 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ggm_lightning.cli import config as config_files
-from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.data.base import Benchmark, DiscreteData
 from ggm_lightning.data.header import HEADER
 from ggm_lightning.data.prepared import PreparedData
 from ggm_lightning.data.rows import check_labels
-from ggm_lightning.data.zeroshot import ZeroShotText
 from ggm_lightning.models.base import Family
+from ggm_lightning.networks.labels import labels_known
 from ggm_lightning.rundir import building
 
 Section = dict[str, Any]  # `data:` of a configuration: class_path and init_args
@@ -34,7 +34,7 @@ class EvaluationSet:
     Attributes:
         name: for the table and the names of files.
         section: its configuration, with every default in it.
-        split: val or test; of a zero-shot set its own part.
+        split: val or test; of a benchmark its own part.
         command: what prepares it.
     """
 
@@ -85,8 +85,8 @@ def opened(name: str, source: Source, model: Family, split: str, seed: Any, trus
     """The data set of a section, completed from the model; nothing is read or written yet."""
     section, data = _own(source.section, seed) if source.users_own else _checkpoints(source.section, seed, trust)
     command = _command(source)
-    if isinstance(data, ZeroShotText):
-        data.complete(getattr(model, "codec", None), model.shape)
+    if isinstance(data, Benchmark):
+        data.complete(model.codec, model.shape)
         split, command = data.part, ""  # what the model completed is not in the file: it is prepared here
     theirs, ours = tuple(data.shape), tuple(model.shape)
     if theirs != ours:  # known before hours of preparation
@@ -159,20 +159,20 @@ def check(one: EvaluationSet, model: Family) -> None:
     vocabulary or shape, missing files, labels that the network does not know."""
     _refuse_other_data(model, one.data, one.name)
     rows = one.data.rows(rows_of(one))
-    one.data.check_latents(rows, model)
-    known = getattr(model.network, "num_labels", None)
+    rows.check_model(model)
+    known = labels_known(model.network)
     if known:
         check_labels(rows, known, one.split)
     _ = one.data.characters_per_token
 
 
 def rows_of(one: EvaluationSet) -> str:
-    return "test" if isinstance(one.data, ZeroShotText) else one.split
+    return "test" if isinstance(one.data, Benchmark) else one.split
 
 
 def _refuse_other_data(model: Family, data: DiscreteData, name: str) -> None:
     """Equal ids of another tokenizer mean something else, and a bound on them means nothing."""
-    codec = getattr(model, "codec", None)
+    codec = model.codec
     if codec is not None:
         own = f"{type(codec).__name__} of {codec.num_classes} ids"
         try:

@@ -72,7 +72,7 @@ def _parsing_message(command: str, message: str) -> str:
         return config_files.one_line(message, ("data", "verify"))
     from ggm_lightning.cli import commands as checkpoint_commands
 
-    return config_files.one_line(message, config_files.parameters(getattr(checkpoint_commands, command)))
+    return config_files.one_line(message, config_files.parameters(checkpoint_commands.COMMANDS[command]))
 
 
 def _dispatch(args: list[str]) -> None:

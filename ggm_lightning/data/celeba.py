@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from ggm_lightning.codecs.codec import Images, dict_hash
+from ggm_lightning.codecs.codec import dict_hash
+from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data.fingerprints import fingerprint, folder_fingerprint
 from ggm_lightning.data.picture_files import FILTERS, decoded
 from ggm_lightning.data.pixels import PixelData, PixelWriter
@@ -122,7 +123,7 @@ class CelebA(PixelData):
         pixels = decoded(raw, where, (3, HEIGHT, WIDTH)).transpose(1, 2, 0)
         top, left = (HEIGHT - self.crop) // 2, (WIDTH - self.crop) // 2
         square = Image.fromarray(np.ascontiguousarray(pixels[top : top + self.crop, left : left + self.crop]))
-        smaller = square.resize((self.size, self.size), getattr(Image.Resampling, self.resize.upper()))
+        smaller = square.resize((self.size, self.size), Image.Resampling[self.resize.upper()])
         return np.asarray(smaller).transpose(2, 0, 1)
 
     def build(self, source: Identity, opened: Opened) -> str:

@@ -110,6 +110,7 @@ class Trained(LightningModule):
 
     optimizer: Optimizer
     resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
+    codec: Any = None  # what the ids stand for, where a checkpoint says so (rundir/restore.py)
     best_by = "val/nelbo"  # best.ckpt has its lowest value
     loss_name = "train/bpd"  # under which the training loss is logged; another where it is not bits per dimension
     # what a checkpoint of format 1 means where it does not name these arguments, which did not exist then: the

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from ggm_lightning.networks.labels import labels_of_model
+from ggm_lightning.report.protocols import Decodes, HasSamplers, datamodule_of
 from ggm_lightning.sampling import naming
 from ggm_lightning.sampling.contract import Denoises
 from ggm_lightning.sampling.sampler import Sampler
@@ -17,8 +19,10 @@ MOST_COLUMNS = 16
 
 def refuse_sampler(callback: str, sampler: str | Sampler | None, pl_module: LightningModule) -> None:
     """ValueError for one that the model cannot be sampled with: now, and not after the first hours of training."""
-    known = getattr(pl_module, "samplers", None)
-    if sampler is None or known is None or sampler in known:
+    if sampler is None or not isinstance(pl_module, HasSamplers):
+        return
+    known = pl_module.samplers
+    if sampler in known:
         return
     if isinstance(sampler, str) and "." not in sampler:
         raise ValueError(
@@ -41,7 +45,7 @@ def classes_in_turn(model: LightningModule, count: int) -> torch.Tensor | None:
 
     A network that was always told the class in training (label_dropout 0) cannot do without.
     """
-    known = getattr(getattr(model, "network", None), "num_labels", 0)
+    known = labels_of_model(model)
     if not known:
         return None
     index = torch.arange(count, device=model.device)
@@ -59,8 +63,8 @@ def columns_of(label: torch.Tensor | None) -> int | None:
 
 def decode(trainer: Trainer, x: torch.Tensor) -> list[str] | np.ndarray:
     """Texts or uint8 images; lines of numbers where the data knows no better."""
-    datamodule = getattr(trainer, "datamodule", None)
-    if datamodule is None or not hasattr(datamodule, "decode"):
+    datamodule = datamodule_of(trainer)
+    if not isinstance(datamodule, Decodes):
         return [" ".join(str(i) for i in row) for row in x.flatten(1).tolist()]
     decoded = datamodule.decode(x.cpu())
     return list(decoded) if isinstance(decoded, list | tuple) else np.asarray(decoded)

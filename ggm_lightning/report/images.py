@@ -11,9 +11,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from ggm_lightning.networks.labels import labels_of_model
 from ggm_lightning.report.drawing import columns_of, decode
 from ggm_lightning.report.page import Figure
 from ggm_lightning.report.pictures import grid, save_png, side_by_side
+from ggm_lightning.report.protocols import HasRows, Reconstructs, datamodule_of, originals_of
 from ggm_lightning.report.trace import trace_gif
 
 Draw = Callable[..., Any]  # of Report: draw(num_samples, label, clamp) -> Samples
@@ -37,8 +39,9 @@ def image_figures(
         draw: draws more, for the infilling.
     """
     folder, columns = Path(trainer.default_root_dir), columns_of(label)
-    rows = getattr(trainer.datamodule, "rows", None)  # type: ignore[attr-defined]
-    originals = getattr(trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
+    datamodule = datamodule_of(trainer)
+    rows = datamodule.rows if isinstance(datamodule, HasRows) else None
+    originals = originals_of(datamodule)
     chosen = None
     if rows is not None:
         known = len(rows("val")) if originals is None else len(originals)
@@ -70,9 +73,10 @@ def image_figures(
     return [*figures, Figure("Step by step", note, {"trace.gif": folder / "trace.gif"})]
 
 
-def reconstruction_figure(trainer: Trainer, pl_module: Any, count: int) -> Figure:
+def reconstruction_figure(trainer: Trainer, pl_module: LightningModule, count: int) -> Figure:
     """Writes reconstructed.png: held-out pictures, and what the autoencoder makes of them."""
-    rows = trainer.datamodule.rows("val")  # type: ignore[attr-defined]
+    assert isinstance(pl_module, Reconstructs)
+    rows = datamodule_of(trainer).rows("val")
     batch = rows[_held_out(rows, count, None, len(rows))]
     label = batch.get("label")
     x = batch["x"] if label is None else batch["x"][label.argsort(stable=True)]
@@ -125,7 +129,7 @@ def _infilling(
     x = real["x"]
     known = torch.zeros_like(x, dtype=torch.bool)
     known[..., : x.shape[-1] // 2] = True
-    takes_labels = getattr(getattr(pl_module, "network", None), "num_labels", 0) and "label" in real
+    takes_labels = labels_of_model(pl_module) and "label" in real
     label = real["label"].repeat_interleave(fillings).to(pl_module.device) if takes_labels else None
     clamp = tuple(part.repeat_interleave(fillings, 0) for part in (x, known))
     filled = decode(trainer, draw(len(x) * fillings, label, clamp).x.cpu())

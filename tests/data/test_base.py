@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ggm_lightning.codecs.codec import Codec, Integers
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.text import Integers
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.order import TrainOrder
 from ggm_lightning.data.rows import Rows, RowSource, check_ids

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggm_lightning.codecs.codec import Bytes
+from ggm_lightning.codecs.text import Bytes
 from ggm_lightning.data import documents as documents_module
 from ggm_lightning.data import tokenising
 from ggm_lightning.data.text import TextData

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ggm_lightning.codecs.codec import Characters, Codec, Subwords, dict_hash
+from ggm_lightning.codecs.codec import Codec, dict_hash
+from ggm_lightning.codecs.text import Characters, Subwords
 from ggm_lightning.data.documents import Piece
 from ggm_lightning.data.prepared import Identity, PreparedData
 from ggm_lightning.data.rows import RowSource
@@ -144,8 +145,9 @@ class DemoText(PreparedData):
         with ShardWriter(self.folder, codec, options=self.options, source=source) as writer:
             tokenise(writer, [("train", Piece(train, last=True)), ("val", Piece(held_out, last=True))])
         self._shards = None
-        replaced = getattr(codec, "replaced", 0)
-        return f"; {replaced:,} characters outside the alphabet became U+FFFD" if replaced else ""
+        if codec.replaced == 0:
+            return ""
+        return f"; {codec.replaced:,} characters outside the alphabet became U+FFFD"
 
     def load(self, split: str) -> RowSource:
         return Windows(self.shards, split, self.length, self.stride if split == "train" else None)
