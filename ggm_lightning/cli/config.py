@@ -1,11 +1,12 @@
 """Experiment files: composition before parsing, comparison of model sections, and errors in one line.
 
 An experiment begins with `include: [../configs/trainer/cpu.yaml, ...]`: fragments of the same tree, merged in order,
-the file itself last, later --config files after it. An included file lies relative to the file that includes it, else
-it is the package's (packaged.py): `include: [experiments/md4_demo.yaml]` is understood anywhere. Mappings merge key by key, `name+` appends to the list `name`,
-anything else replaces. We merge ourselves: a class that is chosen later (class_path) then drops the old class's
-init_args, and a fragment may speak of model.init_args before any file names the class, which repeated --config
-arguments cannot do.
+the file itself last, later --config files after it. An included file lies relative to the one that includes it, else it
+is the package's (packaged.py), so that `include: [experiments/md4_demo.yaml]` is understood anywhere.
+
+Mappings merge key by key, `name+` appends to the list `name`, anything else replaces. We merge ourselves: a class that
+is chosen later (class_path) then drops the old class's init_args, and a fragment may speak of model.init_args before
+any file names the class, which repeated --config arguments cannot do.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -142,7 +143,7 @@ def _experiment(args: list[str], tell: bool = False) -> tuple[dict[str, Any], li
 
 def _behind_trust(rest: list[str]) -> str:
     """The names that the user trusts, separated by commas, as the command's own parser will read them."""
-    given = [value for option, value in zip(rest, rest[1:], strict=False) if option == "--trust"]
+    given = [value for option, value in pairwise(rest) if option == "--trust"]
     given += [option.removeprefix("--trust=") for option in rest if option.startswith("--trust=")]
     return ",".join(given)
 

@@ -43,8 +43,8 @@ def find(given: str) -> Path:
         if _of_package(path):
             return root() / path
     raise FileNotFoundError(
-        f"no such file; looked for {', '.join(_meanings(given))} in the working folder {Path.cwd().name}/ and among the "
-        f"package's experiments/ and configs/{_guess(given)}"
+        f"no such file; looked for {', '.join(_meanings(given))} in the working folder {Path.cwd().name}/ and among "
+        f"the package's experiments/ and configs/{_guess(given)}"
     )
 
 
