@@ -62,9 +62,13 @@ class Installed:
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, source / name)
+        # by way of the source distribution, so that nothing is missing in that either
+        sdist = f"from setuptools.build_meta import build_sdist; build_sdist({str(folder)!r})"
+        subprocess.run([sys.executable, "-c", sdist], cwd=source, stdout=subprocess.DEVNULL, check=True)
+        (packed,) = folder.glob("*.tar.gz")
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
         offline = ["--no-deps", "--no-index"]
-        subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "-w", self.wheels, source], check=True)
+        subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "-w", self.wheels, packed], check=True)
         venv.create(self.environment, with_pip=False)
         (self.wheel,) = self.wheels.glob("*.whl")
         python = ["--python", str(self.environment / "bin" / "python")]
