@@ -16,6 +16,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ggm_lightning.cli import config as config_files
+from ggm_lightning.cli import own_code, packaged
 from ggm_lightning.data.base import Benchmark, DiscreteData
 from ggm_lightning.data.header import HEADER
 from ggm_lightning.data.prepared import PreparedData
@@ -62,7 +63,8 @@ def sections(
     trained = trained if isinstance(trained, dict) else {}
     base = config_files.merge(trained, section or {})
     named: dict[str, Source] = {}
-    for file in files or []:
+    patterns = [path for given in files or [] for path in packaged.expand(given)]
+    for file in map(packaged.find_data, patterns):
         found = config_files.settled(config_files.load_file(file)).get("data")
         if not isinstance(found, dict):
             raise ValueError(f"--data {file}: no section `data` in it; give class_path and init_args below data:")
@@ -96,6 +98,7 @@ def opened(name: str, source: Source, model: Family, split: str, seed: Any, trus
 
 def _own(section: Section, seed: Any) -> tuple[Section, DiscreteData]:
     """A section that is the user's from one end to the other."""
+    own_code.open_folder(own_code.dotted_names(section))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DiscreteData, "data", required=True)
     given = {**section, "init_args": {**(section.get("init_args") or {}), "seed": seed}}  # as a fit links it

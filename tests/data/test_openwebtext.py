@@ -167,8 +167,8 @@ def test_prepare_ahead_of_time(tmp_path: Path, tokenizer: Path, capsys: pytest.C
     assert "train-00000.bin: sha256 " in capsys.readouterr().err
     for wrong, message in (
         (["prepare"], "'data' is missing; give --config"),
-        ([*arguments, "--data.trian", "x"], "unknown key 'data.trian'; did you mean 'train'?"),
-        ([*arguments, "--verfy", "true"], "unknown key 'verfy'; did you mean 'verify'?"),
+        ([*arguments, "--data.trian", "x"], "unknown key 'data.trian'; did you mean --data.train?"),
+        ([*arguments, "--verfy", "true"], "unknown key 'verfy'; did you mean --verify?"),
     ):
         with pytest.raises(SystemExit):
             main(wrong)
