@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,37 @@ from torch import Tensor, nn
 from ggm_lightning.core import watch
 from ggm_lightning.models import declared
 from ggm_lightning.models.readout import Readout
-
-if TYPE_CHECKING:
-    from ggm_lightning.models.base import Family
-    from ggm_lightning.models.lddm_base import LatentFamily
+from ggm_lightning.sampling.contract import Shaped
 
 _CHUNK_ENTRIES = 1 << 22  # logits formed at once where they are looked at: 16 MB in float32
 
 
+class Checked(Shaped, Protocol):
+    """A model, as these checks see it: a Family.
+
+    Attributes:
+        network_use: training, bound or sampling: what the network is being called for; None: nobody has said.
+        looked_at: (what, use) of all values that were looked at.
+    """
+
+    num_sites: int
+    fast_path: str
+    network_use: str | None
+    looked_at: set[tuple[str, str]]
+
+    @property
+    def fuses(self) -> bool: ...
+
+
+class CheckedLatent(Checked, Protocol):
+    """A model whose network gives back a latent besides: a LatentFamily."""
+
+    latent_shape: tuple[int, int]
+    uses_joint_latent: bool
+
+
 @contextmanager
-def used_for(model: Family, what: str) -> Iterator[None]:
+def used_for(model: Checked, what: str) -> Iterator[None]:
     """training, a bound or sampling: what the calls of the model's networks are for."""
     before, model.network_use = model.network_use, what
     try:
@@ -79,7 +100,7 @@ def _hint(keywords: tuple[str, ...]) -> str:
 class _Call:
     """One call of one network: builds the line that says what is wrong."""
 
-    def __init__(self, model: Family, part: str, wanted: str) -> None:
+    def __init__(self, model: Checked, part: str, wanted: str) -> None:
         self.model, self.part, self.wanted = model, part, wanted
 
     def error(self, came: str, remedy: str) -> ValueError:
@@ -113,7 +134,7 @@ def _shown(came: Tensor) -> str:
     return f"shape {tuple(came.shape)}, {str(came.dtype).removeprefix('torch.')}"
 
 
-def logits(model: Family, came: Any, b: int, alone: bool = False) -> Tensor:
+def logits(model: Checked, came: Any, b: int, alone: bool = False) -> Tensor:
     """Float[b, n, V] from what `network` returned: [b, n, V] or [b, *shape, V]. `alone`: or [b, 1, V], the one hidden
     site."""
     n, v, shape = model.num_sites, model.num_classes, model.shape
@@ -146,7 +167,7 @@ def _remedy(found: tuple[int, ...], b: int, n: int, v: int, shape: tuple[int, ..
     return "one logit for each class at each site"
 
 
-def features(model: Family, came: Any, head: Any, b: int, m: int) -> Tensor:
+def features(model: Checked, came: Any, head: Any, b: int, m: int) -> Tensor:
     """Float[b, m, d] from what `features` or `streams` returned, to which the head is applied."""
     width, classes = declared.sizes_of(head)
     call = _Call(model, "network", f"features of shape ({b}, {m}, {width or 'd'}): rows, sites, width")
@@ -162,7 +183,7 @@ def features(model: Family, came: Any, head: Any, b: int, m: int) -> Tensor:
 
 
 @torch.compiler.disable
-def look(model: Family, answer: Readout) -> None:
+def look(model: Checked, answer: Readout) -> None:
     """The first call of its kind: whether all rows of logits are laws. They are formed a chunk at a time."""
     call = _Call(model, "network", "no NaN, no +inf, and in each row of logits one class at least above -inf")
     if not call.is_first("logits"):
@@ -181,7 +202,7 @@ def look(model: Family, answer: Readout) -> None:
     call.looked("logits")
 
 
-def numbers(model: Family, part: str, came: Any, shapes: tuple[tuple[int, ...], ...], kind: str) -> Tensor:
+def numbers(model: Checked, part: str, came: Any, shapes: tuple[tuple[int, ...], ...], kind: str) -> Tensor:
     """What `part` returned, of one of these shapes. kind: finite; amounts (finite and >= 0); below +inf."""
     what = {"finite": "finite numbers", "amounts": "finite numbers >= 0", "below +inf": "numbers below +inf, no NaN"}
     call = _Call(model, part, f"{what[kind]} of shape {' or '.join(map(str, dict.fromkeys(shapes)))}")
@@ -208,7 +229,7 @@ def _look_at_numbers(call: _Call, came: Tensor, kind: str) -> None:
 
 
 def joint(
-    model: LatentFamily, zt: Tensor, t: Tensor, label: Tensor | None, inputs: dict[str, Tensor]
+    model: CheckedLatent, zt: Tensor, t: Tensor, label: Tensor | None, inputs: dict[str, Tensor]
 ) -> tuple[Readout, Tensor]:
     """One call of LDDM's joint network: (what it says of the sites, z_0 Float[b, S, d])."""
     network, b = model.network, len(zt)
@@ -231,7 +252,7 @@ def joint(
 # ------------------------------------------------------------------ what it is asked about
 
 
-def check_ids(model: Family, x: Tensor) -> None:
+def check_ids(model: Checked, x: Tensor) -> None:
     """Examples of the model's shape, in the first training step with ids in 0..V-1."""
     if tuple(x.shape[1:]) != model.shape:
         raise ValueError(
@@ -242,7 +263,7 @@ def check_ids(model: Family, x: Tensor) -> None:
 
 
 @torch.compiler.disable
-def _look_at_ids(model: Family, x: Tensor) -> None:
+def _look_at_ids(model: Checked, x: Tensor) -> None:
     key = ("x", str(model.network_use))
     if key in model.looked_at or not x.numel():
         return
