@@ -101,7 +101,7 @@ def results_of(command: str, loaded: Loaded, asked: Asked, given: str, out: str 
         model,
         asked.num_samples,
         asked.num_steps,
-        label=None,
+        label=labels_of(model, asked.label, asked.num_samples),
         clamp=None,
         trace=False,
         row=None,
