@@ -39,7 +39,7 @@ from ggm_lightning.callbacks.throughput import Throughput
 from ggm_lightning.data.base import DiscreteData
 
 # so that `--model MD4` finds them by their names
-from ggm_lightning.models import blackout, genmd4, ggm, lddm, markov, md4, vqgan  # noqa: F401
+from ggm_lightning.models import autoregressive, blackout, genmd4, ggm, lddm, markov, md4, vqgan  # noqa: F401
 from ggm_lightning.models.trained import Trained
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore

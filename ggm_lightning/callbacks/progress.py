@@ -181,7 +181,8 @@ class Progress(ProgressBar):
                 parts.append(f"{float(value):{form}}{error} {unit.format(dimension)}")
         if parts:
             kind = {"val": "validation", "test": "test"}[split]
-            what = kind if results else f"{kind}, upper bound"
+            exact = getattr(trainer.lightning_module, "exact", False)
+            what = kind if results or exact else f"{kind}, upper bound"
             self.print(f"step {trainer.global_step}  {what}: {'  '.join(parts)}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

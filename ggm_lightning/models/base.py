@@ -46,6 +46,8 @@ class Family(Trained, ABC):
     refused_samplers: Mapping[str, str] = MappingProxyType({})  # names one might try, and why they are refused
     grids: tuple[str, ...] = ("cosine", "uniform")  # of the sampling times, the default first; () where there is one
     latent_samplers: tuple[str, ...] = ()  # those of `samplers` that take latent_steps
+    exact = False  # whether nelbo is -log p(x) itself, not a bound on it
+    fills_beginnings_only = False  # whether known sites have to come before all others
     unused_parameters = False  # whether some parameters get no gradient in some steps, which DDP has to be told
     network_keywords: tuple[str, ...] = ()  # what the network takes besides z, t, label
     fast_path = "features"  # the method that is called instead of the network where it has one: no logits
