@@ -26,7 +26,7 @@ def image_figures(
     trainer: Trainer, pl_module: LightningModule, drawn: Any, label: Tensor | None, draw: Draw
 ) -> list[Figure]:
     """Writes samples.png, trace.gif and, where the data module hands out rows, held_out.png, infilled.png and
-    example.png into the run folder.
+    example.png (for models that fill gaps) into the run folder.
 
     Where the data module has `originals` (the pictures behind held-out rows that are codes), chain.png shows them
     beside their reconstructions and the samples.
@@ -54,7 +54,8 @@ def image_figures(
     figures = [Figure("Samples", note, images)]
     if originals is not None:
         figures.insert(0, _chain(folder, originals[chosen], held_out, grid(decode(trainer, drawn.x), columns), columns))  # type: ignore[arg-type]
-    if rows is not None:
+    # a model that goes on from a beginning cannot fill in the right half
+    if rows is not None and not getattr(pl_module, "fills_beginnings_only", False):
         fillings = min(FILLINGS, len(drawn.x))
         few = _held_out(rows("val"), min(INFILLED, len(drawn.x) // fillings), None, known)
         pictures = None if originals is None else originals[few]

@@ -73,7 +73,9 @@ class Report(Callback):
         scale = getattr(datamodule, "characters_per_token", None)
         scale = scale() if callable(scale) else scale
         references = datamodule.references() if hasattr(datamodule, "references") else {}
-        curve_png(metrics, references, scale, folder / "curve.png", loss=getattr(pl_module, "loss_name", "train/bpd"))
+        exact = getattr(pl_module, "exact", False)
+        loss, measure = getattr(pl_module, "loss_name", "train/bpd"), ("bpd", "bits per dimension") if exact else None
+        curve_png(metrics, references, scale, folder / "curve.png", loss=loss, measure=measure)
         label = classes_in_turn(pl_module, self.num_samples)
         drawn = self._draw(trainer, pl_module, self.num_samples, label, trace=True)
         decoded = decode(trainer, drawn.x)
@@ -91,6 +93,7 @@ class Report(Callback):
             facts=self._facts(trainer, pl_module, metrics, drawn.network_calls),
             tables={getattr(datamodule, "judgement", "Samples beside references"): judged},
             figures=figures,
+            exact=exact,
         )
 
     def _write_reconstructions(self, trainer: Trainer, pl_module: Any, folder: Path, metrics: dict[str, Curve]) -> None:
