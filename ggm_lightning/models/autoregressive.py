@@ -41,6 +41,9 @@ class AutoregressiveModel(Family):
     A state z_t, for `terms`, `reverse_law` and the trace, is x with V at the last t sites, those still to be drawn:
     t Int64[b] in 0..n, from n (nothing drawn) to 0 (x).
 
+    Sampling takes n network calls, one for each token, whatever num_steps says; with a network that keeps what it has
+    read (`new_cache` and `extend`, as Transformer does) the call costs one site, else n.
+
     Infilling: what is known has to be a beginning of the row, which is then exact (draws from p(rest | beginning)).
     Known sites behind unknown ones are refused.
 
@@ -150,7 +153,7 @@ class AutoregressiveModel(Family):
         cache: Any = None,
     ) -> NextLaw:
         """The law of z_s given z_t: that of the next token, at site n - t (counted from 0). t Int64[b] in 1..n, and
-        s = t - 1. `cache`, of a network that has `extend`: what it has read, so that it reads what is new alone. Then
+        s = t - 1. `cache`, of a network's `new_cache`: what it has read, so that it reads what is new alone. Then
         all rows have the same t, and t falls by one from call to call."""
         arguments.check_law(self, zt, t, s, label, temperature, top_p)
         if self._may_look and not torch.equal(s, t - 1):
@@ -198,18 +201,18 @@ class AutoregressiveModel(Family):
         return answer
 
     def draw(self, request: Request) -> Samples:
-        """Site after site, each from the law given all before: as many network calls as there are unknown sites (n of
-        a whole sample, a row of the network for each token), whatever num_steps says. There is one order, so no grid.
+        """Site after site, each from the law given all before: as many network calls as there are sites unknown in some
+        row. num_steps is not used; there is one order, so no grid.
 
-        A network that has `extend` and `new_cache` reads each token once (networks/causal.py); any other reads the
-        whole row in each call. Both draw the same, given equal logits.
+        A network with `new_cache` and `extend` reads each token once (networks/causal.py), any other the whole row in
+        each call. Both draw the same, given equal logits.
         """
         n, b, before = self.num_sites, request.num_samples, self.network_calls
         z = request.clamped(self.prior_sample(b)).flatten(1)
         known = z != self.begin_id
         _refuse_gaps(known)
         first = int(known.sum(1).min())
-        cache = self.network.new_cache(n) if hasattr(self.network, "extend") else None  # type: ignore[operator]
+        cache = self.network.new_cache(n) if hasattr(self.network, "new_cache") else None  # type: ignore[operator]
         alone, trace = request.uniform(1), Trace(request, n - first)
         trace.add(0, z.reshape(b, *self.shape))
         for i in request.bar(range(first, n), n - first):
