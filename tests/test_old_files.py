@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from ggm_lightning import load
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.data.text import TextData
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from tests.fixtures.v1 import unpacked

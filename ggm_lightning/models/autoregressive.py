@@ -4,7 +4,7 @@ each given all those before it. No diffusion: what diffusion models are compared
     log p(x) = sum_i log p(x_i | x_1 .. x_{i-1})                                                              eq. (1)
     loss     = -log p(x), in bits per dimension: all n conditionals come out of one call of a causal network
 
-Read from top to bottom: moved  ->  terms, loss, nelbo (which here is -log p(x) itself)  ->  reverse_law  ->  draw
+Read from top to bottom: moved  ->  terms, loss, nelbo (which here is -log p(x) itself)  ->  reverse_law
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, watch
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.noise import StepNoise
-from ggm_lightning.models import contract
+from ggm_lightning.models import contract, declared
 from ggm_lightning.models.base import Family
-from ggm_lightning.models.readout import Readout
-from ggm_lightning.models.trained import Optimizer
+from ggm_lightning.models.readout import MaskedTerms, Readout
 from ggm_lightning.sampling import arguments
-from ggm_lightning.sampling.request import Request, Samples, Trace
+from ggm_lightning.sampling.left_to_right import LeftToRight
 
 
 class AutoregressiveModel(Family):
@@ -48,29 +48,21 @@ class AutoregressiveModel(Family):
     Known sites behind unknown ones are refused.
 
     Args:
-        network, num_classes, shape, optimizer, label_dropout, seed, eval_seed: see Family.
-        eval_samples: changes nothing, as -log p(x) is computed and not estimated.
+        network, num_classes, shape: see Family.
+        family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family); eval_samples changes nothing, as
+            -log p(x) is computed and not estimated.
     """
 
+    samplers = MappingProxyType({"ancestral": LeftToRight})
     exact = True
     fills_beginnings_only = True
     grids = ()
 
-    def __init__(
-        self,
-        network: nn.Module,
-        num_classes: int,
-        shape: tuple[int, ...],
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
-    ) -> None:
-        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
-        if getattr(network, "causal", True) is False:  # a class of the user's own need not say; it is looked at anyway
+    def __init__(self, network: nn.Module, num_classes: int, shape: tuple[int, ...], **family: Any) -> None:
+        super().__init__(network, num_classes, shape, **family)
+        if not declared.by(network).causal:  # a class of the user's own need not say; it is looked at anyway
             raise ValueError(
-                f"AutoregressiveModel: the network {type(network).__name__} sees the very tokens that it is to "
+                f"AutoregressiveModel: the network {declared.name_of(network)} sees the very tokens that it is to "
                 "predict; set its causal: true"
             )
         self.begin_id = num_classes
@@ -98,9 +90,9 @@ class AutoregressiveModel(Family):
             own = None if label is None else label[:1].expand(len(rows))
             return self.readout(rows, self._no_time(len(rows)), own).values
 
-        before = self.network_calls
+        calls, rows = self.network_calls, self.rows_sent
         contract.look_ahead(self, z, values)
-        self.network_calls = before
+        self.network_calls, self.rows_sent = calls, rows
 
     def _no_time(self, b: int) -> Tensor:
         return torch.zeros(b, dtype=torch.float64, device=self.device)
@@ -117,14 +109,13 @@ class AutoregressiveModel(Family):
 
     def training_loss(self, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
         """Bits per dimension, mean over the rows: -log2 p(x) / n. Nothing is drawn."""
-        answer, flat = self.answer(x, label), x.flatten(1)
-        everywhere = torch.ones_like(flat, dtype=torch.bool)
-        if answer.fuse:
-            share = torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device)
-            nats = answer.weighted_nats(flat, everywhere, share).loss
-        else:
-            nats = answer.nats(flat, everywhere).mean()
-        return nats / (self.num_sites * math.log(2))
+        loss, _ = self._minus_log_p(x, label).loss()
+        return loss.mean() / (self.num_sites * math.log(2))
+
+    def _minus_log_p(self, x: Tensor, label: Tensor | None) -> MaskedTerms:
+        """Eq. (1): every site counts, each once."""
+        flat = x.flatten(1)
+        return self.answer(x, label).terms(flat, torch.ones_like(flat, dtype=torch.bool), lambda nats: nats)
 
     def nelbo(
         self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
@@ -133,14 +124,21 @@ class AutoregressiveModel(Family):
         nothing."""
         x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         with self.evaluating():
-            flat = x.flatten(1)
-            return self.answer(x, label).nats(flat, torch.ones_like(flat, dtype=torch.bool)).double()
+            return self._minus_log_p(x, label).rows().double()
 
     # ------------------------------------------------------------------ sampling
 
-    def prior_sample(self, num_samples: int) -> Tensor:
+    def prior_sample(self, num_samples: int, uniform: Callable[[str], Tensor] | None = None) -> Tensor:
         """Nothing drawn: V everywhere."""
         return torch.full((num_samples, *self.shape), self.begin_id, device=self.device)
+
+    def new_cache(self) -> Any:
+        """For `reverse_law`, empty: what a network with `new_cache` and `extend` will have read (networks/causal.py);
+        None for any other."""
+        if not declared.has(self.network, "new_cache"):
+            return None
+        network: Any = self.network
+        return network.new_cache(self.num_sites)
 
     def reverse_law(
         self,
@@ -148,17 +146,16 @@ class AutoregressiveModel(Family):
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
         cache: Any = None,
     ) -> NextLaw:
         """The law of z_s given z_t: that of the next token, at site n - t (counted from 0). t Int64[b] in 1..n, and
-        s = t - 1. `cache`, of a network's `new_cache`: what it has read, so that it reads what is new alone. Then
-        all rows have the same t, and t falls by one from call to call."""
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
+        s = t - 1. `cache`, of `new_cache`: what the network has read, so that it reads what is new alone. Then all rows
+        have the same t, and t falls by one from call to call."""
+        arguments.check_law(self, zt, t, s, label, sharpening)
         if self._may_look and not torch.equal(s, t - 1):
             raise ValueError("an autoregressive model draws one token at a time; give s = t - 1")
-        return self._next_law(zt, self._first_unknown(t), label, temperature, top_p, cache)
+        return self._next_law(zt, self._first_unknown(t), label, sharpening, cache)
 
     def _first_unknown(self, t: Tensor) -> Tensor:
         """Int64[b, 1], counted from 0."""
@@ -177,12 +174,11 @@ class AutoregressiveModel(Family):
         zt: Tensor,
         site: Tensor,
         label: Tensor | None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
         cache: Any = None,
     ) -> NextLaw:
         answer = self.answer(zt, label, site) if cache is None else self._read_on(zt, site, label, cache)
-        return NextLaw(zt.flatten(1), site[:, 0], answer(), temperature, top_p)
+        return NextLaw(zt.flatten(1), site[:, 0], answer(), sharpening)
 
     def _read_on(self, zt: Tensor, site: Tensor, label: Tensor | None, cache: Any) -> Readout:
         """What `answer` gives at the one site of each row, by a network that reads what is new alone."""
@@ -200,31 +196,6 @@ class AutoregressiveModel(Family):
         contract.look(self, answer)
         return answer
 
-    def draw(self, request: Request) -> Samples:
-        """Site after site, each from the law given all before: as many network calls as there are sites unknown in some
-        row. num_steps is not used; there is one order, so no grid.
-
-        A network with `new_cache` and `extend` reads each token once (networks/causal.py), any other the whole row in
-        each call. Both draw the same, given equal logits.
-        """
-        n, b, before = self.num_sites, request.num_samples, self.network_calls
-        z = request.clamped(self.prior_sample(b)).flatten(1)
-        known = z != self.begin_id
-        _refuse_gaps(known)
-        first = int(known.sum(1).min())
-        cache = self.network.new_cache(n) if hasattr(self.network, "new_cache") else None  # type: ignore[operator]
-        alone, trace = request.uniform(1), Trace(request, n - first)
-        trace.add(0, z.reshape(b, *self.shape))
-        for i in request.bar(range(first, n), n - first):
-            watch.at(i - first)
-            t = torch.full((b,), n - i, device=z.device)
-            state = z.reshape(b, *self.shape)
-            law = self.reverse_law(state, t, t - 1, request.label, request.temperature, request.top_p, cache)
-            drawn = law.draw(lambda stream, step=i: alone(stream, step=step))  # type: ignore[misc]
-            z = torch.where(known, z, drawn)
-            trace.add(i - first + 1, z.reshape(b, *self.shape))
-        return Samples(z.reshape(b, *self.shape), self.network_calls - before, trace.states)
-
 
 @dataclass
 class NextLaw:
@@ -234,34 +205,20 @@ class NextLaw:
         zt: Int64[b, n], the state.
         site: Int64[b], where the token stands.
         logits: Float[b, V].
-        temperature, top_p: see categorical.draw.
+        sharpening: of the law.
     """
 
     zt: Tensor
     site: Tensor
     logits: Tensor
-    temperature: float = 1.0
-    top_p: float = 1.0
+    sharpening: Sharpening = PLAIN
 
     def log_probs(self) -> Tensor:
         """Float64[b, V], of the token at `site`."""
-        return categorical.log_probabilities(self.logits, self.temperature, self.top_p)
+        return self.sharpening.log_probabilities(self.logits)
 
     def draw(self, uniform: Callable[[str], Tensor]) -> Tensor:
         """Int64[b, n]: the state with the token in its place; `uniform("value")` is Float64[b, 1]."""
         place = torch.arange(len(self.zt), device=self.zt.device), self.site
-        values = categorical.draw(self.logits, uniform("value")[:, 0], self.temperature, self.top_p, place)
+        values = self.sharpening.draw(self.logits, uniform("value")[:, 0], place)
         return self.zt.index_put(place, values)
-
-
-def _refuse_gaps(known: Tensor) -> None:
-    """ValueError unless the known sites of each row, Bool[b, n], come before all others."""
-    behind = known & (~known).cumsum(1).bool()
-    if not bool(behind.any()):
-        return
-    row = int(behind.any(1).nonzero()[0])
-    gap, site = int((~known[row]).nonzero()[0]), int(behind[row].nonzero()[0])
-    raise ValueError(
-        f"clamp: in row {row} site {site} is known but site {gap} before it is not; an autoregressive model draws from "
-        "left to right and can only go on from a known beginning: take MD4, GenMD4 or GGM for gaps"
-    )

@@ -158,7 +158,7 @@ def fuji_law(model: FujiLDDM, num_steps: int) -> Tensor:
     start[-1] = PRIOR
 
     def moved(rows: Tensor, mass: Tensor, t: float, s: float) -> Tensor:
-        law = model.reverse_law(rows, *when(t, s, rows), latent=GRID.reshape(-1, 1, 1), sampler="ddpm")
+        law = model.joint_law(rows, *when(t, s, rows), latent=GRID.reshape(-1, 1, 1), sampler="ddpm")
         found = product(law.tokens.probs(), states, UNKNOWN).T * mass  # [state', z_t]
         if s == 0:  # in the last step the latent has done its work
             return found
@@ -221,7 +221,7 @@ def latent_first_law(
     start[-1] = kept
 
     def moved(rows: Tensor, mass: Tensor, t: float, s: float) -> Tensor:
-        law = latent_first.token_step(model, rows, *when(t, s, rows), None, 1.0, 1.0, z.reshape(-1, 1, 1))
+        law = model.reverse_law(rows, *when(t, s, rows), denoiser=model.given(z.reshape(-1, 1, 1)))
         return product(law.probs(), states, UNKNOWN).T * mass
 
     return in_cells(evolved(start, states, model.grids[0], num_steps, moved).sum(1), states)

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.models.autoregressive import AutoregressiveModel
+from ggm_lightning.models.md4 import MD4
 from ggm_lightning.networks.transformer import Transformer
+from ggm_lightning.sampling.left_to_right import LeftToRight
+from ggm_lightning.sampling.plan import Ancestral
 
 B, N, V, LABELS = 2, 5, 7, 3
 X = torch.arange(B * N).reshape(B, N) % V
@@ -182,6 +185,47 @@ def test_trace_and_calls() -> None:
     complete = model.sample(3, 1, clamp=(X[:1].expand(3, N), torch.ones(N, dtype=torch.bool)))
     assert torch.equal(complete.x, X[:1].expand(3, N))
     assert complete.network_calls == 0
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_only_rows_that_need_it_are_sent_and_none_changes_the_draw_of_another(cached: bool) -> None:
+    """Beginnings of every length, two rows of them complete: beside each other and alone."""
+    network = transformer().double() if cached else Own(CAUSAL)
+    begun = torch.tensor([0, 5, 1, 4, 2, 3, 5])
+    values = torch.arange(7 * N).reshape(7, N) % V
+    clamp = values, torch.arange(N) < begun[:, None]
+    model = model_of(network)
+    drawn = model.sample(7, 1, clamp=clamp, seed=3)
+    assert drawn.network_calls == N
+    # what a cache holds is of the same rows from the first call on
+    assert drawn.rows == (5 * N if cached else int((N - begun).sum()))
+    assert model.rows_sent == drawn.rows  # those of calls that look are not counted
+    for i in range(7):
+        one = slice(i, i + 1)
+        alone = model.sample(1, 1, clamp=(values[one], clamp[1][one]), seed=3, row=torch.tensor([i]))
+        assert torch.equal(alone.x[0], drawn.x[i])
+        assert alone.rows == alone.network_calls == N - int(begun[i])
+    assert not torch.equal(model.sample(7, 1, clamp=clamp, seed=4).x, drawn.x)  # control
+
+
+def test_the_sampler_is_refused_by_models_that_know_no_left_and_right() -> None:
+    with pytest.raises(
+        ValueError, match="draws from left to right, which MD4 does not know; take it with Autoreg"
+    ) as e:
+        MD4(transformer(), V, (N,)).sample(B, 1, sampler=LeftToRight())
+    assert "\n" not in str(e.value)
+    model = model_of(transformer())
+    assert torch.equal(model.sample(B, 1, sampler=LeftToRight()).x, model.sample(B, 1).x)  # control
+
+
+def test_plans_are_refused() -> None:
+    model = model_of(transformer())
+    assert model.mask_id is None
+    with pytest.raises(ValueError, match="AutoregressiveModel has no mask: it has only ancestral, no plan"):
+        model.denoiser(None)
+    with pytest.raises(ValueError, match="AutoregressiveModel"):
+        model.sample(B, 3, sampler=Ancestral())
+    assert model.network_calls == 0
 
 
 def test_pictures_are_drawn_row_by_row() -> None:

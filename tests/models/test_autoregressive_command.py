@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 DEBUG = ["--config", str(ROOT / "configs" / "trainer" / "debug.yaml")]
@@ -22,7 +22,7 @@ MODEL = {"class_path": "ggm_lightning.models.autoregressive.AutoregressiveModel"
 def fit(tmp_path: Path, data: dict[str, object]) -> Path:
     experiment = {"include": [str(ROOT / "configs" / "trainer" / "cpu.yaml")], "model": MODEL, "data": data}
     (tmp_path / "ar.yaml").write_text(yaml.safe_dump(experiment))
-    report = {"class_path": "ggm_lightning.callbacks.report.Report", "init_args": {"num_samples": 2}}
+    report = {"class_path": "ggm_lightning.report.callback.Report", "init_args": {"num_samples": 2}}
     (tmp_path / "few.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [report]}}))
     files = ["--config", str(tmp_path / "ar.yaml"), *DEBUG, "--config", str(tmp_path / "few.yaml")]
     main(["fit", *files, "--runs", str(tmp_path), "--name", "run"])
@@ -59,7 +59,7 @@ def np_texts(folder: Path) -> list[str]:
 
 def test_pictures(tmp_path: Path) -> None:
     """Their report fills in right halves, which this model cannot."""
-    data = {"class_path": "ggm_lightning.data.digits.Digits", "init_args": {"global_batch_size": 2}}
+    data = {"class_path": "ggm_lightning.data.toy.digits.Digits", "init_args": {"global_batch_size": 2}}
     run = fit(tmp_path, data)
     assert (run / "samples.png").is_file()
     assert (run / "trace.gif").is_file()

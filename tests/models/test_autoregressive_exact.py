@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import categorical, noise
+from ggm_lightning.core.categorical import Sharpening
 from ggm_lightning.models import contract
 from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.networks.transformer import Transformer
@@ -160,7 +161,7 @@ def test_the_product_of_the_reverse_laws(network: str, temperature: float, top_p
     for t in range(N, 0, -1):
         zt = torch.where(torch.arange(N) < N - t, law.x, V)
         when = torch.full((len(law.x),), t)
-        step = model.reverse_law(zt, when, when - 1, temperature=temperature, top_p=top_p)
+        step = model.reverse_law(zt, when, when - 1, sharpening=Sharpening(temperature, top_p))
         total += step.log_probs().detach().gather(1, law.x[:, N - t, None])[:, 0]
     assert abs(float(total.exp().sum()) - 1) < 1e-12
     logits = model.network(model.moved(law.x), torch.zeros(len(law.x))).detach().flatten(0, 1)
