@@ -75,7 +75,7 @@ class MarkovDiffusion(Family):
 
     Infilling: known sites follow the bridge of their own value and the others see them only as they are at the time, so
     that its error has a floor (total variation .10 to .12 with 400 steps, on a law where ignoring what is known costs
-    .33; with process absorbing MD4 does better).
+    .33); with process absorbing sampler first_hitting is exact.
 
     The network is called as network(z, t, label=None) with z Int64[b, *shape] in 0..S-1 and t Float[b] in [0, 1]; it
     returns logits of x_0, Float[b, n, V] or Float[b, *shape, V], read as `parametrisation` says. Constants of a row do

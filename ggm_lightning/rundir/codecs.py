@@ -7,6 +7,7 @@ tried before a training begins, too: what could not be made again would be known
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,22 +65,35 @@ def check_loads_again(codec: Codec, shape: tuple[int, ...] | None = None) -> Non
         ValueError: it cannot be made again, or is another one then; with the reason, and what helps.
     """
     try:
-        described = _as_stored(codec)
-        foreign = building.foreign(described)
-        if any(path.startswith("__main__.") for path in foreign):
-            raise ValueError("it stands in the program that runs, which another process cannot import")
-        again = codec_from_dict(described, foreign)
-        if _as_stored(again) != described:
-            raise ValueError(f"the one that is made from {_cut(described)} describes itself as {_cut(again.to_dict())}")
-        if foreign and shape is not None:
-            _compare(codec, again, shape)
+        again, foreign = _made_again(codec)
     except Exception as error:  # whatever a stranger's constructor raises
         reason = " ".join(str(error).split()) or type(error).__name__
-        name = f"{type(codec).__module__}.{type(codec).__qualname__}"
-        raise ValueError(
-            f"the codec {name} could not be loaded from a checkpoint again ({reason}); put the class at the top level "
-            "of a module of its own, and let its constructor take plain data and keep it, see docs/extend/codec.md"
-        ) from error
+        raise ValueError(_fault(codec, reason)) from error
+    if foreign and shape is not None:
+        x = _example(codec, shape)
+        shown = codec.decode(x)  # one that cannot decode at all says so itself
+        if not np.array_equal(np.asarray(shown), np.asarray(again.decode(x))):
+            raise ValueError(_fault(codec, "the one that is made again decodes the same ids to something else"))
+
+
+def _fault(codec: Codec, reason: str) -> str:
+    name = f"{type(codec).__module__}.{type(codec).__qualname__}"
+    return (
+        f"the codec {name} could not be loaded from a checkpoint again ({reason}); put the class at the top level of a "
+        "module of its own, and let its constructor take plain data and keep it, see docs/extend/codec.md"
+    )
+
+
+def _made_again(codec: Codec) -> tuple[Codec, bool]:
+    """(the codec out of its own description, whether it names classes of other packages)."""
+    described = _as_stored(codec)
+    foreign = building.foreign(described)
+    if any(path.startswith("__main__.") for path in foreign):
+        raise ValueError("it stands in the program that runs, which another process cannot import")
+    again = codec_from_dict(described, foreign)
+    if _as_stored(again) != described:
+        raise ValueError(f"the one that is made from {_cut(described)} describes itself as {_cut(again.to_dict())}")
+    return again, bool(foreign)
 
 
 def _as_stored(codec: Codec) -> Any:
@@ -91,11 +105,8 @@ def _cut(described: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _compare(codec: Codec, again: Codec, shape: tuple[int, ...]) -> None:
-    size = int(np.prod(shape))
-    if len(shape) == 1:  # of a long text a part will do, pictures are decoded whole
-        size = min(size, _MOST_IDS)
-        shape = (size,)
-    x = (np.arange(size) % codec.num_classes).reshape(1, *shape)
-    if not np.array_equal(np.asarray(codec.decode(x)), np.asarray(again.decode(x))):
-        raise ValueError("the one that is made again decodes the same ids to something else")
+def _example(codec: Codec, shape: tuple[int, ...]) -> np.ndarray:
+    """Ids [1, *shape] of all classes in turn; of a long text a part will do, pictures are decoded whole."""
+    if len(shape) == 1:
+        shape = (min(shape[0], _MOST_IDS),)
+    return (np.arange(math.prod(shape)) % codec.num_classes).reshape(1, *shape)

@@ -227,6 +227,33 @@ def latent_first_law(
     return in_cells(evolved(start, states, model.grids[0], num_steps, moved).sum(1), states)
 
 
+def latent_then_one_by_one(model: LatentFamily, kind: str) -> Tensor:
+    """Sampler first_hitting: latents, one of infill_latents candidates, then one unknown token after the other, in
+    either order. The networks here do not look at the tokens' time."""
+    z, mass = latents(model, kind, latent_first.LATENT_STEPS)
+    kept = resampled(mass, likelihood_of_known(model, z), model.infill_latents)
+    denoiser, rows = model.given(z.reshape(-1, 1, 1)), torch.arange(len(z))
+    zero = torch.zeros(len(z), dtype=torch.float64)
+
+    def values(state: Tensor, site: int) -> Tensor:
+        """p(x_site | state, z), Float64[z, V]."""
+        logits = denoiser(state.expand(len(z), N), zero, None, torch.full((len(z), 1), site), rows)
+        return logits.double().softmax(-1)
+
+    total = torch.zeros(V ** len(UNKNOWN), dtype=torch.float64)
+    empty = torch.where(KNOWN, VALUES, V)
+    for first, second in itertools.permutations(UNKNOWN.tolist()):
+        p = values(empty, first)
+        for v in range(V):
+            state = empty.clone()
+            state[first] = v
+            both = p[:, v, None] * values(state, second)
+            filled = state.expand(V, N).clone()
+            filled[:, second] = torch.arange(V)
+            total = total.index_add(0, cell(filled), 0.5 * kept @ both)
+    return total
+
+
 def drawn_law(model: Family, num_steps: int, num_samples: int, **options: object) -> Tensor:
     """The frequencies of `sample`."""
     x = model.sample(num_samples, num_steps, clamp=(VALUES, KNOWN), **options).x

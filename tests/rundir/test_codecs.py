@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.codecs.text import Bytes, Characters, Integers, Subwords
 from ggm_lightning.data.tokens import TokenShards, write_shards
 from ggm_lightning.data.toy.demo import train_bpe
+from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.codecs import check_loads_again, codec_from_dict
 from tests.fixtures.v1 import unpacked
 
@@ -67,6 +68,19 @@ class Counted(Codec):
 class Grows(Codec):
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes + 1
+
+    def text(self, ids):
+        return str(ids)
+
+
+class Padded(Codec):
+    """Its argument of that name is not V, and its shape not that of an example."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.real, self.num_classes, self.shape = num_classes, num_classes + 1, (3, 3)
+
+    def to_dict(self):
+        return {"class_path": "stranger_codecs.Padded", "init_args": {"num_classes": self.real}}
 
     def text(self, ids):
         return str(ids)
@@ -162,6 +176,21 @@ def test_shards_of_a_strangers_codec(stranger: ModuleType, tmp_path: Path) -> No
 def test_a_codec_that_comes_back_passes(stranger: ModuleType) -> None:
     check_loads_again(stranger.Words(["one", "two", "three"]), (11,))
     check_loads_again(stranger.Shouted(Bytes()), (5000,))
+
+
+def test_arguments_of_a_strangers_codec_mean_what_they_mean_there(stranger: ModuleType) -> None:
+    """Of this package's own the vocabulary is compared before anything of that size is made."""
+    codec = stranger.Padded(V)
+    check_loads_again(codec, (11,))
+    model = SimpleNamespace(num_classes=V + 1, shape=(11,))
+    assert restore._codec(codec.to_dict(), model, "x.ckpt", ("stranger_codecs",)).num_classes == V + 1
+    with pytest.raises(ValueError, match=r"^x.ckpt: its codec is refused, it names the class stranger_codecs.Padded"):
+        restore._codec(codec.to_dict(), model, "x.ckpt", ())
+    with pytest.raises(ValueError, match="its codec has 7 classes, its model 8"):
+        restore._codec(Integers(V).to_dict(), model, "x.ckpt", ())
+    other = SimpleNamespace(num_classes=9, shape=(11,))
+    with pytest.raises(ValueError, match="its codec has 8 classes, its model 9"):
+        restore._codec(codec.to_dict(), other, "x.ckpt", ("stranger_codecs",))
 
 
 FAULTY = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -42,6 +43,7 @@ def surest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     assert len(blocks) == 1
     assert 20 <= len(blocks[0].splitlines()) <= 70
     (tmp_path / "surest.py").write_text(blocks[0], encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "surest", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     return "surest.Surest"
 
