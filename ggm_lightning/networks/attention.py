@@ -1,4 +1,4 @@
-"""Bidirectional attention, plain and with rotary positions (arXiv 2406.04329; rotary embedding arXiv 2104.09864)."""
+"""Attention, plain, with rotary positions and causal (arXiv 2406.04329; rotary embedding arXiv 2104.09864)."""
 
 from __future__ import annotations
 
@@ -53,10 +53,12 @@ def attend(
     keys: Float[Tensor, "b m heads h"],
     values: Float[Tensor, "b m heads h"],
     dropout: float = 0.0,
+    causal: bool = False,
 ) -> Float[Tensor, "b n d"]:
-    """softmax(q k^T / sqrt(h)) v with d = heads h, the probabilities dropped at the rate `dropout`."""
+    """softmax(q k^T / sqrt(h)) v with d = heads h, the probabilities dropped at the rate `dropout`; causal: query i
+    sees the keys 0..i."""
     queries, keys, values = (rearrange(part, "b n heads h -> b heads n h") for part in (queries, keys, values))
-    mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+    mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=causal)
     return rearrange(mixed, "b heads n h -> b n (heads h)")
 
 
@@ -127,3 +129,10 @@ class RotaryAttention(SelfAttention):
         keys, values = F.linear(x, weights[1], biases[1]).chunk(2, -1)
         queries, keys, values = (part.unflatten(-1, (self.num_heads, -1)) for part in (queries, keys, values))
         return queries, keys, values
+
+
+class CausalAttention(RotaryAttention):
+    """RotaryAttention in which each position sees itself and those before it. No `sites`: they would need a mask."""
+
+    def _mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return attend(queries, keys, values, self.dropout if self.training else 0.0, causal=True)
