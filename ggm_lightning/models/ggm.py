@@ -27,10 +27,10 @@ from ggm_lightning.core import categorical, fused, glauber, losses, noise, sweep
 from ggm_lightning.core.glauber import Pair, SiteLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.sweeps import Sweeps
-from ggm_lightning.models import readout
+from ggm_lightning.models import ggm_hollow, readout
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Optimizer
-from ggm_lightning.sampling import arguments, sweeping
+from ggm_lightning.sampling import arguments, random_order, sweeping
 from ggm_lightning.sampling.request import Request, Samples
 
 _COUNTED = 2**24  # tokens of the training data that the unigram law is measured on
@@ -54,11 +54,14 @@ class GGM(Family):
     Args:
         network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family. The loss is in
             nats per classified token and logged as train/<loss>; it is no likelihood.
-        loss: bce, the paper's; ce_xt or ce_x0, cross-entropies of X_{t,i} or X_{0,i}, which have the same optimum.
+        loss: bce, the paper's; ce_xt or ce_x0, cross-entropies of X_{t,i} or X_{0,i}, which have the same optimum. With
+            order: random: bce, its label summed out; bce_sampled, with a drawn one; ce_x0; or bound, the bound itself
+            (the network then returns log p0 - log pi, as for ce_x0).
         num_sweeps: R. The exact samplers need R n network calls.
         schedule: linear or geometric survival over the sweeps (core/sweeps.py).
         last_survival: a_R, strictly between 0 and 1; None: min(0.01, 0.1/n).
-        order: raster, or permuted by one fixed permutation. order_seed: of the permutation.
+        order: raster, or permuted by one fixed permutation (order_seed chooses it); or random, a new one for each row
+            and sweep, with a hollow network (networks/hollow.py): all sites learn from one call, and none is hidden.
         noise_law: pi: uniform; unigram, the training data's own frequencies (measured when a fit begins, kept in the
             checkpoint); or a list of V probabilities.
         block_size: visits that training and the sampler "parallel" may make at once: in each step of training a number
@@ -67,6 +70,7 @@ class GGM(Family):
             block is hidden and predicted in one call, which ignores what its tokens say of each other: good for
             training, but sampler "parallel" then does not converge in sweeps (see `draw`).
         redenoise: rounds of ReDeNoise behind infilling: one sweep of noise on the unknown sites, and back.
+        noise_draws: with order: random and more classes than this, bce takes its sums over classes from so many draws.
     """
 
     samplers = ("heat_bath", "gated", "parallel")
@@ -89,6 +93,7 @@ class GGM(Family):
         block_size: int = 1,
         hide: str = "own",
         redenoise: int = 4,
+        noise_draws: int = 1024,
         optimizer: Optimizer = Optimizer(),
         label_dropout: float = 0.0,
         eval_samples: int = 1,
@@ -97,7 +102,10 @@ class GGM(Family):
     ) -> None:
         super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
         n = self.num_sites
-        if loss not in ("bce", "ce_xt", "ce_x0"):
+        self.random_order, self.noise_draws = order == "random", noise_draws
+        if self.random_order:
+            ggm_hollow.check_options(loss, block_size, hide, noise_draws)
+        elif loss not in ("bce", "ce_xt", "ce_x0"):
             raise ValueError(f"loss is '{loss}'; choose bce, ce_xt or ce_x0")
         if hide not in ("own", "block"):
             raise ValueError(f"hide is '{hide}'; choose own or block")
@@ -136,7 +144,10 @@ class GGM(Family):
 
     def corrupt(self, x: Tensor, t: Tensor, uniform: Callable[[str], Tensor]) -> Tensor:
         """X_t Int64[b, *shape] given x, t Int64[b] in 0..T, eq. (2); `uniform(stream)` gives Float64[b, n]."""
-        x_t = glauber.corrupt(x.flatten(1), self.sweeps.survival_at(t), self.log_pi.exp(), uniform)
+        survival = self.sweeps.survival_at(t)
+        if self.random_order:
+            survival = ggm_hollow.survival_at(self, t, uniform("order").argsort(1))
+        x_t = glauber.corrupt(x.flatten(1), survival, self.log_pi.exp(), uniform)
         return x_t.reshape(x.shape)
 
     def pairs(
@@ -175,7 +186,7 @@ class GGM(Family):
         logits = losses.at_least_float32(logits)
         log_pi = self.log_pi.to(logits.dtype)
         law = glauber.log_conditional(logits, log_pi)  # eq. (3); the constant log(Pi(phi)/beta) falls out
-        return glauber.log_mixed(law, log_pi, a.to(law.dtype)) if self.objective == "ce_x0" else law
+        return glauber.log_mixed(law, log_pi, a.to(law.dtype)) if self.objective in ("ce_x0", "bound") else law
 
     # ------------------------------------------------------------------ loss
 
@@ -183,6 +194,8 @@ class GGM(Family):
         """Nats per classified token, mean over the rows, unit weights. At the start, o = 0, bce is the entropy of the
         classes given the token (uniform pi: of Bernoulli(Pi_r(phi))).
         """
+        if self.random_order:
+            return ggm_hollow.training_loss(self, x, label, draws)
         uniform = partial(draws.uniform, num_sites=self.num_sites)
         # from the step alone: known to the host, and the same on every rank
         size = 1 + noise.integer_seed("block size", seed=draws.seed, step=draws.step) % self.block_size
@@ -203,13 +216,18 @@ class GGM(Family):
 
     # ------------------------------------------------------------------ bound
 
-    def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def terms(
+        self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None, visited: Tensor | None = None
+    ) -> Tensor:
         """Float64[b], nats: T times the term of eq. (8) that belongs to the visit t-1 -> t, given the state zt at time
         t Int64[b] in 1..T. Its mean over uniform t and zt ~ q(X_t | x) is the sum in eq. (8).
 
-        The visited site's own token is summed out: zt there does not matter.
+        The visited site's own token is summed out: zt there does not matter. With order: random t says the sweep
+        alone, visited Bool[b, n] what it has visited, and all n sites count: see core/hollow.py, eq. (12).
         """
         arguments.check_terms(self, x, zt, t, label)
+        if self.random_order:
+            return ggm_hollow.terms(self, x, zt, (t - 1) // self.num_sites, visited, label)[0]
         return self._terms(x, zt, t, label)[0]
 
     def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -243,12 +261,21 @@ class GGM(Family):
         total, deviations = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device), []
         with self.evaluating():
             for j, u in enumerate(times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)):
-                t = (u * chain.num_steps).long() + 1
                 uniform = partial(_evaluation_noise, seed=seed, step=j, row=row, num_sites=self.num_sites)
-                nats, deviation = self._terms(x, self.corrupt(x, t, uniform), t, label)
+                nats, deviation = self._drawn_terms(x, u, uniform, label)
                 total += nats
                 deviations.append(deviation)
             return total / num_samples + glauber.prior_nats(flat, self.log_pi, last), torch.stack(deviations)
+
+    def _drawn_terms(
+        self, x: Tensor, u: Tensor, uniform: Callable[[str], Tensor], label: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """_terms at the visit, or with order: random at the sweep and its visits, that u Float64[b] in [0, 1) says."""
+        if self.random_order:
+            r, visited, zt = ggm_hollow.draw_state(self, x, u, uniform)
+            return ggm_hollow.terms(self, x, zt, r, visited, label)
+        t = (u * self.sweeps.num_steps).long() + 1
+        return self._terms(x, self.corrupt(x, t, uniform), t, label)
 
     # ------------------------------------------------------------------ reverse step
 
@@ -270,16 +297,21 @@ class GGM(Family):
         top_p: float = 1.0,
         sampler: str | None = None,
         known: Tensor | None = None,
+        order: Tensor | None = None,
     ) -> SiteLaw:
         """The law of X_s given X_t = zt: the sites visited by s..t-1 move, all at once, the others stay.
 
         t, s Int64[b] in 0..T with the same t - s in all rows, which is 1 unless the sampler is "parallel".
         With temperature or top_p the data law p0 in p_t is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp):
-        tokens that the network is shown even in a hidden block.
+        tokens that the network is shown even in a hidden block. `order` Int64[b, n]: that of the sweep, where random.
         """
         arguments.check_law(self, zt, t, s, label, temperature, top_p)
         chain, first = self.sweeps, s.long()
         size = chain.step_size(first, t.long(), simultaneous=sampler == "parallel")
+        gated = sampler in ("gated", "parallel")
+        if self.random_order:
+            r, visited, sites = ggm_hollow.block(self, first, size, order)
+            return ggm_hollow.block_law(self, zt, r, visited, sites, label, temperature, top_p, gated)
         r, sites = first // self.num_sites, chain.block_sites(first, size)[0]
         if self.hide == "block" or size == 1:
             hidden = self._inputs(zt, r, chain.visited_in_sweep(first), sites)
@@ -294,7 +326,6 @@ class GGM(Family):
         a = chain.survival[r]
         log_p = glauber.sharpened(self.log_conditional(logits.double(), a), self.log_pi, a, temperature, top_p)
         row = torch.arange(len(zt), device=zt.device).repeat_interleave(size)
-        gated = sampler in ("gated", "parallel")
         return SiteLaw(zt.flatten(1), row, sites.flatten(), log_p, self.log_pi, chain.log_odds[r], gated)
 
     def draw(self, request: Request) -> Samples:
@@ -309,6 +340,8 @@ class GGM(Family):
         clamp: the network takes known tokens for as noisy as the time says. The error of heat_bath falls with R; that
             of gated and parallel has a floor, which rounds of `redenoise` lower (of hide: block they do not).
         """
+        if self.random_order:
+            return random_order.run(self, request)
         size = 1
         if request.sampler == "parallel":
             size = sweeping.visits_at_once(request.num_steps, self.sweeps, self.block_size)
@@ -349,7 +382,7 @@ class GGM(Family):
         mean, square = (metric.compute() for metric in self.calibration.values())
         for metric in self.calibration.values():
             metric.reset()
-        if self.objective == "bce":
+        if self.objective.startswith("bce"):
             self.log_dict({"val/calibration": mean, "val/calibration_rms": square.sqrt()}, sync_dist=True)
 
 
