@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -28,8 +29,8 @@ from tests.models.hollow_chain import (
 B = len(STATES)
 
 
-def at_all_sites(model: GGM, per_site: bool = True) -> Tensor:
-    """The mean of the all-site loss (with bce_sampled: of one draw) over r, S, x0 and states, exactly."""
+def at_all_sites(model: GGM) -> Tensor:
+    """The mean of the all-site loss over r, S, x0 and states, exactly."""
     total = torch.zeros((), dtype=torch.float64)
     num_sweeps = model.sweeps.num_sweeps
     for r in range(num_sweeps):
@@ -54,26 +55,25 @@ def _no_uniform(stream: str) -> Tensor:
 
 def at_one_site(model: GGM, loss: str) -> Tensor:
     """The paper's objective: r, an order and a place in it uniform, X_t drawn, then Z_t and the fresh token summed."""
-    network, chain, pi = model.network, model.sweeps, model.log_pi.exp()
-    total = torch.zeros((), dtype=torch.float64)
-    for r in range(chain.num_sweeps):
-        for order in ORDERS:
-            for k in range(N):
-                visited = torch.zeros(N, dtype=torch.bool)
-                visited[order[:k]] = True
-                t = torch.full((B,), r / chain.num_sweeps, dtype=torch.float64)
-                o = network(STATES, t, None, visited.expand(B, N))[:, order[k]]
-                p = torch.stack([state_law(model, x0, r, visited) for x0 in STATES])  # [27 x0, 27 states]
-                own, clean = STATES[:, order[k]], STATES[:, order[k]]
-                if loss == "bce":
-                    s = o + chain.log_odds[r]
-                    signal = chain.keep[r] * softplus(-s.gather(1, own[:, None])[:, 0])
-                    nats = (signal + chain.beta[r] * softplus(s) @ pi).expand(B, B)
-                else:
-                    log_p = torch.log_softmax(o + model.log_pi, -1)
-                    nats = -log_p[:, clean].T
-                total = total + (LAW[:, None] * p * nats).sum() / chain.num_sweeps / len(ORDERS) / N
-    return total
+    visits = list(itertools.product(range(model.sweeps.num_sweeps), ORDERS, range(N)))
+    return sum(_one_visit(model, loss, r, order[:k], order[k]) for r, order, k in visits) / len(visits)
+
+
+def _one_visit(model: GGM, loss: str, r: int, before: Tensor, site: Tensor) -> Tensor:
+    """The mean over x0 and X_t of the loss at a site, where sweep r has visited the sites `before`."""
+    chain, visited = model.sweeps, torch.zeros(N, dtype=torch.bool)
+    visited[before] = True
+    t = torch.full((B,), r / chain.num_sweeps, dtype=torch.float64)
+    o = model.network(STATES, t, None, visited.expand(B, N))[:, site]
+    p = torch.stack([state_law(model, x0, r, visited) for x0 in STATES])  # [27 x0, 27 states]
+    own = STATES[:, site]
+    if loss == "bce":
+        s = o + chain.log_odds[r]
+        signal = chain.keep[r] * softplus(-s.gather(1, own[:, None])[:, 0])
+        nats = (signal + chain.beta[r] * softplus(s) @ model.log_pi.exp()).expand(B, B)
+    else:
+        nats = -torch.log_softmax(o + model.log_pi, -1)[:, own].T
+    return (LAW[:, None] * p * nats).sum()
 
 
 # ------------------------------------------------------------------ loss
