@@ -27,7 +27,7 @@ from ggm_lightning.core import categorical, fused, glauber, losses, noise, sweep
 from ggm_lightning.core.glauber import Pair, SiteLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.sweeps import Sweeps
-from ggm_lightning.models import ggm_hollow, readout
+from ggm_lightning.models import ggm_hollow, ggm_options, readout
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments, random_order, sweeping
@@ -71,6 +71,7 @@ class GGM(Family):
             training, but sampler "parallel" then does not converge in sweeps (see `draw`).
         redenoise: rounds of ReDeNoise behind infilling: one sweep of noise on the unknown sites, and back.
         noise_draws: with order: random and more classes than this, bce takes its sums over classes from so many draws.
+        corrector_steps: with order: random, so many calls of parallel Gibbs behind a sample, each on n/8 of its sites.
     """
 
     samplers = ("heat_bath", "gated", "parallel")
@@ -94,6 +95,7 @@ class GGM(Family):
         hide: str = "own",
         redenoise: int = 4,
         noise_draws: int = 1024,
+        corrector_steps: int = 0,
         optimizer: Optimizer = Optimizer(),
         label_dropout: float = 0.0,
         eval_samples: int = 1,
@@ -102,20 +104,9 @@ class GGM(Family):
     ) -> None:
         super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
         n = self.num_sites
-        self.random_order, self.noise_draws = order == "random", noise_draws
-        if self.random_order:
-            ggm_hollow.check_options(loss, block_size, hide, noise_draws)
-        elif loss not in ("bce", "ce_xt", "ce_x0"):
-            raise ValueError(f"loss is '{loss}'; choose bce, ce_xt or ce_x0")
-        if hide not in ("own", "block"):
-            raise ValueError(f"hide is '{hide}'; choose own or block")
-        if not 1 <= block_size <= n:
-            raise ValueError(
-                f"block_size is {block_size}; a block has between 1 and {n} sites, all sites of an example"
-            )
-        if redenoise < 0:
-            raise ValueError(f"redenoise is {redenoise}; it must be at least 0 rounds")
-        _check_bits(network)
+        self.random_order = order == "random"
+        self.noise_draws, self.corrector_steps = noise_draws, corrector_steps
+        ggm_options.check(network, n, order, loss, block_size, hide, redenoise, noise_draws, corrector_steps)
         self.objective, self.loss_name = loss, f"train/{loss}"
         last = sweeps.default_last_survival(n) if last_survival is None else last_survival
         self._sweeps = Sweeps(sweeps.site_order(n, order, order_seed), sweeps.survival(num_sweeps, last, schedule))
@@ -328,6 +319,12 @@ class GGM(Family):
         row = torch.arange(len(zt), device=zt.device).repeat_interleave(size)
         return SiteLaw(zt.flatten(1), row, sites.flatten(), log_p, self.log_pi, chain.log_odds[r], gated)
 
+    def gibbs_law(
+        self, z: Tensor, sites: Tensor, label: Tensor | None = None, temperature: float = 1.0, top_p: float = 1.0
+    ) -> SiteLaw:
+        """The corrector's, of a hollow network: `sites` Int64[b, m] of clean rows z, each given all other tokens."""
+        return ggm_hollow.gibbs_law(self, z, sites, label, temperature, top_p)
+
     def draw(self, request: Request) -> Samples:
         """See Family.sample. With a clamp the chain is followed by `redenoise` rounds of one sweep up and down.
 
@@ -388,11 +385,3 @@ class GGM(Family):
 
 def _evaluation_noise(stream: str, **counters: Any) -> Tensor:
     return noise.uniform(f"eval {stream}", **counters)
-
-
-def _check_bits(network: nn.Module) -> None:
-    if getattr(network, "visited_bits", True) is False:  # of ours, which take the argument in any case
-        raise ValueError(
-            f"GGM: the network {type(network).__name__} was built without the visited bits; set its visited_bits: true "
-            "(a class of your own takes the keyword argument visited, Bool[b, n])"
-        )

@@ -23,23 +23,8 @@ from ggm_lightning.models.readout import Readout
 if TYPE_CHECKING:
     from ggm_lightning.models.ggm import GGM
 
-LOSSES = ("bce", "bce_sampled", "ce_x0", "bound")
 _ROUNDING = 1e-4  # of what other sites move by: less is no leak but sums in another order
 _CHUNK_ENTRIES = 1 << 24  # logits of a bound formed at once: 128 MB in float64
-
-
-def check_options(loss: str, block_size: int, hide: str, noise_draws: int) -> None:
-    """Raises ValueError for what makes no sense with order: random."""
-    if loss not in LOSSES:
-        reason = "; ce_xt asks for the own token, which other sites see here" if loss == "ce_xt" else ""
-        raise ValueError(f"loss is '{loss}' with order: random; choose {', '.join(LOSSES)}{reason}")
-    if block_size != 1 or hide != "own":
-        raise ValueError(
-            f"block_size is {block_size} and hide '{hide}' with order: random, where all sites learn from one call and "
-            "nothing is hidden; leave both out"
-        )
-    if noise_draws < 1:
-        raise ValueError(f"noise_draws is {noise_draws}; it must be at least 1 class")
 
 
 # ------------------------------------------------------------------ is it hollow?
@@ -260,3 +245,21 @@ def block_law(
     law = glauber.sharpened(model.log_conditional(logits, a), model.log_pi, a, temperature, top_p)
     row = torch.arange(len(zt), device=zt.device).repeat_interleave(m)
     return SiteLaw(zt.flatten(1), row, sites.flatten(), law, model.log_pi, log_odds, gated)
+
+
+def gibbs_law(
+    model: GGM,
+    z: Tensor,
+    sites: Tensor,
+    label: Tensor | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> SiteLaw:
+    """`sites` Int64[b, m] of clean rows z, each drawn anew given all others: the network's law before sweep 0 visits.
+
+    With m = 1 data of the model's law keep it (Gibbs sampling); with more they do so up to what the sites drawn at once
+    say of each other, the less the fewer they are. Correctors: arXiv 2407.21243.
+    """
+    r = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+    unvisited = torch.zeros(len(z), model.num_sites, dtype=torch.bool, device=z.device)
+    return block_law(model, z, r, unvisited, sites, label, temperature, top_p, gated=False)

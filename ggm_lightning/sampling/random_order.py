@@ -19,6 +19,8 @@ from ggm_lightning.sampling.request import Request, Samples, Trace
 if TYPE_CHECKING:
     from ggm_lightning.models.ggm import GGM
 
+_CORRECTED = 8  # a call of the corrector draws one out of so many sites anew
+
 
 def block_size(model: GGM, request: Request) -> int:
     """Sites of one call: 1, or for "parallel" what cuts a sweep into num_steps // R blocks."""
@@ -33,7 +35,7 @@ def block_size(model: GGM, request: Request) -> int:
 
 
 def run(model: GGM, request: Request) -> Samples:
-    """From X_T to 0, and with a clamp `redenoise` times one sweep up and down again.
+    """From X_T to 0, with a clamp `redenoise` times one sweep up and down again, and `corrector_steps` calls of Gibbs.
 
     Known sites are the last ones that a sweep would visit: the network takes them for as little noised as the sweep
     allows, and the calls for blocks that are known in all rows are left out.
@@ -45,13 +47,14 @@ def run(model: GGM, request: Request) -> Samples:
         known, rounds = request.clamp[1].flatten(1), model.redenoise
     free = n - int(known.sum(1).min())  # in the row where most are unknown
     sweeps = [*range(model.sweeps.num_sweeps)][::-1] + [0] * rounds
-    blocks = -(-free // size)
-    before, trace = model.network_calls, Trace(request, len(sweeps) * blocks)
+    corrections = model.corrector_steps if free else 0
+    calls = len(sweeps) * -(-free // size) + corrections
+    before, trace = model.network_calls, Trace(request, calls)
     uniform = request.uniform(n)
     z = request.clamped(model.prior_sample(request.num_samples, partial(uniform, step=0)))
     trace.add(0, z)
     step = 0
-    with request.bar(None, len(sweeps) * blocks, unit="call") as bar:
+    with request.bar(None, calls, unit="call") as bar:
         for place, r in enumerate(sweeps):
             order = (uniform("order", step=step) + known).argsort(1)
             if place >= model.sweeps.num_sweeps:
@@ -62,6 +65,12 @@ def run(model: GGM, request: Request) -> Samples:
                 step += 1
                 bar.update()
                 trace.add(step, z)
+        for _ in range(corrections):
+            watch.at(step)
+            z = _correct(model, request, z, known, step)
+            step += 1
+            bar.update()
+            trace.add(step, z)
     return Samples(z, model.network_calls - before, trace.states)
 
 
@@ -79,3 +88,11 @@ def _undo(model: GGM, request: Request, z: Tensor, when: tuple[int, int], order:
     law = model.reverse_law(z, t, s, request.label, *sharpening, request.sampler, order=order)
     drawn = law.draw(partial(request.uniform(model.num_sites), step=step))
     return request.clamped(drawn.reshape(z.shape))
+
+
+def _correct(model: GGM, request: Request, z: Tensor, known: Tensor, step: int) -> Tensor:
+    """One call of parallel Gibbs: an eighth of the sites, drawn for each row, unknown ones first."""
+    uniform = partial(request.uniform(model.num_sites), step=step)
+    sites = (uniform("corrected") + known).argsort(1)[:, : max(1, model.num_sites // _CORRECTED)]
+    law = model.gibbs_law(z, sites, request.label, request.temperature, request.top_p)
+    return request.clamped(law.draw(uniform).reshape(z.shape))

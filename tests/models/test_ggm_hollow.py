@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.models import ggm_hollow
+from ggm_lightning.models import ggm_hollow, ggm_options
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.networks.hollow import HollowTransformer
 from ggm_lightning.networks.transformer import Transformer
@@ -122,7 +122,7 @@ def test_a_leaking_network_would_have_a_bound_below_the_truth(x: Tensor, monkeyp
 # ------------------------------------------------------------------ losses
 
 
-@pytest.mark.parametrize("loss", ggm_hollow.LOSSES)
+@pytest.mark.parametrize("loss", ggm_options.ALL_SITES_LOSSES)
 def test_every_loss_learns_and_hides_nothing(loss: str, x: Tensor) -> None:
     asked = model(loss=loss)
     seen: list[Tensor] = []
@@ -136,7 +136,7 @@ def test_every_loss_learns_and_hides_nothing(loss: str, x: Tensor) -> None:
     assert asked.loss_name == f"train/{loss}"
 
 
-@pytest.mark.parametrize("loss", ggm_hollow.LOSSES)
+@pytest.mark.parametrize("loss", ggm_options.ALL_SITES_LOSSES)
 def test_losses_with_and_without_a_head_are_the_same(loss: str, x: Tensor) -> None:
     """Few logits out of the head, or all of them from a network that returns nothing else."""
 
@@ -244,6 +244,31 @@ def test_parallel_makes_one_call_for_each_block(num_steps: int, calls: int) -> N
     assert len(drawn.trace) == calls + 1
 
 
+def test_the_corrector_draws_an_eighth_of_the_unknown_sites(x: Tensor) -> None:
+    """At level 0, with no bit set, behind the chain; 16 sites: two at a time."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None, visited: Tensor | None = None) -> Tensor:
+            self.asked.append((z, t, visited))
+            return torch.sin((z.sum(1, keepdim=True) - z)[..., None].double() + torch.arange(V))
+
+    inner = Wide()
+    corrected = GGM(inner, V, (16,), order="random", num_sweeps=2, corrector_steps=30, redenoise=0)
+    known = torch.arange(16) < 7
+    drawn = corrected.sample(B, 2, sampler="parallel", clamp=(torch.zeros(16).long(), known), trace=True)
+    states = torch.stack(drawn.trace[-31:])
+    moved = states[1:] != states[:-1]
+    assert drawn.network_calls == 32
+    assert not moved[..., :7].any()
+    assert moved.sum(-1).max() == 2
+    assert moved.any(0)[:, 7:].all()
+    assert all(not t.any() and not visited.any() for _, t, visited in inner.asked[-30:])
+
+
 def test_known_sites_are_shown_as_unvisited_and_cost_nothing(x: Tensor) -> None:
     """Two of five are known in every row: three sites are left to visit, and one round up and down again."""
     inner = Elementwise()
@@ -293,13 +318,15 @@ def test_the_state_of_a_time_has_its_share_of_visits(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "ce_xt"}, "loss is 'ce_xt' with order: random; choose bce, bce_sampled, ce_x0, bound; .*own token"),
-        ({"loss": "mse"}, "loss is 'mse' with order: random; choose bce, bce_sampled, ce_x0, bound$"),
+        ({"loss": "ce_xt"}, "loss is 'ce_xt', which no site may learn with order: random"),
+        ({"loss": "mse"}, "loss is 'mse'; with order: random choose bce, bce_sampled, ce_x0, bound$"),
         ({"block_size": 2}, "block_size is 2 and hide 'own' with order: random"),
         ({"hide": "block"}, "block_size is 1 and hide 'block' with order: random"),
         ({"noise_draws": 0}, "noise_draws is 0; it must be at least 1 class"),
-        ({"order": "raster", "loss": "bce_sampled"}, "loss is 'bce_sampled'; choose bce, ce_xt or ce_x0"),
-        ({"order": "raster", "loss": "bound"}, "loss is 'bound'; choose bce, ce_xt or ce_x0"),
+        ({"corrector_steps": -1}, "corrector_steps is -1; it must be at least 0 calls"),
+        ({"order": "raster", "corrector_steps": 2}, "corrector_steps is 2.*order: random"),
+        ({"order": "raster", "loss": "bce_sampled"}, "loss is 'bce_sampled', which needs order: random"),
+        ({"order": "raster", "loss": "bound"}, "loss is 'bound', which needs order: random"),
         ({"order": "shuffled"}, "order 'shuffled' is unknown; choose raster or permuted or random"),
     ],
 )

@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 from ggm_lightning.core.sweeps import Sweeps
 from ggm_lightning.models import ggm_hollow
 from ggm_lightning.models.ggm import GGM
-from tests.models.exact_chain import LAW, SKEWED, STATES, N, V, distance, noise_state
+from tests.models.exact_chain import LAW, SKEWED, STATES, N, V, distance, noise_state, step_matrix
 from tests.models.hollow_chain import (
     ORDERS,
     SUBSETS,
@@ -254,6 +254,33 @@ def test_control_the_other_bits_give_another_law() -> None:
 
     model.reverse_law = wrong
     assert (reverse(model, noisy_law(model), "gated") - LAW).abs().max() > 1e-3
+
+
+def gibbs(model: GGM, size: int) -> Tensor:
+    """Float64[27, 27]: one call of the corrector, mean over all sets of `size` sites."""
+    chosen = [torch.tensor(sites) for sites in itertools.combinations(range(N), size)]
+    return sum(step_matrix(model.gibbs_law(STATES, sites.expand(B, size)).probs()) for sites in chosen) / len(chosen)
+
+
+@pytest.mark.parametrize("loss", ["bce", "ce_x0"])
+def test_the_corrector_keeps_the_law_and_leads_to_it(loss: str) -> None:
+    """One site at a time: LAW is stationary, and reached. Two at a time: another law, but no far one."""
+    model = exact(loss=loss, noise_law=SKEWED)
+    one, two = gibbs(model, 1), gibbs(model, 2)
+    assert (LAW @ one - LAW).abs().max() < 1e-14
+    reached = noise_state(model)
+    for _ in range(400):
+        reached = reached @ one
+    assert distance(reached, LAW) < 1e-6
+    assert 1e-3 < distance(LAW @ two, LAW) < 0.25
+
+
+def test_control_a_corrector_at_a_noisy_level_does_not_keep_the_law() -> None:
+    model = exact()
+    r, visited = torch.ones(B, dtype=torch.long), torch.zeros(B, N, dtype=torch.bool)
+    laws = [ggm_hollow.block_law(model, STATES, r, visited, torch.tensor([[i]] * B), gated=False) for i in range(N)]
+    kernel = sum(step_matrix(law.probs()) for law in laws) / N
+    assert distance(LAW @ kernel, LAW) > 1e-2
 
 
 def test_sample_draws_from_that_law() -> None:
