@@ -47,6 +47,9 @@ class GGM(Family):
     loss ce_x0 it is log p0(x|y) - log pi(x) instead. Constants matter to bce alone. -inf excludes a token from p0 or
     p_t; but in p_t noise may put any token anywhere, so that the bound is then infinite for all data.
 
+    With order: random nothing is hidden, and what is returned at all sites is used: it may depend on no token and no
+    bit of the site itself. That is looked at, once for training, for a bound and for sampling.
+
     Infilling: with heat_bath its error vanishes with R; with gated and parallel it has a floor (see `draw`).
 
     Times: t = 0..T = R n counts visits; `corrupt`, `terms` and `reverse_law` take t as the time of the state they get.
@@ -336,6 +339,9 @@ class GGM(Family):
         num_steps: of "parallel": B = num_steps // R blocks per sweep. The other samplers make all R n visits.
         clamp: the network takes known tokens for as noisy as the time says. The error of heat_bath falls with R; that
             of gated and parallel has a floor, which rounds of `redenoise` lower (of hide: block they do not).
+
+        With order: random parallel makes one call for each block, of any size; its error is of order 1/R and falls with
+        smaller blocks. Known sites are the last of every sweep: the error of all samplers vanishes with `redenoise`.
         """
         if self.random_order:
             return random_order.run(self, request)
