@@ -8,6 +8,7 @@ training, in a bound and in sampling: a network that leaks would learn to copy a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -174,9 +175,8 @@ def site_nats(model: GGM, answer: Readout, x0: Tensor, r: Tensor) -> Iterator[tu
     b, n = x0.shape
     size = max(1, _CHUNK_ENTRIES // (b * model.num_classes))
     for sites in torch.arange(n, device=x0.device).split(size):
-        among = torch.zeros(b, n, dtype=torch.bool, device=x0.device)
-        among[:, sites] = True
-        logits = losses.at_least_float32(answer(among))
+        part = replace(answer, values=answer.values[:, sites], sites=sites.expand(b, -1))
+        logits = losses.at_least_float32(part())
         if not torch.is_grad_enabled():
             logits = logits.double()
         a, keep, log_odds = (part[r].repeat_interleave(len(sites)).to(logits.dtype) for part in _of_sweep(model))
