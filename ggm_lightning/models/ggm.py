@@ -59,7 +59,7 @@ class GGM(Family):
             nats per classified token and logged as train/<loss>; it is no likelihood.
         loss: bce, the paper's; ce_xt or ce_x0, cross-entropies of X_{t,i} or X_{0,i}, which have the same optimum. With
             order: random: bce, its label summed out; bce_sampled, with a drawn one; ce_x0; or bound, the bound itself
-            (the network then returns log p0 - log pi, as for ce_x0).
+            (the network then returns log p0 - log pi, as for ce_x0; all V logits of all sites are formed).
         num_sweeps: R. The exact samplers need R n network calls.
         schedule: linear or geometric survival over the sweeps (core/sweeps.py).
         last_survival: a_R, strictly between 0 and 1; None: min(0.01, 0.1/n).
