@@ -177,7 +177,7 @@ def test_drawn_classes_are_shared_by_a_step_and_unbiased_over_steps(x: Tensor) -
         found = [(few.loss(x, step=step), summed.loss(x, step=step)) for step in range(40)]
     difference = torch.tensor([float(a - b) for a, b in found])
     stderr = float(difference.std()) / 40**0.5
-    assert 0 < stderr < 1e-2
+    assert 0 < stderr < 2e-2
     assert abs(float(difference.mean())) < 4 * stderr
     row, total = torch.arange(B), 2 * B
     with torch.no_grad():
