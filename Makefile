@@ -90,7 +90,7 @@ $(VENV)/.images: $(VENV)/.core
 	@touch $@
 
 # alone and without what it declares: its training code wants torchvision and an old Lightning, which break ours; the
-# three modules taken of it (networks/vqgan.py) need neither
+# three modules taken of it (vqgan/network.py) need neither
 TAMING := $(PIP) install --no-deps taming-transformers-rom1504==0.0.6
 
 $(VENV)/.vqgan: $(VENV)/.images

@@ -8,6 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from ggm_lightning import moved
+
+moved.install()
 __version__ = "0.1.0"
 
 _HOME = {

@@ -1,6 +1,6 @@
 """`python -m ggm_lightning fit ...`: the same as the `lightning` command."""
 
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = [

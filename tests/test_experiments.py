@@ -18,10 +18,10 @@ import torch
 import yaml
 from PIL import Image
 
-from ggm_lightning import config
-from ggm_lightning.cli import main
+from ggm_lightning.cli import config
+from ggm_lightning.cli.main import main
 from ggm_lightning.networks import pretrained
-from ggm_lightning.networks.vqgan import Autoencoder
+from ggm_lightning.vqgan.network import Autoencoder
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -129,7 +129,7 @@ def digits_vqgan(folder: Path) -> None:
     network = Autoencoder(shape=(1, 8, 8), **init_args)
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
     described = {"network": {"class_path": class_path, "init_args": {**init_args, "shape": [1, 8, 8]}}}
-    model = {"class_path": "ggm_lightning.models.vqgan.VQGAN", "init_args": described}
+    model = {"class_path": "ggm_lightning.vqgan.training.VQGAN", "init_args": described}
     torch.save({"state_dict": state, "ggm_lightning": {"model": model}}, folder / "vqgan.ckpt")
 
 
@@ -180,6 +180,7 @@ CASES = {
     "lddm_seq_sawtooth": Case(103_636, 2, (128,), WORDS, model=SEQ),
     "lddm_text8": Case(187_284_128, 27, (128,), TEXT8, files=text8, model=ENCODER),
     "markov_digits": Case(271_121, 17, (1, 8, 8), {"global_batch_size": 4}),
+    "markov_tokens": Case(185_104, 11, (64,), WORDS),
     "md4_cifar10": Case(28_427_520, 256, (3, 32, 32), CIFAR, files=cifar10),
     "md4_cifar10_small": Case(1_101_760, 256, (3, 32, 32), CIFAR, files=cifar10),
     "md4_demo": Case(493_856, 97, (64,), DEMO),
@@ -208,7 +209,7 @@ def network_of(path: Path) -> tuple[str, dict[str, Any]]:
 def few_samples(path: Path) -> list[dict[str, Any]]:
     """The file's callbacks, and the report's samples too, drawn in two steps."""
     callbacks = config.load_file(str(path))["trainer"].get("callbacks", [])
-    report = {"class_path": "ggm_lightning.callbacks.report.Report", "init_args": {"num_samples": 0, "num_steps": 0}}
+    report = {"class_path": "ggm_lightning.report.callback.Report", "init_args": {"num_samples": 0, "num_steps": 0}}
     if not any(part["class_path"] == report["class_path"] for part in callbacks):
         callbacks.append(report)
     for part in callbacks:

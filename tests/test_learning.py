@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import ggm_lightning
-from ggm_lightning.cli import main
-from ggm_lightning.data.digits import Digits
-from ggm_lightning.data.synthetic import MarkovChain, Sawtooth
+from ggm_lightning.cli.main import main
+from ggm_lightning.data.toy.digits import Digits
+from ggm_lightning.data.toy.synthetic import MarkovChain, Sawtooth
 
 ROOT = Path(__file__).parents[1]
 SAMPLES, STEPS = 1000, 64
@@ -119,6 +119,6 @@ def test_a_latent_does_in_one_step_what_masks_need_dozens_for(
     drawn = model.sample(1024, 1, grid="uniform")
     nats = -source.log_likelihood(drawn.x).mean().item()
     with capsys.disabled():
-        print(f"\nsawtooth, one token step after {drawn.latent_calls} of the latent: {nats:.1f} nats")
-    assert (drawn.network_calls, drawn.latent_calls) == (1, 32)
+        print(f"\nsawtooth, one token step after {drawn.other_calls.total()} of the latent: {nats:.1f} nats")
+    assert (drawn.network_calls, drawn.other_calls["latent_network"]) == (1, 32)
     assert 66.5 < nats < 77.6  # below: only the likely rows

@@ -19,13 +19,12 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from ggm_lightning import MD4, GenMD4
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.data.arrays import ArrayData
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.celeba import CelebA
 from ggm_lightning.data.mnist import Mnist
 from ggm_lightning.data.text import TextData
-from ggm_lightning.data.vqgan import VQGANCodes
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.ggm import GGM
@@ -37,8 +36,9 @@ from ggm_lightning.networks.latent import JointDenoiser, LatentDenoiser
 from ggm_lightning.networks.latent_encoder import LatentEncoder
 from ggm_lightning.networks.ncsnpp import NCSNpp
 from ggm_lightning.networks.transformer import Transformer
-from tests.data.released_vqgan import picture, released
+from ggm_lightning.vqgan.codes import VQGANCodes
 from tests.test_experiments import celeba, mnist
+from tests.vqgan.released_vqgan import picture, released
 
 ROOT = Path(__file__).parents[1]
 BATCH = {"global_batch_size": 2, "eval_batch_size": 2}

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 60.0  # of one run; each takes about one
-REPORT = '{"class_path": "ggm_lightning.callbacks.report.Report", "init_args": {"num_samples": 1, "num_steps": 1}}'
+REPORT = '{"class_path": "ggm_lightning.report.callback.Report", "init_args": {"num_samples": 1, "num_steps": 1}}'
 EMA = '{"class_path": "ggm_lightning.callbacks.ema.EMA", "init_args": {"decay": 0.9}}'
 TINY = [
     *("--config", str(ROOT / "experiments" / "md4_markov.yaml")),
@@ -97,7 +97,7 @@ def _child(arguments: list[str], log: str) -> None:
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     _log_to(sys.stderr)
-    from ggm_lightning.cli import main
+    from ggm_lightning.cli.main import main
 
     torch.set_num_threads(1)
     code = 0
@@ -115,9 +115,6 @@ def _child(arguments: list[str], log: str) -> None:
 
 def fit(folder: Path, *arguments: str, seconds: float = SECONDS) -> Run:
     """`lightning fit` of the tiny experiment; `folder` is the run's own, and later arguments win."""
-    import ggm_lightning.models.md4
-    import ggm_lightning.networks.transformer
-    import ggm_lightning.trainer_cli  # noqa: F401  # once, and not in each child
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.parent / f"{folder.name}.log"

@@ -179,17 +179,3 @@ class EMA(Callback):
 def _float_copy(parameter: Tensor) -> Tensor:
     half = parameter.dtype in (torch.float16, torch.bfloat16)
     return parameter.detach().to(torch.float32 if half else parameter.dtype, copy=True)
-
-
-def require_ema(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """For a module's `on_load_checkpoint`: an averaged checkpoint is not to be resumed without the EMA callback.
-
-    Raises:
-        ValueError: the run would silently go on from the averaged weights, with the optimiser state of the raw ones.
-    """
-    averaged = "averaging_state" in checkpoint
-    if averaged and trainer.state.fn == TrainerFn.FITTING and not any(isinstance(c, EMA) for c in trainer.callbacks):  # type: ignore[attr-defined]
-        raise ValueError(
-            "the checkpoint to resume holds averaged weights, but trainer.callbacks has no EMA; add "
-            "ggm_lightning.callbacks.ema.EMA to trainer.callbacks"
-        )

@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from ggm_lightning.rundir.folder import beside
-from ggm_lightning.rundir.pictures import grid, save_png
-
-MOST_COLUMNS = 16
+from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.metrics.samples import Rows, SampleMetric
+from ggm_lightning.report.drawing import (
+    classes_in_turn,
+    columns_of,
+    decode,
+    numbered_texts,
+    refuse_sampler,
+    undisturbed,
+)
+from ggm_lightning.report.pictures import grid, save_png
+from ggm_lightning.rundir.folder import unused_path
+from ggm_lightning.sampling.sampler import Sampler
 
 
 class Samples(Callback):
@@ -32,8 +40,10 @@ class Samples(Callback):
         num_steps: sampling steps, as the model's `sample` defines them.
         temperature: of the values' law; 1 draws from the model itself.
         top_p: nucleus mass; 1 draws from the model itself.
-        sampler: one of the model's; None takes its first.
+        sampler: one of the model's by name, or class_path and init_args of one of your own; None takes its first.
         seed: of the draws.
+        metrics: measures of the samples (metrics/samples.py, or classes of your own), logged as val/<name>. They are
+            given as many held-out rows to compare with, so that the data module must be one of ggm_lightning.data.
     """
 
     def __init__(
@@ -43,8 +53,9 @@ class Samples(Callback):
         num_steps: int = 64,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        sampler: str | None = None,
+        sampler: str | Sampler | None = None,
         seed: int = 0,
+        metrics: list[SampleMetric] | None = None,
     ) -> None:
         for name, value in (
             ("every_n_validations", every_n_validations),
@@ -64,6 +75,7 @@ class Samples(Callback):
         self.top_p = top_p
         self.sampler = sampler
         self.seed = seed
+        self.metrics = metrics or []
         self._validations = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,6 +86,8 @@ class Samples(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_sampler("Samples", self.sampler, pl_module)
+        if self.metrics and not isinstance(getattr(trainer, "datamodule", None), DiscreteData):
+            raise ValueError("Samples: metrics need held-out rows; fit with a data module of ggm_lightning.data")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -92,6 +106,8 @@ class Samples(Callback):
         with undisturbed(pl_module), trainer.precision_plugin.forward_context():
             drawn = pl_module.sample(self.num_samples, self.num_steps, **options)
         decoded = decode(trainer, drawn.x)
+        if self.metrics:
+            self._measure(trainer, pl_module, Rows(drawn.x.cpu(), decoded))
         stem = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
         try:
             _write(decoded, stem, columns_of(label))
@@ -103,67 +119,25 @@ class Samples(Callback):
             except Exception as error:  # whatever a foreign logger raises must not end the training
                 rank_zero_warn(f"{type(logger).__name__}: samples cannot be logged ({error}); training goes on")
 
-
-def refuse_sampler(callback: str, sampler: str | None, pl_module: LightningModule) -> None:
-    """ValueError for a name that the model does not know: now, and not after the first hours of training."""
-    known = getattr(pl_module, "samplers", None)
-    if sampler is not None and known is not None and sampler not in known:
-        raise ValueError(
-            f"{callback}: sampler '{sampler}' is unknown to {type(pl_module).__name__}; choose {', '.join(known)}"
-        )
-
-
-def undisturbed(pl_module: LightningModule) -> Any:
-    """A context in which drawing from the global generators leaves no trace."""
-    devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-    return torch.random.fork_rng(devices=devices)
-
-
-def classes_in_turn(model: LightningModule, count: int) -> torch.Tensor | None:
-    """Int64[count]: 0, 1, ..., 0, 1, ...; of more classes than samples some, evenly spread. None where there are none.
-
-    A network that was always told the class in training (label_dropout 0) cannot do without.
-    """
-    known = getattr(getattr(model, "network", None), "num_labels", 0)
-    if not known:
-        return None
-    index = torch.arange(count, device=model.device)
-    return index % known if known <= count else index * known // count
-
-
-def columns_of(label: torch.Tensor | None) -> int | None:
-    """Of a grid in which each class has a column; None for no classes, or too many of them."""
-    if label is None:
-        return None
-    classes = int(label.max()) + 1
-    in_turn = torch.equal(label, torch.arange(len(label)).to(label) % classes)
-    return classes if in_turn and 1 < classes <= MOST_COLUMNS else None
-
-
-def decode(trainer: Trainer, x: torch.Tensor) -> list[str] | np.ndarray:
-    """Texts or uint8 images; lines of numbers where the data knows no better."""
-    datamodule = getattr(trainer, "datamodule", None)
-    if datamodule is None or not hasattr(datamodule, "decode"):
-        return [" ".join(str(i) for i in row) for row in x.flatten(1).tolist()]
-    decoded = datamodule.decode(x.cpu())
-    return list(decoded) if isinstance(decoded, list | tuple) else np.asarray(decoded)
-
-
-def page(texts: list[str]) -> str:
-    """Texts below one another, numbered."""
-    return "".join(f"----- sample {i} -----\n{text}\n\n" for i, text in enumerate(texts))
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, drawn: Rows) -> None:
+        held_out = trainer.datamodule.rows("val")  # type: ignore[attr-defined]
+        x = held_out[list(range(min(len(drawn.x), len(held_out))))]["x"]
+        real = Rows(x, decode(trainer, x))
+        for metric in self.metrics:
+            values = {f"val/{name}": float(value) for name, value in metric.measure(drawn, real).items()}
+            pl_module.log_dict(values, rank_zero_only=True)  # the other ranks draw nothing
 
 
 def _write(decoded: list[str] | np.ndarray, stem: Path, columns: int | None) -> None:
     """A run that was continued with other settings may come to the same step again: its samples then get a number."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(decoded, list):
-        content = page(decoded).encode()
-        beside(stem.with_suffix(".txt"), content).write_bytes(content)
+        content = numbered_texts(decoded).encode()
+        unused_path(stem.with_suffix(".txt"), content).write_bytes(content)
         return
     drawn = stem.parent / f".{stem.name}.partial.png"
     save_png(grid(decoded, columns), drawn)
-    drawn.replace(beside(stem.with_suffix(".png"), drawn.read_bytes()))
+    drawn.replace(unused_path(stem.with_suffix(".png"), drawn.read_bytes()))
 
 
 def _log(logger: Logger, decoded: list[str] | np.ndarray, step: int) -> None:

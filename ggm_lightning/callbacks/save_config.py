@@ -9,6 +9,9 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ggm_lightning import moved
+from ggm_lightning.rundir.sections import differences
+
 _OF_THE_START = ("ckpt_path", "allow_fresh", "name", "runs")  # of one start of the run, not of what it computes
 
 
@@ -28,8 +31,6 @@ class SaveConfig(Callback):
             if not file.exists():
                 file.write_text(self.text, encoding="utf-8")
                 if latest is not None:
-                    from ggm_lightning.config import differences  # the command line knows callbacks, not the reverse
-
                     changed = [found.removeprefix("config.") for found in differences(ours, latest, "config")]
                     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
                     rank_zero_info(f"configuration changed ({'; '.join(changed[:3])}{more}): {file}")
@@ -40,6 +41,6 @@ class SaveConfig(Callback):
 
 
 def _settings(text: str) -> dict[str, Any]:
-    settings = {key: value for key, value in yaml.safe_load(text).items() if key not in _OF_THE_START}
+    settings = {key: value for key, value in moved.current(yaml.safe_load(text)).items() if key not in _OF_THE_START}
     settings["trainer"] = {**settings["trainer"], "default_root_dir": None}  # follows from name and runs
     return settings

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ggm_lightning.data.codecs import dict_hash
+from ggm_lightning.codecs.codec import dict_hash
 
 FORMAT = 2  # 1 had neither seal nor block checksums
 HEADER = "header.json"

@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from ggm_lightning.data.arrays import read_array
-from ggm_lightning.data.digits import HELD_OUT, LEVELS, SHAPE, digits
 from ggm_lightning.data.fingerprints import fingerprint, folder_fingerprint
 from ggm_lightning.data.picture_files import SUFFIXES, pixels_of, tar_stream
 from ggm_lightning.data.rows import BadData
+from ggm_lightning.data.toy.digits import HELD_OUT, LEVELS, SHAPE, digits
 
 DIGITS = "digits"
 _KINDS = "a folder of .png, .jpg or .npy pictures, an uncompressed .tar of them, an .npz with x, or `digits`"
@@ -68,7 +68,7 @@ class Fit(NamedTuple):
         if min(height, width) > self.side:
             scale = self.side / min(height, width)
             size = (max(self.side, round(width * scale)), max(self.side, round(height * scale)))
-            picture = picture.resize(size, getattr(Image.Resampling, self.resize.upper()))
+            picture = picture.resize(size, Image.Resampling[self.resize.upper()])
         left, top = (picture.width - self.side) // 2, (picture.height - self.side) // 2
         square = picture.crop((left, top, left + self.side, top + self.side))
         if self.channels == 1:

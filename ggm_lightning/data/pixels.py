@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Integer, UInt8
 from torch import Tensor
 
+from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data import header as headers
 from ggm_lightning.data.blocks import BLOCK_BYTES, FileDigest, SplitBlocks, check_size
-from ggm_lightning.data.codecs import Images
 from ggm_lightning.data.prepared import Identity, PreparedData
 from ggm_lightning.data.rows import Rows, RowSource, ids_of
 

@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Integer
 
+from ggm_lightning.codecs.codec import Codec, dict_hash
 from ggm_lightning.data.blocks import BLOCK_BYTES, FileDigest
-from ggm_lightning.data.codecs import Codec, dict_hash
 from ggm_lightning.data.header import FORMAT, HEADER, sealed
+from ggm_lightning.rundir.codecs import check_loads_again
 
 PROGRESS = "progress.json"
 _SHARD = re.compile(r"(train|val|test)-\d{5}\.bin(\.tmp)?")  # narrow: a user's folder may hold other .bin files
@@ -135,6 +136,7 @@ class ShardWriter:
     ) -> None:
         if shard_tokens < 1:
             raise ValueError(f"shard_tokens is {shard_tokens}; it must be at least 1")
+        check_loads_again(codec)  # now rather than after hours of writing
         self.folder, self.codec, self.shard_tokens = Path(folder), codec, shard_tokens
         self.options, self.source = options or {}, source or []
         self.dtype = np.dtype("<u2" if codec.num_classes <= 2**16 else "<u4")

@@ -15,7 +15,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
-from ggm_lightning.data.codecs import Bytes, Characters, Codec, Subwords, dict_hash
+from ggm_lightning.codecs.codec import Codec, dict_hash
+from ggm_lightning.codecs.text import Bytes, Characters, Subwords
 from ggm_lightning.data.detokenise import DETOKENISERS
 from ggm_lightning.data.documents import (
     Piece,

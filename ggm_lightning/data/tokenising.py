@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.data import encoding
-from ggm_lightning.data.codecs import Codec
 from ggm_lightning.data.documents import Piece
 from ggm_lightning.data.encoding import Encoded
 from ggm_lightning.data.shard_writer import ShardWriter

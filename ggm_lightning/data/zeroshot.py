@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ggm_lightning.data.codecs import Codec, dict_hash
+from ggm_lightning.codecs.codec import Codec, dict_hash
 from ggm_lightning.data.detokenise import RULES
 from ggm_lightning.data.fingerprints import fingerprint
 from ggm_lightning.data.hub import HUB

@@ -8,31 +8,66 @@ training, in a bound and in sampling: a network that leaks would learn to copy a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ggm_lightning.core import fused, glauber, hollow, losses, noise, times
+from ggm_lightning.core import glauber, hollow, losses, noise, times, watch
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.glauber import SiteLaw
 from ggm_lightning.core.noise import StepNoise
+from ggm_lightning.core.sweeps import Sweeps
+from ggm_lightning.models.contract import Checked
 from ggm_lightning.models.readout import Readout
-
-if TYPE_CHECKING:
-    from ggm_lightning.models.ggm import GGM
 
 _ROUNDING = 1e-4  # of what other sites move by: less is no leak but sums in another order
 _CHUNK_ENTRIES = 1 << 24  # logits of a bound formed at once: 128 MB in float64
+_LAW_ENTRIES = 1 << 25  # probabilities that a sampler forms at once: 256 MB in float64
+
+
+class CheckedHollow(Checked, Protocol):
+    """A model whose network is looked at for leaks.
+
+    Attributes:
+        network_calls, rows_sent: so far; the look is not counted.
+    """
+
+    network_calls: int
+    rows_sent: int
+
+    def evaluating(self, use: str = "bound") -> AbstractContextManager[None]: ...
+
+    def readout(
+        self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Tensor | None = None, **inputs: Tensor
+    ) -> Readout: ...
+
+
+class AllSites(CheckedHollow, Protocol):
+    """GGM with order: random, as this file sees it."""
+
+    objective: str
+    noise_draws: int
+    fused: bool | None
+
+    @property
+    def sweeps(self) -> Sweeps: ...
+
+    @property
+    def log_pi(self) -> Tensor: ...
+
+    def log_conditional(self, logits: Tensor, a: Tensor) -> Tensor: ...
 
 
 # ------------------------------------------------------------------ is it hollow?
 
 
 @torch.compiler.disable
-def check_network(model: GGM, zt: Tensor, t: Tensor, visited: Tensor, label: Tensor | None) -> None:
+def check_network(model: CheckedHollow, zt: Tensor, t: Tensor, visited: Tensor, label: Tensor | None) -> None:
     """ValueError if the output at a site moves with the site's own token and bit; looked at in one site of each row.
 
     Done with once another site's output has moved: a network that starts by saying nothing is looked at again.
@@ -46,11 +81,11 @@ def check_network(model: GGM, zt: Tensor, t: Tensor, visited: Tensor, label: Ten
     changed, flipped = zt.flatten(1).clone(), visited.clone()
     changed[row, site] = (changed[row, site] + 1) % model.num_classes
     flipped[row, site] = ~flipped[row, site]
-    calls = model.network_calls
+    calls, rows = model.network_calls, model.rows_sent
     with model.evaluating(model.network_use or "bound"):
         base = model.readout(zt, t, label, visited=visited).values
         other = model.readout(changed.reshape(zt.shape), t, label, visited=flipped).values
-    model.network_calls = calls
+    model.network_calls, model.rows_sent = calls, rows
     moved = torch.where(other == base, 0.0, (other - base).abs()).amax(-1)  # -inf stays -inf: that is no movement
     own = moved[row, site]
     moved[row, site] = 0.0
@@ -67,20 +102,20 @@ def check_network(model: GGM, zt: Tensor, t: Tensor, visited: Tensor, label: Ten
 # ------------------------------------------------------------------ loss
 
 
-def training_loss(model: GGM, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
+def training_loss(model: AllSites, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
     """Nats per site, mean over rows and sites, eqs. (9) to (11); loss bound: eq. (12) without the prior, per site."""
     uniform = partial(draws.uniform, num_sites=model.num_sites)
     r, visited, zt = draw_state(model, x, times.of_step(draws), uniform)
     t = r.double() / model.sweeps.num_sweeps
     check_network(model, zt, t, visited, label)
     answer, x0 = model.readout(zt, t, label, visited=visited), x.flatten(1)
-    if model.objective == "ce_x0" and answer.fuse:
-        return _fused_cross_entropy(model, answer, x0)
+    if model.objective == "ce_x0":
+        return answer.mean_cross_entropy(x0, model.log_pi)
     return site_losses(model, answer, x0, r, uniform, _shared_classes(model, draws)).mean()
 
 
 def site_losses(
-    model: GGM, answer: Readout, x0: Tensor, r: Tensor, uniform: Callable[[str], Tensor], classes: Tensor | None
+    model: AllSites, answer: Readout, x0: Tensor, r: Tensor, uniform: Callable[[str], Tensor], classes: Tensor | None
 ) -> Tensor:
     """Float[b, n], nats, of what the network answered for sweep r Int64[b] and clean tokens x0 Int64[b, n].
 
@@ -97,7 +132,7 @@ def site_losses(
     return model.sweeps.num_sweeps * torch.cat(nats, 1)
 
 
-def _shared_classes(model: GGM, draws: StepNoise) -> Tensor | None:
+def _shared_classes(model: AllSites, draws: StepNoise) -> Tensor | None:
     """The `noise_draws` classes of eq. (11), the same in all rows of a step; None where all V are few enough."""
     if model.objective != "bce" or model.num_classes <= model.noise_draws:
         return None
@@ -106,7 +141,9 @@ def _shared_classes(model: GGM, draws: StepNoise) -> Tensor | None:
     return hollow.draw_classes(model.log_pi.exp(), u[0])
 
 
-def draw_state(model: GGM, x: Tensor, u: Tensor, uniform: Callable[[str], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def draw_state(
+    model: AllSites, x: Tensor, u: Tensor, uniform: Callable[[str], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """(r Int64[b], visited Bool[b, n], state Int64[b, *shape]) of eq. (9); u Float64[b] in [0, 1)."""
     r, visited = hollow.draw_visits(u, model.sweeps.num_sweeps, uniform("visited"))
     survival = model.sweeps.survival[r[:, None] + visited]
@@ -114,7 +151,7 @@ def draw_state(model: GGM, x: Tensor, u: Tensor, uniform: Callable[[str], Tensor
     return r, visited, zt.reshape(x.shape)
 
 
-def _summed_label(model: GGM, answer: Readout, x0: Tensor, r: Tensor, classes: Tensor | None) -> Tensor:
+def _summed_label(model: AllSites, answer: Readout, x0: Tensor, r: Tensor, classes: Tensor | None) -> Tensor:
     """Eq. (10), with eq. (11) where there are `classes`."""
     tokens = x0.flatten()
     if classes is None:
@@ -127,23 +164,15 @@ def _summed_label(model: GGM, answer: Readout, x0: Tensor, r: Tensor, classes: T
     return hollow.label_nats(logits + log_odds[:, None], weight, at_x0 + log_odds, a, keep).reshape(x0.shape)
 
 
-def _sampled_label(model: GGM, answer: Readout, x0: Tensor, r: Tensor, uniform: Callable[[str], Tensor]) -> Tensor:
+def _sampled_label(model: AllSites, answer: Readout, x0: Tensor, r: Tensor, uniform: Callable[[str], Tensor]) -> Tensor:
     """The paper's loss to the letter: one label for each site, and one logit."""
     a, keep, log_odds = (part[r] for part in _of_sweep(model))
     observed, signal = hollow.draw_labels(x0, a, keep, model.log_pi.exp(), uniform)
-    o = _token_logits(answer, observed.flatten()).reshape(x0.shape)
+    o = answer.of_tokens(observed.flatten(), fuse=model.fused is not False).reshape(x0.shape)
     return glauber.signal_cross_entropy(o + log_odds[:, None].to(o.dtype), signal)
 
 
-def _fused_cross_entropy(model: GGM, answer: Readout, x0: Tensor) -> Tensor:
-    """The mean of ce_x0, without logits."""
-    bias = model.log_pi if answer.head.bias is None else model.log_pi + answer.head.bias
-    weight = torch.full(x0.shape, 1 / x0.numel(), device=x0.device)
-    head = answer.head.weight
-    return fused.masked_linear_cross_entropy(answer.values, head, x0, weight, bias=bias, min_classes=0).loss
-
-
-def _of_sweep(model: GGM) -> tuple[Tensor, Tensor, Tensor]:
+def _of_sweep(model: AllSites) -> tuple[Tensor, Tensor, Tensor]:
     """a_r, Pi_r(phi) and their log odds, Float64[R] each."""
     chain = model.sweeps
     return chain.survival[:-1], chain.keep, chain.log_odds
@@ -157,19 +186,13 @@ def _some_logits(answer: Readout, classes: Tensor, tokens: Tensor) -> tuple[Tens
         return logits[:, classes], logits.gather(1, tokens[:, None])[:, 0]
     bias = None if head.bias is None else head.bias[classes]
     logits = functional.linear(values, head.weight[classes], bias)
-    return losses.at_least_float32(logits), fused.token_logits(values, head.weight, tokens, head.bias)
-
-
-def _token_logits(answer: Readout, tokens: Tensor) -> Tensor:
-    if not isinstance(answer.head, nn.Linear):
-        return losses.at_least_float32(answer()).gather(1, tokens[:, None])[:, 0]
-    return fused.token_logits(answer.values.flatten(0, 1), answer.head.weight, tokens, answer.head.bias)
+    return losses.at_least_float32(logits), answer.of_tokens(tokens, fuse=True)
 
 
 # ------------------------------------------------------------------ bound
 
 
-def site_nats(model: GGM, answer: Readout, x0: Tensor, r: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def site_nats(model: AllSites, answer: Readout, x0: Tensor, r: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(step_nats(r, S \\ {i}, i), deviation of the self-normalisation, eq. (4)), each Float[b, m], of all sites, m at a
     time: only so many rows of V numbers stand in memory."""
     b, n = x0.shape
@@ -188,7 +211,7 @@ def site_nats(model: GGM, answer: Readout, x0: Tensor, r: Tensor) -> Iterator[tu
 
 
 def terms(
-    model: GGM, x: Tensor, zt: Tensor, r: Tensor, visited: Tensor | None, label: Tensor | None
+    model: AllSites, x: Tensor, zt: Tensor, r: Tensor, visited: Tensor | None, label: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """(R sum_i step_nats(r, S \\ {i}, i) Float64[b], eq. (12), deviations Float64[b, n]), one call of the network."""
     if visited is None:
@@ -205,33 +228,68 @@ def terms(
 # ------------------------------------------------------------------ reverse step
 
 
-def survival_at(model: GGM, t: Tensor, order: Tensor) -> Tensor:
+def survival_at(model: AllSites, t: Tensor, order: Tensor) -> Tensor:
     """a_i(t) Float64[b, n] where the sweep that t Int64[b] falls in goes by order Int64[b, n]."""
     n = model.num_sites
     return model.sweeps.survival[(t // n)[:, None] + hollow.first_in_order(order, t % n)]
 
 
-def block(model: GGM, s: Tensor, size: int, order: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """(r Int64[b], visited Bool[b, n] after, sites Int64[b, size]) of the visits s..s + size - 1."""
+def block(
+    model: AllSites, s: Tensor, size: int, order: Tensor | None, known: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(r Int64[b], visited Bool[b, n] after, sites Int64[b, size]) of the visits s..s + size - 1; sites `known`
+    Bool[b, *shape] are never visited."""
     if order is None:
         raise ValueError("reverse_law: with order: random give order, Int64[b, n]: that of the sweep of s, row by row")
     n = model.num_sites
     k = s % n
     sites = order.gather(1, k[:, None] + torch.arange(size, device=order.device))
-    return s // n, hollow.first_in_order(order, k + size), sites
+    visited = hollow.first_in_order(order, k + size)
+    if known is not None:
+        visited = visited & ~known.flatten(1)
+    return s // n, visited, sites
+
+
+@dataclass
+class BlockLaw:
+    """The laws of m sites in each row, formed for a few rows at a time: all of them may not fit into memory.
+
+    Attributes:
+        zt: Int64[b, n], the state.
+        size: rows at a time.
+        of_rows: (first, last) -> SiteLaw of zt in which the sites of rows first..last - 1 alone move.
+    """
+
+    zt: Tensor
+    size: int
+    of_rows: Callable[[int, int], SiteLaw]
+
+    def draw(self, uniform: Callable[[str], Tensor]) -> Tensor:
+        """Int64[b, n]; see SiteLaw."""
+        x = self.zt
+        for first, last in self._parts():
+            x = replace(self.of_rows(first, last), x=x).draw(uniform)
+        return x
+
+    def probs(self) -> Tensor:
+        """Float64[b, n, V]; see SiteLaw."""
+        return torch.cat([self.of_rows(first, last).probs()[first:last] for first, last in self._parts()])
+
+    def _parts(self) -> list[tuple[int, int]]:
+        b = len(self.zt)
+        return [(first, min(first + self.size, b)) for first in range(0, b, self.size)]
 
 
 def block_law(
-    model: GGM,
+    model: AllSites,
     zt: Tensor,
     r: Tensor,
     visited: Tensor,
     sites: Tensor,
     label: Tensor | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    sharpening: Sharpening = PLAIN,
     gated: bool = True,
-) -> SiteLaw:
+) -> BlockLaw:
     """The law of `sites` Int64[b, m] before sweep r visited them, from one call: each given all other tokens of zt.
 
     visited: Bool[b, n], what sweep r has visited before the state zt, `sites` among them. With all m = 1 the chain is
@@ -239,22 +297,27 @@ def block_law(
     """
     t = r.double() / model.sweeps.num_sweeps
     check_network(model, zt, t, visited, label)
-    m = sites.shape[1]
-    logits = model.logits_at(zt, t, label, sites, visited=visited).double()
-    a, _, log_odds = (part[r].repeat_interleave(m) for part in _of_sweep(model))
-    law = glauber.sharpened(model.log_conditional(logits, a), model.log_pi, a, temperature, top_p)
-    row = torch.arange(len(zt), device=zt.device).repeat_interleave(m)
-    return SiteLaw(zt.flatten(1), row, sites.flatten(), law, model.log_pi, log_odds, gated)
+    answer, m = model.readout(zt, t, label, sites, visited=visited), sites.shape[1]
+
+    def of_rows(first: int, last: int) -> SiteLaw:
+        row = torch.arange(first, last, device=zt.device).repeat_interleave(m)
+        site, values = sites[first:last].flatten(), answer.values[first:last].flatten(0, 1)
+        logits = values if answer.head is None else answer.head(values)
+        watch.logits(logits, (row, site))
+        a, _, log_odds = (part[r[row]] for part in _of_sweep(model))
+        law = glauber.sharpened(model.log_conditional(logits.double(), a), model.log_pi, a, sharpening)
+        return SiteLaw(zt.flatten(1), row, site, law, model.log_pi, log_odds, gated)
+
+    return BlockLaw(zt.flatten(1), max(1, _LAW_ENTRIES // (m * model.num_classes)), of_rows)
 
 
 def gibbs_law(
-    model: GGM,
+    model: AllSites,
     z: Tensor,
     sites: Tensor,
     label: Tensor | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-) -> SiteLaw:
+    sharpening: Sharpening = PLAIN,
+) -> BlockLaw:
     """`sites` Int64[b, m] of clean rows z, each drawn anew given all others: the network's law before sweep 0 visits.
 
     With m = 1 data of the model's law keep it (Gibbs sampling); with more they do so up to what the sites drawn at once
@@ -262,4 +325,4 @@ def gibbs_law(
     """
     r = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     unvisited = torch.zeros(len(z), model.num_sites, dtype=torch.bool, device=z.device)
-    return block_law(model, z, r, unvisited, sites, label, temperature, top_p, gated=False)
+    return block_law(model, z, r, unvisited, sites, label, sharpening, gated=False)

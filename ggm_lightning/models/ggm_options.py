@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from ggm_lightning.models import declared
+
 LOSSES = ("bce", "ce_xt", "ce_x0")
 ALL_SITES_LOSSES = ("bce", "bce_sampled", "ce_x0", "bound")  # with order: random
 
@@ -36,7 +38,7 @@ def check(
         _check_all_sites(loss, block_size, hide)
     else:
         _check_one_site(loss, corrector_steps)
-    if getattr(network, "visited_bits", True) is False:  # of ours, which take the argument in any case
+    if not declared.by(network).visited_bits:  # of ours, which take the argument in any case
         raise ValueError(
             f"GGM: the network {type(network).__name__} was built without the visited bits; set its visited_bits: true "
             "(a class of your own takes the keyword argument visited, Bool[b, n])"

@@ -9,11 +9,31 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+
+from ggm_lightning.rundir.checkpoint import describe
+
+
+@runtime_checkable
+class Averages(Protocol):
+    """A callback that keeps averages of the weights, as callbacks/ema.py does.
+
+    Attributes:
+        decay: share of the old average that a step keeps.
+    """
+
+    decay: float
+
+    def put_average(self) -> None:
+        """Puts the averaged weights into the module; the raw ones are kept aside."""
+
+    def put_raw(self) -> None:
+        """Puts the raw weights back."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,7 @@ class Trained(LightningModule):
 
     optimizer: Optimizer
     resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
+    codec: Any = None  # what the ids stand for, where a checkpoint says so (rundir/restore.py)
     best_by = "val/nelbo"  # best.ckpt has its lowest value
     loss_name = "train/bpd"  # under which the training loss is logged; another where it is not bits per dimension
     # what a checkpoint of format 1 means where it does not name these arguments, which did not exist then: the
@@ -128,6 +149,10 @@ class Trained(LightningModule):
         bar = self.trainer.progress_bar_callback
         return bar is not None and not hasattr(bar, "shows_step_means")
 
+    def carried_arguments(self) -> dict[str, Any]:
+        """Constructor arguments that a checkpoint holds beside those of the configuration: what files contained."""
+        return {}
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, as torch's optimisers take it; a group may set its own lr and weight_decay."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
@@ -152,11 +177,22 @@ class Trained(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from ggm_lightning.callbacks.ema import require_ema  # as below: callbacks know models, not the reverse
-
         require_ema(self.trainer, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from ggm_lightning.rundir.checkpoint import describe  # the run folder knows models; only saving needs it back
-
         checkpoint["ggm_lightning"] = describe(self)
+
+
+def require_ema(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """An averaged checkpoint is not to be resumed without a callback that averages.
+
+    Raises:
+        ValueError: the run would silently go on from the averaged weights, with the optimiser state of the raw ones.
+    """
+    if "averaging_state" not in checkpoint or trainer.state.fn != TrainerFn.FITTING:
+        return
+    if not any(isinstance(callback, Averages) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            "the checkpoint to resume holds averaged weights, but trainer.callbacks has no EMA; add "
+            "ggm_lightning.callbacks.ema.EMA to trainer.callbacks"
+        )

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 import ggm_lightning
-from ggm_lightning.cli import main
-from ggm_lightning.data.synthetic import MarkovChain
+from ggm_lightning.cli.main import main
+from ggm_lightning.data.toy.synthetic import MarkovChain
 from tests.test_learning import bigrams, distance
 
 ROOT = Path(__file__).parents[2]

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import ggm_lightning
-from ggm_lightning.cli import main
-from ggm_lightning.data.synthetic import Sawtooth
+from ggm_lightning.cli.main import main
+from ggm_lightning.data.toy.synthetic import Sawtooth
 from ggm_lightning.networks.latent import non_embedding_parameters
 from tests.benchmarks.markov_source import ROOT, measured
 
@@ -85,7 +85,7 @@ def evaluated(name: str, model: Any, seconds: float) -> dict[str, Any]:
             "stderr": float(nats.std()) / math.sqrt(SAMPLES),
             "phase": from_uniform(phases(source, drawn.x)),
             "network_calls": drawn.network_calls,
-            "latent_calls": getattr(drawn, "latent_calls", 0),
+            "latent_calls": drawn.other_calls["latent_network"],
             "seconds": spent,
         }
         result["steps"][str(steps)] = row

@@ -22,9 +22,9 @@ import numpy as np
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from ggm_lightning.data.demo import reference_text, train_bpe
 from ggm_lightning.data.text import TextData
 from ggm_lightning.data.tokens import TokenShards
+from ggm_lightning.data.toy.demo import reference_text, train_bpe
 
 ROUNDS = 5
 _CHILD = """
@@ -105,8 +105,8 @@ def start_up(folder: Path, tokens: int = 9_035_582_198) -> tuple[float, int]:
     """(seconds, bytes) to open, order and read first a set of the size of OpenWebText: a sparse file of 18 GB."""
     import zlib
 
+    from ggm_lightning.codecs.text import Integers
     from ggm_lightning.data.blocks import BLOCK_BYTES
-    from ggm_lightning.data.codecs import Integers
     from ggm_lightning.data.header import sealed
 
     folder.mkdir()

@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from ggm_lightning.callbacks.ema import EMA, require_ema
+from ggm_lightning.callbacks.ema import EMA
+from ggm_lightning.models.trained import require_ema
 
 TOLERANCE = 1e-6
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ggm_lightning.data.demo import train_bpe
+from ggm_lightning.data.toy.demo import train_bpe
 
 
 @pytest.fixture(scope="session")

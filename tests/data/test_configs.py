@@ -10,8 +10,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from ggm_lightning.codecs.text import Bytes
 from ggm_lightning.data.base import DiscreteData
-from ggm_lightning.data.codecs import Bytes
 from ggm_lightning.data.zeroshot_sets import SETS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "data"
@@ -54,7 +54,7 @@ def _vqgan(stem: str) -> None:
         file.write_text(yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": params}}))
         return
     sizes = {"shape": [1, 8, 8], "num_codes": 64, "multipliers": [1, 1]}
-    network = {"class_path": "ggm_lightning.networks.vqgan.Autoencoder", "init_args": sizes}
+    network = {"class_path": "ggm_lightning.vqgan.network.Autoencoder", "init_args": sizes}
     Path("runs/vqgan_digits").mkdir(parents=True)
     about = {"ggm_lightning": {"model": {"init_args": {"network": network}}}, "state_dict": {}}
     torch.save(about, "runs/vqgan_digits/last.ckpt")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ggm_lightning.codecs.text import Subwords
 from ggm_lightning.data import documents
-from ggm_lightning.data.codecs import Subwords
-from ggm_lightning.data.demo import reference_text, train_bpe
 from ggm_lightning.data.documents import Piece, Reader, Survey, find_files, held_out_last
+from ggm_lightning.data.toy.demo import reference_text, train_bpe
 
 
 def _write(path: Path, content: str | bytes) -> Path:

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from ggm_lightning.data.arrays import ArrayData
-from ggm_lightning.data.demo import DemoText, train_bpe
 from ggm_lightning.data.rows import Rows, check_ids, check_labels
 from ggm_lightning.data.text import TextData
 from ggm_lightning.data.text8 import Text8
 from ggm_lightning.data.tokens import TokenShards
+from ggm_lightning.data.toy.demo import DemoText, train_bpe
 
 V, N, SHAPE = 7, 23, (3, 5)
 X = np.random.default_rng(0).integers(V, size=(N, *SHAPE)).astype(np.int16)

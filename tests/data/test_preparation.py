@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ggm_lightning.codecs.text import Bytes
 from ggm_lightning.data import encoding, shard_writer, tokenising
 from ggm_lightning.data import text as text_module
-from ggm_lightning.data.codecs import Bytes
 from ggm_lightning.data.openwebtext import OpenWebText
 from ggm_lightning.data.prepared import folder_lock
 from ggm_lightning.data.text import TextData

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ggm_lightning.codecs.text import Bytes
 from ggm_lightning.data import documents as documents_module
 from ggm_lightning.data import tokenising
-from ggm_lightning.data.codecs import Bytes
-from ggm_lightning.data.demo import train_bpe
 from ggm_lightning.data.text import TextData
 from ggm_lightning.data.tokens import TokenShards
+from ggm_lightning.data.toy.demo import train_bpe
 
 TEXT = "".join(f"line {i} of the text, naïve\n" for i in range(300))
 

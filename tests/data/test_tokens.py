@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ggm_lightning.codecs.text import Bytes, Integers
 from ggm_lightning.data import shard_writer
-from ggm_lightning.data.codecs import Bytes, Integers
 from ggm_lightning.data.header import staleness
 from ggm_lightning.data.prepared import folder_lock
 from ggm_lightning.data.shard_writer import ShardWriter

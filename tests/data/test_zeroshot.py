@@ -13,11 +13,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ggm_lightning.codecs.text import END_OF_TEXT, Subwords
 from ggm_lightning.data import zeroshot
-from ggm_lightning.data.codecs import END_OF_TEXT, Subwords
-from ggm_lightning.data.demo import train_bpe
 from ggm_lightning.data.detokenise import DETOKENISERS
 from ggm_lightning.data.tokens import TokenShards
+from ggm_lightning.data.toy.demo import train_bpe
 from ggm_lightning.data.zeroshot import ZeroShotText, divided
 from ggm_lightning.data.zeroshot_sets import SETS
 

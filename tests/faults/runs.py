@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 MARKOV = ROOT / "experiments" / "md4_markov.yaml"
-PRELOAD = ["ggm_lightning.trainer_cli", "ggm_lightning.models.md4", "ggm_lightning.networks.transformer"]
+PRELOAD = ["ggm_lightning.cli.fit", "ggm_lightning.models.md4", "ggm_lightning.networks.transformer"]
 TINY = [
     "--model.network.init_args.feature_dim=4",
     "--model.network.init_args.num_layers=1",
@@ -73,7 +73,7 @@ def _child(arguments: list[str], environment: dict[str, str], pipe: Connection, 
     os.dup2(descriptor, 2)
     import torch
 
-    from ggm_lightning.cli import main
+    from ggm_lightning.cli.main import main
     from ggm_lightning.models.base import Family
     from ggm_lightning.rundir.checkpoint import AtomicCheckpointIO
 

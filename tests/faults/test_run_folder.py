@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ggm_lightning import load
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import csv_log, wandb_log

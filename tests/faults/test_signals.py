@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ggm_lightning.cli import main
-from ggm_lightning.data.synthetic import MarkovChain
+from ggm_lightning.cli.main import main
+from ggm_lightning.data.toy.synthetic import MarkovChain
 from tests.faults.runs import MARKOV, TINY, Run
 from tests.faults.test_kills import arguments, different, parts, rows
 

@@ -55,7 +55,13 @@ def unknown_keys(draw: st.DrawFn, files: Path) -> Case:
 
 
 WRONG_CLASSES: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("model",): ("Nope", "ggm_lightning.data.synthetic.MarkovChain", "ggm_lightning.models.md4.Nope", "a b", "Family"),
+    ("model",): (
+        "Nope",
+        "ggm_lightning.data.toy.synthetic.MarkovChain",
+        "ggm_lightning.models.md4.Nope",
+        "a b",
+        "Family",
+    ),
     ("data",): ("Nope", "ggm_lightning.models.md4.MD4", "ggm_lightning.data.arrays.Nope", "os.path.join", ""),
     (*MODEL, "network"): ("Nope", "ggm_lightning.core.schedules.Linear", "ggm_lightning.networks.nope.Net", "json"),
     (*MODEL, "schedule"): ("Nope", "ggm_lightning.networks.transformer.Transformer", "torch.nn.Linear", "Schedule"),

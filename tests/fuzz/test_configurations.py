@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from ggm_lightning.config import differences
+from ggm_lightning.rundir.sections import differences
 from tests.fuzz import faults, structure
 from tests.fuzz.strategies import Tree, configurations, corpus
 from tests.fuzz.writing import Case, leaves, refused, run, written
@@ -79,7 +79,7 @@ def check_trained(pair: tuple[Tree, Case]) -> str:
 
 def check_instantiated(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[Tree, Case]], str]:
     """Everything is built as for a run, from the values that were written; only the run itself is left out."""
-    from ggm_lightning import trainer_cli
+    from ggm_lightning.cli import fit as trainer_cli
 
     built: list[Any] = []
     monkeypatch.setattr(trainer_cli._CLI, "_run_subcommand", lambda cli, command: built.append(cli))

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from tests.fuzz.strategies import Tree
 
 Leaf = tuple[tuple[str, ...], Any]

@@ -1,4 +1,4 @@
-"""GGM with order: random: what leaks is refused, few logits are formed, calls are counted, users' errors are named."""
+"""GGM with order: random: what leaks is refused, few logits are formed, users' errors are named."""
 
 from __future__ import annotations
 
@@ -12,41 +12,12 @@ from ggm_lightning.models import ggm_hollow, ggm_options
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.networks.hollow import HollowTransformer
 from ggm_lightning.networks.transformer import Transformer
-
-B, N, V = 3, 5, 7
-
-
-def network(**options: object) -> HollowTransformer:
-    torch.manual_seed(0)
-    made = HollowTransformer(V, feature_dim=8, num_heads=2, num_layers=1, num_merges=1, **options)
-    for parameter in made.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return made
-
-
-def model(**options: object) -> GGM:
-    return GGM(network(), V, (N,), **{"order": "random", "num_sweeps": 3, **options})
+from tests.models.hollow_models import B, Elementwise, N, V, model, network
 
 
 @pytest.fixture
 def x() -> Tensor:
     return torch.randint(V, (B, N), generator=torch.Generator().manual_seed(1))
-
-
-class Elementwise(nn.Module):
-    """Equal rows give equal bits in any batch; hollow up to `leak`; without features and head."""
-
-    def __init__(self, leak: float = 0.0, scale: float = 1.0) -> None:
-        super().__init__()
-        self.leak, self.scale = leak, scale
-        self.asked: list[tuple[Tensor, Tensor]] = []
-
-    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None, visited: Tensor | None = None) -> Tensor:
-        self.asked.append((z, visited))
-        classes = torch.arange(V, dtype=torch.float64)
-        own = (z * torch.tensor([1.0, 3.0, 5.0, 7.0, 11.0]) + visited).double()
-        seen = own.sum(1, keepdim=True) - (1 - self.leak) * own
-        return self.scale * (torch.sin(seen[..., None] + classes * 2.3) + t[:, None, None].double() * classes / V)
 
 
 # ------------------------------------------------------------------ leaks
@@ -197,25 +168,7 @@ def test_the_first_prediction_is_calibrated() -> None:
     assert untrained._estimate(rows[:8], None, 3, 0, None)[1].abs().max() < 1e-12
 
 
-# ------------------------------------------------------------------ bound and sampler
-
-
-def test_rows_alone_are_the_rows_in_a_batch(x: Tensor) -> None:
-    """To the bit: bounds, and samples, free and clamped."""
-    hollow = GGM(Elementwise(), V, (N,), order="random", num_sweeps=3)
-    row = torch.tensor([7, 3, 11])
-    nats = hollow.nelbo(x, num_samples=4, row=row)
-    known = torch.tensor([[True, False, False, False, True], [False] * 5, [True] * 5])
-    for part in range(B):
-        one = slice(part, part + 1)
-        assert torch.equal(hollow.nelbo(x[one], num_samples=4, row=row[one]), nats[one])
-    for sampler in ("heat_bath", "parallel"):
-        every = hollow.sample(B, 6, sampler=sampler, row=row).x
-        alone = torch.cat([hollow.sample(1, 6, sampler=sampler, row=row[i : i + 1]).x for i in range(B)])
-        assert torch.equal(alone, every)
-        clamped = hollow.sample(B, 6, sampler=sampler, row=row, clamp=(x, known)).x
-        assert torch.equal(clamped[known], x[known])
-        assert not torch.equal(clamped[1], x[1])
+# ------------------------------------------------------------------ bound and corruption
 
 
 def test_the_bound_has_n_terms_a_call(x: Tensor) -> None:
@@ -230,72 +183,6 @@ def test_chunks_of_a_bound_are_the_whole(x: Tensor, monkeypatch: pytest.MonkeyPa
     whole = model().nelbo(x, num_samples=2)
     monkeypatch.setattr(ggm_hollow, "_CHUNK_ENTRIES", 2 * B * V)
     torch.testing.assert_close(model().nelbo(x, num_samples=2), whole, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("sampler", "num_steps", "calls"), [("heat_bath", 1, 15), ("gated", 1, 15)])
-def test_exact_samplers_make_all_visits(sampler: str, num_steps: int, calls: int) -> None:
-    assert model().sample(B, num_steps, sampler=sampler).network_calls == calls
-
-
-@pytest.mark.parametrize(("num_steps", "calls"), [(3, 3), (6, 6), (9, 9), (8, 6), (15, 15), (99, 15)])
-def test_parallel_makes_one_call_for_each_block(num_steps: int, calls: int) -> None:
-    drawn = model().sample(B, num_steps, sampler="parallel", trace=True)
-    assert drawn.network_calls == calls
-    assert len(drawn.trace) == calls + 1
-
-
-def test_the_corrector_draws_an_eighth_of_the_unknown_sites(x: Tensor) -> None:
-    """At level 0, with no bit set, behind the chain; 16 sites: two at a time."""
-
-    class Wide(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.asked: list[tuple[Tensor, Tensor, Tensor]] = []
-
-        def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None, visited: Tensor | None = None) -> Tensor:
-            self.asked.append((z, t, visited))
-            return torch.sin((z.sum(1, keepdim=True) - z)[..., None].double() + torch.arange(V))
-
-    inner = Wide()
-    corrected = GGM(inner, V, (16,), order="random", num_sweeps=2, corrector_steps=30, redenoise=0)
-    known = torch.arange(16) < 7
-    drawn = corrected.sample(B, 2, sampler="parallel", clamp=(torch.zeros(16).long(), known), trace=True)
-    states = torch.stack(drawn.trace[-31:])
-    moved = states[1:] != states[:-1]
-    assert drawn.network_calls == 32
-    assert not moved[..., :7].any()
-    assert moved.sum(-1).max() == 2
-    assert moved.any(0)[:, 7:].all()
-    assert all(not t.any() and not visited.any() for _, t, visited in inner.asked[-30:])
-
-
-def test_known_sites_are_shown_as_unvisited_and_cost_nothing(x: Tensor) -> None:
-    """Two of five are known in every row: three sites are left to visit, and one round up and down again."""
-    inner = Elementwise()
-    hollow = GGM(inner, V, (N,), order="random", num_sweeps=3, redenoise=1)
-    known = torch.tensor(
-        [[True, False, False, False, True], [False, True, True, False, False], [True, True, True, False, False]]
-    )
-    hollow.sample(B, 1)
-    inner.asked.clear()
-    drawn = hollow.sample(B, 1, sampler="gated", clamp=(x, known))
-    assert drawn.network_calls == len(inner.asked) == (3 + 1) * 3
-    assert all(torch.equal(z[known], x[known]) for z, _ in inner.asked)
-    assert not any(visited[:2][known[:2]].any() for _, visited in inner.asked)
-    visits = [int(visited[0].sum()) for _, visited in inner.asked]
-    assert visits == [3, 2, 1] * 4
-
-
-def test_each_row_has_an_order_of_its_own_in_each_sweep() -> None:
-    inner = Elementwise()
-    hollow = GGM(inner, V, (N,), order="random", num_sweeps=3)
-    hollow.sample(40, 1)
-    inner.asked.clear()
-    hollow.sample(40, 1)
-    firsts = torch.stack([(~visited).long().argmax(1) for _, visited in inner.asked[1::N]])  # undone first: [3, 40]
-    assert all(len(sweep.unique()) == N for sweep in firsts)
-    assert not torch.equal(firsts[0], firsts[1])
-    assert firsts.flatten().bincount(minlength=N).min() > 8  # of 24, standard deviation 4.4
 
 
 def test_the_state_of_a_time_has_its_share_of_visits(x: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ggm_lightning.core.schedules import Linear
-from ggm_lightning.data.synthetic import Sawtooth
+from ggm_lightning.data.toy.synthetic import Sawtooth
 from ggm_lightning.models.lddm import SeqLDDM
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.md4 import MD4

@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from ggm_lightning.callbacks.ema import EMA
-from ggm_lightning.cli import main
-from ggm_lightning.data.synthetic import MarkovChain
+from ggm_lightning.cli.main import main
+from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.models import lddm_stages
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_stages import Recipe
@@ -179,7 +179,7 @@ def test_control_a_gradient_of_zeros_would_move_the_encoder(tmp_path: Path, monk
         def loss(self, *args, **kwargs):
             return super().loss(*args, **kwargs) + 0 * sum(p.sum() for p in self.encoder.parameters())
 
-    monkeypatch.setattr(lddm_stages, "hold", lambda encoder: encoder.eval())
+    monkeypatch.setattr(lddm_stages, "freeze", lambda encoder: encoder.eval())
     fitted(trained(ZeroGradients), tmp_path, FIRST_STAGE + 1, LAST)
     after, last = (read(tmp_path, step)["current_model_state"] for step in (FIRST_STAGE + 1, LAST))
     moved = (last["encoder.project.weight"] - after["encoder.project.weight"]).abs().max()
@@ -219,7 +219,7 @@ def configuration(folder: Path) -> Path:
     data = {"num_symbols": V, "length": N, "num_train": 40, "num_val": 9, "global_batch_size": 12, "eval_batch_size": 4}
     config = {
         "model": {"class_path": "SeqLDDM", "init_args": args},
-        "data": {"class_path": "ggm_lightning.data.synthetic.MarkovChain", "init_args": data},
+        "data": {"class_path": "ggm_lightning.data.toy.synthetic.MarkovChain", "init_args": data},
         "runs": str(folder),
         "trainer": {
             "accelerator": "cpu",

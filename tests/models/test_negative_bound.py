@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ggm_lightning.bound_files import Bound, BoundFile
+from ggm_lightning.cli.bound_files import Bound, BoundFile
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.md4 import MD4
 

@@ -16,8 +16,9 @@ from lightning.pytorch.trainer.connectors.logger_connector import result
 from torch import Tensor, nn
 
 from ggm_lightning.callbacks.progress import Progress
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.text import Integers
 from ggm_lightning.data.base import DiscreteData
-from ggm_lightning.data.codecs import Codec, Integers
 from ggm_lightning.data.rows import Rows, RowSource
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_stages import Recipe
@@ -25,7 +26,7 @@ from ggm_lightning.models.trained import Optimizer, StepMeans, Trained
 from ggm_lightning.networks.latent_encoder import LatentEncoder
 from tests.models import small_lddm
 from tests.models.test_fused_training import FAMILIES, family
-from tests.models.test_vqgan import made
+from tests.vqgan.test_training import made
 
 GLOBAL, MICRO, STEPS = 12, 3, 3
 CLOSE = 1e-5

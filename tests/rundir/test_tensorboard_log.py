@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir.csv_log import read_metrics
 from tests.faults.runs import MARKOV, TINY, Run

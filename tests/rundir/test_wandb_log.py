@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import wandb
 
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.rundir import wandb_log
 from ggm_lightning.rundir.wandb_log import ID_FILE, wandb_logger
 from tests.faults.runs import MARKOV, TINY

@@ -1,0 +1,146 @@
+"""What was measured on one data set, and the file of it: written when it is finished, never over another's."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ggm_lightning import __version__
+from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
+from ggm_lightning.codecs.codec import dict_hash
+from ggm_lightning.data.latents import rows_hash
+from ggm_lightning.metrics.likelihood import Likelihood
+from ggm_lightning.models.base import Family
+from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
+
+FORMAT = 2  # 1, without a number, was evaluation.json with several sets in it
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What was measured on one set.
+
+    Attributes:
+        nats: Float64[rows], the upper bound on -log p of each row.
+        num_sites: tokens (or pixels x channels) of a row.
+        split: val or test; of a zero-shot set its own part.
+        of_rows: how many rows the split has.
+        characters_per_token: of text, where the data knows it.
+        seconds: for the bounds, without the preparation of the data.
+    """
+
+    name: str
+    section: dict[str, Any]
+    split: str
+    nats: Tensor
+    num_sites: int
+    text: bool
+    of_rows: int
+    characters_per_token: float | None
+    seconds: float
+
+    def figures(self) -> dict[str, float | None]:
+        """Mean and standard error in every unit; None where one row alone gives no error, or a unit means nothing."""
+        likelihood = Likelihood(self.num_sites, self.text)
+        likelihood.update(self.nats)
+        plain = {name: float(value) for name, value in likelihood.compute().items()}
+        for end in ("", "_stderr"):
+            plain[f"nats_per_token{end}"] = plain[f"bpd{end}"] * math.log(2)
+            if self.characters_per_token:
+                plain[f"bits_per_character{end}"] = plain[f"bpd{end}"] / self.characters_per_token
+        found: dict[str, float | None] = dict(plain)
+        if len(self.nats) == 1:
+            found |= {name: None for name in found if name.endswith("_stderr")}
+        return found
+
+
+@dataclass(frozen=True)
+class BoundFile:
+    """<set>.json with the figures and what they depend on, <set>.npy with the bound of each row in nats.
+
+    Attributes:
+        path: of the .json.
+        what: all that the figures depend on, as plain JSON.
+    """
+
+    path: Path
+    what: dict[str, Any]
+
+    @classmethod
+    def of(cls, folder: Path, one: EvaluationSet, about: dict[str, Any]) -> BoundFile:
+        """The set's file, or, where that name belongs to other figures, one with a hash of these settings in its name.
+
+        Raises:
+            OSError: the folder cannot be written. It is made if it is not there.
+        """
+        if folder.is_file():
+            raise OSError(f"--out {folder}: a file is there; name a folder for the figures")
+        refuse_unwritable(folder, "choose another folder by --out")
+        about = {**about, "name": one.name, "data": one.section, "split": one.split}
+        about["rows_hash"] = rows_hash(one.data.rows(rows_of(one)))  # the same section may by now mean other rows
+        what = json.loads(json.dumps(about, default=str))
+        file = cls(folder / f"{one.name}.json", what)
+        if file.path.exists() and file._stored() is None:
+            return cls(folder / f"{one.name}-{dict_hash(what)[:8]}.json", what)
+        return file
+
+    def _stored(self) -> dict[str, Any] | None:
+        """The file's content, if it is of these settings."""
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        same = isinstance(content, dict) and all(content.get(key) == value for key, value in self.what.items())
+        return content if same and content.get("format") == FORMAT else None
+
+    def read(self, model: Family) -> Bound | None:
+        """What was measured with these settings before, or None."""
+        content = self._stored()
+        if content is None:
+            return None
+        try:
+            nats = torch.from_numpy(np.load(self.path.with_suffix(".npy"), allow_pickle=False))
+        except (OSError, ValueError, EOFError):
+            return None
+        return Bound(
+            self.what["name"],
+            self.what["data"],
+            self.what["split"],
+            nats,
+            model.num_sites,
+            text=len(model.shape) == 1,
+            of_rows=content["of_rows"],
+            characters_per_token=content["characters_per_token"],
+            seconds=content["seconds"],
+        )
+
+    def write(self, bound: Bound, more: dict[str, Any]) -> None:
+        """Each of the two files as a whole, or as it was; the .json last."""
+        content = {
+            "format": FORMAT,
+            "what": "upper bounds on -log p; nelbo in nats per example, bpd in bits per token or dimension",
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "version": __version__,
+            **self.what,
+            **more,
+            "rows": len(bound.nats),
+            "of_rows": bound.of_rows,
+            "sites_per_row": bound.num_sites,
+            "tokens": len(bound.nats) * bound.num_sites,
+            "characters_per_token": bound.characters_per_token,
+            **bound.figures(),
+            "seconds": round(bound.seconds, 3),
+        }
+        rows = io.BytesIO()
+        np.save(rows, bound.nats.numpy())
+        write_whole(self.path.with_suffix(".npy"), rows.getvalue())
+        write_whole(self.path, f"{json.dumps(content, indent=1)}\n".encode())

@@ -1,0 +1,267 @@
+"""`lightning evaluate`: the bound of a checkpoint on one or several data sets, on any device, without a trainer.
+
+A row's estimate is a function of (seed, its number in the data set): batch size and limit change nothing but
+rounding. With the defaults it is what `lightning validate` calls val/nelbo.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from torch import Tensor
+from tqdm import tqdm
+
+from ggm_lightning.cli import config as config_files
+from ggm_lightning.cli.bound_files import Bound, BoundFile
+from ggm_lightning.cli.evaluation_sets import EvaluationSet, Section, check, make_ready, opened, rows_of, sections
+from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
+from ggm_lightning.cli.results import folder_name
+from ggm_lightning.data.base import Benchmark
+from ggm_lightning.data.rows import RowSource
+from ggm_lightning.models.base import Family
+
+_PLAIN_SECONDS = 30.0  # between two lines where the output is no terminal and has no bar
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the bound is estimated: see `evaluate`."""
+
+    split: str
+    num_samples: int
+    seed: int
+    batch_size: int
+    limit: int | None
+
+    def __post_init__(self) -> None:
+        if self.split not in ("val", "test"):
+            raise ValueError(f"--split is {self.split!r}; choose val or test")
+        counts = {"num_samples": self.num_samples, "batch_size": self.batch_size, "limit": self.limit}
+        for key, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"--{key} is {value}; it must be at least 1")
+
+
+def evaluate(
+    ckpt_path: str,
+    data: list[str] | None = None,
+    split: str = "val",
+    num_samples: int | None = None,
+    seed: int | None = None,
+    batch_size: int = 64,
+    limit: int | None = None,
+    device: str = "auto",
+    out: str | None = None,
+    prepare: bool = False,
+    again: bool = False,
+    trust: str | None = None,
+    section: Section | None = None,
+    overrides: Section | None = None,
+    named: Sequence[str] = (),
+) -> list[Bound]:
+    """Upper bound on -log p of a checkpoint's averaged weights, dropout off, on one or several data sets.
+
+    Args:
+        ckpt_path: file written by `lightning fit`.
+        data: files with a section `data`, such as configs/data/zeroshot_ptb.yaml, one behind the other; without them
+            the data of --config, or else that of the training.
+        split: val, or test for the test split where the data has one.
+        num_samples: corrupted states per row; the default is the model's eval_samples (1 unless it was set). The
+            standard error contains their noise: per row its variance falls as 1 / num_samples, and the more rows, the
+            less there is to gain. (SEDD's published figures took 1,000.)
+        seed: of times and corruption; the default is the model's eval_seed, that of validation.
+        batch_size: rows at once.
+        limit: only the first rows.
+        device: auto, cpu, cuda, ...
+        out: folder for the figures, a file for each set; default evaluation-<settings>/ beside the checkpoint.
+        prepare: prepare what is not prepared, in a folder that is not there yet; else its command is named.
+        again: measure again what was measured already.
+        trust: packages or classes of your own that the checkpoint may build, separated by commas.
+        section: (library) the data section to use where `data` is not given.
+        overrides: (library) merged over every data section; on the command line --data.init_args.KEY VALUE.
+        named: (library) more trusted names.
+    """
+    trusted = (*trusted_names(trust, {"data": section, "overrides": overrides}), *named)
+    loaded = load_family(ckpt_path, device, trusted)
+    model = loaded.model
+    settings = Settings(
+        split,
+        num_samples=model.eval_samples if num_samples is None else num_samples,
+        seed=model.eval_seed if seed is None else seed,
+        batch_size=batch_size,
+        limit=limit,
+    )
+    sources = sections(data, section, loaded.config.get("data"), overrides or {}, ckpt_path)
+    seed_of_data = loaded.config.get("seed_everything", 0)
+    sets = [opened(name, one, model, split, seed_of_data, trusted) for name, one in sources.items()]
+    for one in sets:
+        make_ready(one, prepare)
+    for one in sets:
+        check(one, model)
+    folder = Path(out) if out else loaded.path.parent / _folder(loaded.step, settings)
+    found = _measured(loaded, sets, settings, folder, again)
+    print(table(found, f"{type(model).__name__} of {ckpt_path}", settings))
+    return found
+
+
+def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, folder: Path, again: bool) -> list[Bound]:
+    """The bounds on all sets, each written when it is finished, or read where it was measured before."""
+    about: dict[str, Any] = {"checkpoint_identity": loaded.identity, "step": loaded.step}
+    about |= {"model": loaded.about.get("model"), **asdict(settings)}
+    about.pop("batch_size")  # it changes nothing but rounding
+    files = [BoundFile.of(folder, one, about) for one in sets]
+    found = []
+    for one, file in zip(sets, files, strict=True):
+        bound = None if again else file.read(loaded.model)
+        if bound is None:
+            bound = _measure(loaded.model, one, settings)
+            file.write(bound, {"checkpoint": str(loaded.path), "device": str(loaded.model.device)})
+            print(f"figures: {file.path}", file=sys.stderr)
+        else:
+            print(f"measured already: {file.path}; --again true does it again", file=sys.stderr)
+        found.append(bound)
+    return found
+
+
+def _folder(step: int | None, settings: Settings) -> str:
+    return folder_name(
+        "evaluation",
+        step,
+        ("", settings.split, ""),
+        ("", settings.num_samples, "samples"),
+        ("seed", settings.seed, ""),
+        ("limit", settings.limit, ""),
+    )
+
+
+def run(experiment: dict[str, Any], args: list[str]) -> None:
+    """Parses the command's arguments: several files behind one --data, and --data.KEY for what is in them."""
+    args, overrides = _take_overrides(_joined(args))
+    parser = ArgumentParser(
+        prog="lightning evaluate",
+        description=evaluate.__doc__.split("\n")[0],
+        exit_on_error=False,
+        allow_abbrev=False,  # type: ignore[union-attr]
+    )
+    parser.add_function_arguments(evaluate, as_group=False, skip={"section", "overrides", "named"})
+    given = parser.parse_args(args)
+    named = trusted_names(None, experiment)
+    section = config_files.settled(experiment).get("data")
+    evaluate(**given.as_dict(), section=section, overrides=overrides, named=named)
+
+
+def _joined(args: list[str]) -> list[str]:
+    """['--data', 'a', 'b', '--seed', '1'] as ['--data=["a", "b"]', '--seed', '1']."""
+    rest: list[str] = []
+    files: list[str] = []
+    taking = False
+    for argument in args:
+        if argument == "--data" or argument.startswith("--data="):
+            taking = argument == "--data"
+            files += [] if taking else [argument.removeprefix("--data=")]
+        elif taking and not argument.startswith("--"):
+            files.append(argument)
+        else:
+            taking = False
+            rest.append(argument)
+    if not files and any(argument == "--data" for argument in args):
+        raise ValueError("--data needs at least one file behind it, such as configs/data/zeroshot_ptb.yaml")
+    return [*rest, f"--data={json.dumps(files)}"] if files else rest
+
+
+def _take_overrides(args: list[str]) -> tuple[list[str], Section]:
+    """--data.init_args.length 128 (or =128) out of the arguments, as nested sections."""
+    rest: list[str] = []
+    found: Section = {}
+    waiting = iter(args)
+    for argument in waiting:
+        if not argument.startswith("--data."):
+            rest.append(argument)
+            continue
+        key, equals, value = argument.removeprefix("--data.").partition("=")
+        value = value if equals else next(waiting, None)  # type: ignore[assignment]
+        if value is None:
+            raise ValueError(f"--data.{key} needs a value behind it")
+        nested: Any = yaml.safe_load(value)
+        parts = key.split(".")
+        for part in reversed(parts if parts[0] in ("init_args", "class_path") else ["init_args", *parts]):
+            nested = {part: nested}
+        found = config_files.merge(found, nested)
+    return rest, found
+
+
+def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
+    rows = one.data.rows(rows_of(one))
+    begin = time.monotonic()
+    nats = bounds(model, rows, settings, one.name)
+    of_test = settings.split == "test" and "test" in one.data.splits and not isinstance(one.data, Benchmark)
+    return Bound(
+        one.name,
+        one.section,
+        one.split,
+        nats,
+        model.num_sites,
+        text=len(model.shape) == 1,
+        of_rows=len(rows),
+        characters_per_token=None if of_test else one.data.characters_per_token,  # known of the validation split alone
+        seconds=time.monotonic() - begin,
+    )
+
+
+def bounds(model: Family, rows: RowSource, settings: Settings, name: str = "") -> Tensor:
+    """Float64[rows], nats: the bound of each of the first `limit` rows, with the noise of its own number."""
+    count = min(len(rows), settings.limit or len(rows))
+    step = settings.batch_size
+    parts = []
+    begin = shown = time.monotonic()
+    with tqdm(total=count, unit="row", desc=name, dynamic_ncols=True, disable=None) as bar:
+        for start in range(0, count, step):
+            index = np.arange(start, min(start + step, count))
+            batch = {key: value.to(model.device) for key, value in rows[index].items()}
+            row = torch.from_numpy(index).to(model.device)
+            found = model.nelbo(batch["x"], batch.get("label"), settings.num_samples, seed=settings.seed, row=row)
+            parts.append(found.detach().double().cpu())
+            bar.update(len(index))
+            now = time.monotonic()
+            if bar.disable and start + step < count and now - shown >= _PLAIN_SECONDS:
+                shown, done = now, start + step
+                left = (now - begin) / done * (count - done)
+                print(f"{name}: {done:,} of {count:,} rows, {left:.0f} s left", file=sys.stderr, flush=True)
+    return torch.cat(parts)
+
+
+def table(found: list[Bound], title: str, settings: Settings) -> str:
+    """What the command prints."""
+    several = any(not one.text for one in found)
+    unit = "dimension" if several else "token"
+    states = f"{settings.num_samples} sample{'s' * (settings.num_samples != 1)} per row"
+    head = ["set", "split", "rows", f"{unit}s", f"nats/{unit}", f"bits/{'dim' if several else 'token'}"]
+    head += ["perplexity", "bits/character"]
+    lines = [head]
+    for one in found:
+        figures = one.figures()
+        part = f" of {one.of_rows:,}" if len(one.nats) < one.of_rows else ""
+        line = [one.name, one.split, f"{len(one.nats):,}{part}", f"{len(one.nats) * one.num_sites:,}"]
+        units = (("nats_per_token", ".4f"), ("bpd", ".4f"), ("ppl", ".3f"), ("bits_per_character", ".4f"))
+        lines.append([*line, *(_with_error(figures, unit, form) for unit, form in units)])
+    used = [column for column in range(len(head)) if any(line[column] for line in lines[1:])]
+    widths = {column: max(len(line[column]) for line in lines) for column in used}
+    rows = ["  ".join(line[column].ljust(widths[column]) for column in used).rstrip() for line in lines]
+    return "\n".join([f"{title}: upper bounds on -log p, {states}, seed {settings.seed}", *rows])
+
+
+def _with_error(figures: dict[str, float | None], name: str, form: str) -> str:
+    value, error = figures.get(name), figures.get(f"{name}_stderr")
+    if value is None:
+        return ""
+    return f"{value:{form}}" if error is None else f"{value:{form}} ± {error:{form}}"
