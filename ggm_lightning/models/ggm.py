@@ -13,7 +13,7 @@ paper leaves open (schedule, pi, conditioning, bound, infilling) is our choice a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +30,7 @@ from ggm_lightning.core.sweeps import Sweeps
 from ggm_lightning.models import ggm_hollow, ggm_options
 from ggm_lightning.models.base import Family
 from ggm_lightning.sampling import arguments, random_order, sweeping
+from ggm_lightning.sampling.naming import Maker
 
 _COUNTED = 2**24  # tokens of the training data that the unigram law is measured on
 
@@ -82,7 +83,9 @@ class GGM(Family):
         family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
-    samplers = MappingProxyType({kernel: partial(sweeping.Sweeping, kernel) for kernel in sweeping.KERNELS})
+    samplers: Mapping[str, Maker] = MappingProxyType(
+        {kernel: partial(sweeping.Sweeping, kernel) for kernel in sweeping.KERNELS}
+    )
     refused_samplers = MappingProxyType({"parallel_heat_bath": sweeping.PARALLEL_HEAT_BATH})
     grids = ()
     network_keywords = ("visited",)
