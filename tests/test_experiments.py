@@ -156,6 +156,9 @@ QWEN = {
 CIFAR = {"path": "{tmp}", "global_batch_size": 2, "eval_batch_size": 2}
 
 CASES = {
+    "ar_demo": Case(427_008, 97, (64,), DEMO),
+    "ar_markov": Case(161_664, 11, (64,), WORDS),
+    "ar_owt": Case(162_149_376, 50257, (1024,), OWT, files=words),
     "blackout_celeba": Case(62_693_251, 256, (3, 64, 64), IMAGENET | {"size": 16}, files=celeba),
     "blackout_cifar10": Case(62_693_251, 256, (3, 32, 32), CIFAR, files=cifar10),
     "blackout_digits": Case(271_121, 17, (1, 8, 8), {"global_batch_size": 4}),

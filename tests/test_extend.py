@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from ggm_lightning import load
-from ggm_lightning.cli import main
+from ggm_lightning.cli.main import main
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ggm_lightning.callbacks.throughput import Rate
 from ggm_lightning.models.trained import Trained
-from ggm_lightning.report.protocols import HasShape, Reconstructs
+from ggm_lightning.report.protocols import HasShape, Reconstructs, is_exact
 
 _RESULTS = (("nelbo", "nats per example", ".3f"), ("bpd", "bits per {}", ".4f"), ("ppl", "perplexity", ".3f"))
 
@@ -176,7 +176,7 @@ class Progress(ProgressBar):
         parts = []
         dimension = "dimension" if _has_several_axes(trainer) else "token"
         model = trainer.lightning_module
-        is_bound = not isinstance(model, Reconstructs)
+        is_bound = not isinstance(model, Reconstructs) and not is_exact(model)
         for name, unit, form in model.results if isinstance(model, Reconstructs) else _RESULTS:
             value, stderr = (metrics.get(f"{split}/{name}{suffix}") for suffix in ("", "_stderr"))
             if value is not None:

@@ -290,5 +290,5 @@ def _summary(folder: Path, num_samples: int, drawn: Samples, seconds: float) -> 
     files = ", ".join(sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")))
     calls = f"{drawn.network_calls} network calls ({drawn.rows / num_samples:.4g} rows per sample)"
     for name, count in drawn.other_calls.items():
-        calls += f" and {count} of the {name}"
+        calls = f"{count} calls of the {name.removesuffix('_network')}'s network, {calls}"
     return f"{num_samples} samples in {calls}, {seconds:.1f} s: {folder}/ ({files})"

@@ -110,7 +110,7 @@ def evaluate(
         check(one, model)
     folder = Path(out) if out else loaded.path.parent / _folder(loaded.step, settings)
     found = _measured(loaded, sets, settings, folder, again)
-    print(table(found, f"{type(model).__name__} of {ckpt_path}", settings))
+    print(table(found, f"{type(model).__name__} of {ckpt_path}", settings, model.exact))
     return found
 
 
@@ -240,11 +240,12 @@ def bounds(model: Family, rows: RowSource, settings: Settings, name: str = "") -
     return torch.cat(parts)
 
 
-def table(found: list[Bound], title: str, settings: Settings) -> str:
-    """What the command prints."""
+def table(found: list[Bound], title: str, settings: Settings, exact: bool = False) -> str:
+    """What the command prints. exact: -log p itself, which no samples are needed for."""
     several = any(not one.text for one in found)
     unit = "dimension" if several else "token"
-    states = f"{settings.num_samples} sample{'s' * (settings.num_samples != 1)} per row"
+    states = f"{settings.num_samples} sample{'s' * (settings.num_samples != 1)} per row, seed {settings.seed}"
+    what = "-log p, exact" if exact else f"upper bounds on -log p, {states}"
     head = ["set", "split", "rows", f"{unit}s", f"nats/{unit}", f"bits/{'dim' if several else 'token'}"]
     head += ["perplexity", "bits/character"]
     lines = [head]
@@ -257,7 +258,7 @@ def table(found: list[Bound], title: str, settings: Settings) -> str:
     used = [column for column in range(len(head)) if any(line[column] for line in lines[1:])]
     widths = {column: max(len(line[column]) for line in lines) for column in used}
     rows = ["  ".join(line[column].ljust(widths[column]) for column in used).rstrip() for line in lines]
-    return "\n".join([f"{title}: upper bounds on -log p, {states}, seed {settings.seed}", *rows])
+    return "\n".join([f"{title}: {what}", *rows])
 
 
 def _with_error(figures: dict[str, float | None], name: str, form: str) -> str:

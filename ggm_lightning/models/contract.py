@@ -13,8 +13,9 @@ to other features of the same width, and logits that are legal but wrong.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,7 @@ from ggm_lightning.models import declared
 from ggm_lightning.models.readout import Readout
 from ggm_lightning.sampling.contract import Shaped
 
+_CUTS = 5  # of a row, at which a causal network is looked at
 _CHUNK_ENTRIES = 1 << 22  # logits formed at once where they are looked at: 16 MB in float32
 
 
@@ -50,6 +52,18 @@ class CheckedLatent(Checked, Protocol):
 
     latent_shape: tuple[int, int]
     uses_joint_latent: bool
+
+
+class CheckedCausal(Checked, Protocol):
+    """A model whose network must not look ahead: an AutoregressiveModel.
+
+    Attributes:
+        calls_by_use: calls so far in which `look_ahead` could have looked, by what they were for.
+    """
+
+    calls_by_use: Counter[str]
+
+    def evaluating(self, use: str) -> AbstractContextManager[None]: ...
 
 
 @contextmanager
@@ -200,6 +214,55 @@ def look(model: Checked, answer: Readout) -> None:
         came = f"{_shown(answer.values)}, with {said} of {len(kinds)} rows"
         raise call.error(came, "look at its weights and at what it does with this input")
     call.looked("logits")
+
+
+@torch.compiler.disable
+def look_ahead(model: CheckedCausal, z: Tensor, values_of: Callable[[Tensor], Tensor]) -> None:
+    """Whether a network that has to be causal is so. In the first call of its kind the tokens of z's first row
+    (Int64[b, *shape]) from one site on are replaced by others; what is said at the sites before must not move.
+
+    Blocks may begin as the identity (adaLN-zero): then nothing moves, whatever the network is. So the replaced tokens
+    before a site are looked at, too; until they move something behind them, calls 2, 4, 8, .. are looked at as well.
+
+    Args:
+        values_of: what the network says of rows, Float[k, n, d].
+    """
+    call = _Call(model, "network", "a causal network, which says of a site what the tokens up to it decide")
+    if not call.is_first("order"):
+        return
+    use = str(model.network_use)
+    model.calls_by_use[use] += 1
+    count = model.calls_by_use[use]
+    if count & (count - 1):
+        return
+    looks_back = model.num_sites == 1
+    with model.evaluating(use), torch.autocast(z.device.type, enabled=False):
+        for cut, ahead, back in _moved_by_cuts(z[:1], model.num_classes, values_of):
+            if ahead is not None:
+                came = f"another answer at site {ahead} when only tokens from site {cut} on were others"
+                raise call.error(came, "mask its attention; a Transformer is causal with causal: true")
+            looks_back = looks_back or back
+    if looks_back:
+        call.looked("order")
+
+
+def _moved_by_cuts(
+    z: Tensor, num_classes: int, values_of: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[int, int | None, bool]]:
+    """For some cuts: (cut, the first site before it that the tokens from the cut on move or None, whether those before
+    it move anything behind)."""
+    flat = z.flatten(1)
+    n, other = flat.shape[1], (flat + 1) % num_classes
+    site = torch.arange(n, device=z.device)
+    base = values_of(z.expand(2, *z.shape[1:]))
+    # so that rounding in another order, which some devices do, is no movement
+    tolerance = torch.finfo(base.dtype).eps ** 0.5 * base.nan_to_num(posinf=0.0, neginf=0.0).abs().amax()
+    for cut in torch.linspace(1, n - 1, min(n - 1, _CUTS)).long().tolist():
+        late, early = torch.where(site < cut, flat, other), torch.where(site < cut, other, flat)
+        values = values_of(torch.cat([late, early]).reshape(2, *z.shape[1:]))
+        moved = torch.where(values == base, 0, (values - base).abs()).amax(-1) > tolerance
+        ahead = moved[0, :cut].nonzero().flatten().tolist()
+        yield cut, ahead[0] if ahead else None, bool(moved[1, cut:].any())
 
 
 def numbers(model: Checked, part: str, came: Any, shapes: tuple[tuple[int, ...], ...], kind: str) -> Tensor:

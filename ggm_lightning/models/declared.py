@@ -25,6 +25,7 @@ class Network(Protocol):
         head: the last layer. With it and `features` (LDDM: `streams`) logits are formed only where they are needed.
         takes_sites: features also takes `sites` Int64[b, m] and computes its last block at no others.
         visited_bits: False where it was built without GGM's visited bits.
+        causal: False where it says of a site what the sites behind it decide, too (AutoregressiveModel refuses it).
         num_latents, latent_dim: S and d of the latent that it takes (LDDM).
     """
 
@@ -33,6 +34,7 @@ class Network(Protocol):
     head: nn.Module
     takes_sites: bool
     visited_bits: bool
+    causal: bool
     num_latents: int
     latent_dim: int
 
@@ -41,6 +43,12 @@ class Network(Protocol):
 
     def streams(self, z: Tensor, t: Tensor, label: Tensor | None, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         """(features Float[b, n, d], z_0 Float[b, S, d])."""
+
+    def new_cache(self, capacity: int) -> Any:
+        """Empty, of a causal network: for `extend`, of that many sites at most. It has a `length`, the sites read."""
+
+    def extend(self, z: Tensor, t: Tensor, label: Tensor | None, cache: Any) -> Tensor:
+        """Features Float[b, m, d] of m tokens that stand behind those which the cache has seen, and now has these."""
 
     def compile_network(self) -> None:
         """Compile what is worth it; called before training."""
@@ -78,13 +86,14 @@ class Declared:
     latent_dim: int | None = None
     takes_sites: bool = False
     visited_bits: bool = True
+    causal: bool = True
     normalise: str = "coordinate"
     head: Any = None
 
 
 _FIELDS = tuple(Declared.__dataclass_fields__)
 _NUMBERS = ("num_classes", "num_labels", "num_latents", "latent_dim")
-_SWITCHES = ("takes_sites", "visited_bits")
+_SWITCHES = ("takes_sites", "visited_bits", "causal")
 
 
 def by(module: nn.Module | None) -> Declared:
@@ -93,7 +102,7 @@ def by(module: nn.Module | None) -> Declared:
 
 
 def has(module: nn.Module, method: str) -> bool:
-    """Whether it has the optional method: features, streams, raw, set_statistics or compile_network."""
+    """Whether it has the optional method: features, streams, new_cache, raw, set_statistics or compile_network."""
     return hasattr(module, method)
 
 

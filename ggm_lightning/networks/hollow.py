@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ggm_lightning.networks import initialise
-from ggm_lightning.networks.attention import CausalAttention, attend, rotary_tables, rotate
+from ggm_lightning.networks.attention import RotaryAttention, attend, rotary_tables, rotate
 from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
 from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
 from ggm_lightning.networks.transformer import ACTIVATIONS, CONDITIONINGS, NORM_EPS, Block, GatedFeedForward
@@ -171,7 +171,7 @@ class HollowTransformer(BlockNetwork):
             return Modulation(feature_dim, self.width, parts, ACTIVATIONS[mlp], zero)  # type: ignore[arg-type]
 
         def block() -> Block:
-            attention = CausalAttention(self.width, num_heads, dropout)
+            attention = RotaryAttention(self.width, num_heads, dropout, causal=True)
             return Block(attention, GatedFeedForward(self.width, mlp, init_scale), modulation(6), dropout)
 
         def merge() -> MergeBlock:

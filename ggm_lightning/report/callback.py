@@ -25,6 +25,7 @@ from ggm_lightning.report.protocols import (
     Judges,
     Reconstructs,
     datamodule_of,
+    is_exact,
     pieces_of,
 )
 from ggm_lightning.report.trace import trace_html
@@ -85,7 +86,9 @@ class Report(Callback):
         scale = datamodule.characters_per_token if isinstance(datamodule, CountsCharacters) else None
         references = datamodule.references() if isinstance(datamodule, HasReferences) else {}
         loss = pl_module.loss_name if isinstance(pl_module, Trained) else Trained.loss_name
-        curve_png(metrics, references, scale, folder / "curve.png", loss=loss)
+        exact = is_exact(pl_module)
+        measure = ("bpd", "bits per dimension") if exact else None
+        curve_png(metrics, references, scale, folder / "curve.png", loss=loss, measure=measure)
         label = classes_in_turn(pl_module, self.num_samples)
         drawn = self._draw(trainer, pl_module, self.num_samples, label, trace=True)
         decoded = decode(trainer, drawn.x)
@@ -105,6 +108,7 @@ class Report(Callback):
             facts=self._facts(trainer, pl_module, metrics, drawn.network_calls),
             tables=tables,
             figures=figures,
+            exact=exact,
         )
 
     def _write_reconstructions(self, trainer: Trainer, pl_module: Any, folder: Path, metrics: dict[str, Curve]) -> None:

@@ -15,7 +15,7 @@ from ggm_lightning.networks.labels import labels_of_model
 from ggm_lightning.report.drawing import columns_of, decode
 from ggm_lightning.report.page import Figure
 from ggm_lightning.report.pictures import grid, save_png, side_by_side
-from ggm_lightning.report.protocols import HasRows, Reconstructs, datamodule_of, originals_of
+from ggm_lightning.report.protocols import HasRows, Reconstructs, datamodule_of, fills_gaps, originals_of
 from ggm_lightning.report.trace import trace_gif
 
 Draw = Callable[..., Any]  # of Report: draw(num_samples, label, clamp) -> Samples
@@ -28,7 +28,7 @@ def image_figures(
     trainer: Trainer, pl_module: LightningModule, drawn: Any, label: Tensor | None, draw: Draw
 ) -> list[Figure]:
     """Writes samples.png, trace.gif and, where the data module hands out rows, held_out.png, infilled.png and
-    example.png into the run folder.
+    example.png (for models that fill gaps) into the run folder.
 
     Where the data module has `originals` (the pictures behind held-out rows that are codes), chain.png shows them
     beside their reconstructions and the samples.
@@ -57,7 +57,8 @@ def image_figures(
     figures = [Figure("Samples", note, images)]
     if originals is not None:
         figures.insert(0, _chain(folder, originals[chosen], held_out, grid(decode(trainer, drawn.x), columns), columns))  # type: ignore[arg-type]
-    if rows is not None:
+    # a model that goes on from a beginning cannot fill in the right half
+    if rows is not None and fills_gaps(pl_module):
         fillings = min(FILLINGS, len(drawn.x))
         few = _held_out(rows("val"), min(INFILLED, len(drawn.x) // fillings), None, known)
         pictures = None if originals is None else originals[few]

@@ -31,6 +31,20 @@ class HasSamplers(Protocol):
 
 
 @runtime_checkable
+class HasLikelihood(Protocol):
+    """A model that says something of -log p(x)."""
+
+    exact: bool  # whether its nelbo is -log p(x) itself, not a bound on it
+
+
+@runtime_checkable
+class Infills(Protocol):
+    """A model that draws the rest where some sites are known."""
+
+    fills_beginnings_only: bool  # whether these have to come before all others
+
+
+@runtime_checkable
 class HasExponents(Protocol):
     """A model whose schedule has a learned exponent for each class."""
 
@@ -108,6 +122,16 @@ class Judges(Protocol):
 
     def judge(self, texts: list[str]) -> dict[str, float]:
         """Name -> number."""
+
+
+def is_exact(model: object) -> bool:
+    """Whether its figures are -log p(x) itself; a model that does not say has bounds."""
+    return isinstance(model, HasLikelihood) and model.exact
+
+
+def fills_gaps(model: object) -> bool:
+    """Whether any sites may be known, not only a beginning; so it is where a model does not say."""
+    return not (isinstance(model, Infills) and model.fills_beginnings_only)
 
 
 def datamodule_of(trainer: Trainer) -> Any:

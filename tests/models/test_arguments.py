@@ -22,7 +22,7 @@ from ggm_lightning.networks.transformer import Transformer
 from tests.models.test_fused_training import N, family
 
 B, V, CLASSES = 2, 7, 3
-FAMILIES = ("md4", "genmd4", "ggm", "blackout", "fuji", "seq")
+FAMILIES = ("md4", "genmd4", "ar", "ggm", "blackout", "fuji", "seq")
 X = torch.arange(B * 5).reshape(B, 5) % V
 T = torch.full((B,), 0.5, dtype=torch.float64)
 
@@ -141,7 +141,7 @@ def test_terms_and_reverse_law_of_every_family(name: str) -> None:
     model: Family = family(name)
     x = torch.zeros(B, N, dtype=torch.int64)
     latent = {"latent": torch.zeros(B, *model.latent_shape)} if hasattr(model, "latent_shape") else {}
-    half = torch.ones(B, dtype=torch.int64) if name == "ggm" else T
+    half = torch.ones(B, dtype=torch.int64) if name in ("ggm", "ar") else T
     refused(lambda: model.terms(x, x, 0.5, **latent), "t is 0.5", "shape (2,)")
     refused(lambda: model.terms(x[:, 1:], x, half, **latent), "x is a tensor of int64", f"(b, {N})")
     refused(lambda: model.terms(x[:1], x, half, **latent), "x has 1 rows and zt 2")

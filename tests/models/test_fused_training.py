@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import fused
 from ggm_lightning.models import readout
+from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.genmd4 import GenMD4
@@ -37,7 +38,7 @@ class Deaths(nn.Module):
         return self.layers(z)
 
 
-def transformer(**more: bool) -> Transformer:
+def transformer(**more: object) -> Transformer:
     network = Transformer(V, feature_dim=4, num_heads=2, num_layers=1, **more)
     nn.init.normal_(network.head.weight, std=0.3)  # it starts at zero, where much would not matter
     return network
@@ -53,6 +54,8 @@ def family(name: str) -> Family:
         return MD4(network, V, (N,), num_timesteps=7)
     if name == "genmd4":
         return GenMD4(transformer(), V, (N,))
+    if name == "ar":
+        return AutoregressiveModel(transformer(time_features="none", causal=True), V, (N,))
     if name == "ggm":
         return GGM(transformer(visited_bits=True), V, (N,))
     if name.startswith("hollow"):
@@ -84,7 +87,7 @@ def losses_of(model: Family, switch: bool) -> list[float]:
     return found
 
 
-FAMILIES = ["md4", "md4_bias", "genmd4", "ggm", "hollow_ce_x0 of 1", "fuji", "seq", "blackout", "blackout_scaled"]
+FAMILIES = ["md4", "md4_bias", "genmd4", "ar", "ggm", "hollow_ce_x0 of 1", "fuji", "seq", "blackout", "blackout_scaled"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -112,7 +115,7 @@ def test_control_weights_on_the_wrong_rows_are_seen(monkeypatch: pytest.MonkeyPa
     assert max(abs(a / b - 1) for a, b in zip(plain, wrong, strict=True)) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["md4", "genmd4", "fuji"])
+@pytest.mark.parametrize("name", ["md4", "genmd4", "ar", "fuji"])
 def test_the_bound_is_the_same_without_logits(name: str) -> None:
     model = family(name)
     x = torch.randint(model.num_classes, (3, N), generator=torch.Generator().manual_seed(2))

@@ -18,7 +18,7 @@ from ggm_lightning.core import counting
 from tests.models.test_fused_training import N, family
 
 HOLLOW = ("hollow_bce of 7", "hollow_bce of 99", "hollow_bce_sampled of 1", "hollow_ce_x0 of 1", "hollow_bound of 1")
-FAMILIES = (*HOLLOW, "md4", "md4_bias", "genmd4", "ggm", "blackout", "blackout_scaled", "fuji", "seq", "markov")
+FAMILIES = (*HOLLOW, "md4", "md4_bias", "genmd4", "ar", "ggm", "blackout", "blackout_scaled", "fuji", "seq", "markov")
 
 
 class Waits(TorchDispatchMode):

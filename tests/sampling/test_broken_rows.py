@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import watch
 from ggm_lightning.core.schedules import Linear
+from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.genmd4 import GenMD4
@@ -88,6 +89,7 @@ SAMPLERS: dict[str, tuple[Callable[[Breaks], Family], int, str]] = {
     "md4 ancestral": (lambda net: MD4(net, V, (N,)), 5, "ancestral"),
     "md4 first_hitting": (lambda net: MD4(net, V, (N,)), 5, "first_hitting"),
     "genmd4": (lambda net: GenMD4(net, V, (N,)), 5, "ancestral"),
+    "ar": (lambda net: AutoregressiveModel(net, V, (N,)), 5, "ancestral"),
     "ggm heat_bath": (lambda net: GGM(net, V, (N,)), 5, "heat_bath"),
     "ggm gated": (lambda net: GGM(net, V, (N,)), 5, "gated"),
     "ggm parallel": (lambda net: GGM(net, V, (N,), block_size=5, hide="block"), 8, "parallel"),

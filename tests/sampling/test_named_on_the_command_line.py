@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ggm_lightning.callbacks.samples import Samples
-from ggm_lightning.cli import main
 from ggm_lightning.cli.commands import _without_options
+from ggm_lightning.cli.main import main
 from ggm_lightning.core.schedules import Linear
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.md4 import MD4

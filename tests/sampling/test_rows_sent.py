@@ -172,11 +172,11 @@ def visits(model: GGM, num_steps: int, kernel: str) -> Tensor:
 
 
 def seq() -> SeqLDDM:
-    return SeqLDDM(Joint(), Code(), OfLatent(), V, (N,), FLOOR, infill_latents=3)
+    return SeqLDDM(Joint(), Code(), OfLatent(), V, (N,), schedule=FLOOR, infill_latents=3)
 
 
 def fuji() -> FujiLDDM:
-    return FujiLDDM(Joint(), Code(), V, (N,), FLOOR, independent_clocks=True, infill_latents=3)
+    return FujiLDDM(Joint(), Code(), V, (N,), schedule=FLOOR, independent_clocks=True, infill_latents=3)
 
 
 # name -> (family, sampler, num_steps, the loop of whole batches)
