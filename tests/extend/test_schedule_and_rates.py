@@ -22,7 +22,7 @@ from ggm_lightning import load
 from ggm_lightning.cli.main import main
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = ("schedule", "rates")
 X = torch.arange(2 * 16).reshape(2, 16) % 11
 
