@@ -96,10 +96,11 @@ def typed(model: Family, sampler: str | None, texts: Mapping[str, str]) -> dict[
     """The options of a sampler from their texts on the command line, by the annotations of its constructor; those of
     the model's denoiser as YAML reads them."""
     make = naming.maker(model, sampler)
-    taken = naming.parameters(make)
+    cls, taken = naming.class_of(make), naming.parameters(make)
     own = {name: text for name, text in texts.items() if name in taken}
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(naming.class_of(make), as_group=False, skip=set(taken) - set(own))
+    # what the short name has settled is not asked for either
+    parser.add_class_arguments(cls, as_group=False, skip=set(naming.parameters(cls)) - set(own))
     parsed = parser.parse_args([f"--{name}={text}" for name, text in own.items()])
     return {name: parsed[name] if name in own else yaml.safe_load(text) for name, text in texts.items()}
 

@@ -127,8 +127,8 @@ SYNTHETIC = {
     "source_seed": (*_null(NO_INT), -1, 2**64),
 }
 BAD_DATA = {
-    "synthetic.MarkovChain": {**SYNTHETIC, "num_symbols": (*_null(NO_INT), 1, *BELOW_ONE)},
-    "synthetic.Sawtooth": {
+    "toy.synthetic.MarkovChain": {**SYNTHETIC, "num_symbols": (*_null(NO_INT), 1, *BELOW_ONE)},
+    "toy.synthetic.Sawtooth": {
         **SYNTHETIC,
         "saws": (*_null(NO_INT), *BELOW_ONE),
         "scale": (*_null(NO_FLOAT), 0, 0.5, -0.1, 2),

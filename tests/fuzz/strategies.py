@@ -165,8 +165,8 @@ def array_data(files: Path, labelled: bool) -> st.SearchStrategy[Tree]:
 @st.composite
 def datasets(draw: st.DrawFn, files: Path, labelled: bool, kind: str | None = None) -> Tree:
     kinds = {
-        "synthetic.MarkovChain": MARKOV,
-        "synthetic.Sawtooth": SAWTOOTH,
+        "toy.synthetic.MarkovChain": MARKOV,
+        "toy.synthetic.Sawtooth": SAWTOOTH,
         "text.TextData": text_data(files),
         "arrays.ArrayData": array_data(files, labelled),
     }

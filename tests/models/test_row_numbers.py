@@ -18,7 +18,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ggm_lightning.codecs.codec import Characters, Codec
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.text import Characters
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.order import EvalOrder, TrainOrder
 from ggm_lightning.data.rows import Numbered, Rows

@@ -22,6 +22,8 @@ from tests.rundir.wandb_records import about, rows
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As the tests want it, whoever runs them; no run of wandb's is left behind."""
+    if wandb.run is not None:  # of another test in this process; without its service it could not be ended any more
+        wandb.finish()
     # its service would be gone for whoever comes after: its address stands in the environment
     wandb.teardown()
     os.environ.pop("WANDB_SERVICE", None)
