@@ -21,6 +21,7 @@ from jaxtyping import Int64, Integer
 from torch import Tensor
 
 from ggm_lightning.codecs.codec import Codec, codec_from_dict
+from ggm_lightning.codecs.loss import Loss
 from ggm_lightning.data.blocks import SplitBlocks, check_size
 from ggm_lightning.data.header import HEADER, read_header
 from ggm_lightning.data.rows import BadData, RowSource
@@ -111,6 +112,30 @@ class TokenShards:
 
     def characters(self, split: str) -> int:
         return self._split(split)["characters"]
+
+    @property
+    def loss(self) -> Loss | None:
+        """What was lost between the text and its tokens; None of shards of an older version, which did not measure it,
+        and of what was no text."""
+        found = self.header.get("loss")
+        return None if found is None else Loss(**found)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all of the text can be had back from the tokens; only then have figures per character a meaning."""
+        return self.codec.exact if self.loss is None else self.loss.exact
+
+    def characters_per_token(self, split: str) -> float | None:
+        """None where text and tokens do not correspond exactly."""
+        return self.characters(split) / self.tokens(split) if self.exact else None
+
+    def loss_note(self) -> str:
+        """What there is to say about what is lost, behind semicolons; or nothing."""
+        if self.loss is not None:
+            return self.loss.note()
+        if self.exact:
+            return ""
+        return "; prepared by an older version, which did not measure what is lost: therefore no bits/character"
 
     def _file(self, file: dict[str, Any]) -> np.ndarray:
         name = file["name"]

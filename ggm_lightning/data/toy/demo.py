@@ -144,15 +144,17 @@ class DemoText(PreparedData):
         with ShardWriter(self.folder, codec, options=self.options, source=source) as writer:
             tokenise(writer, [("train", Piece(train, last=True)), ("val", Piece(held_out, last=True))])
         self._shards = None
-        replaced = getattr(codec, "replaced", 0)
-        return f"; {replaced:,} characters outside the alphabet became U+FFFD" if replaced else ""
+        return ""
 
     def load(self, split: str) -> RowSource:
         return Windows(self.shards, split, self.length, self.stride if split == "train" else None)
 
     @property
     def characters_per_token(self) -> float | None:
-        return self.shards.characters("val") / self.shards.tokens("val")
+        return self.shards.characters_per_token("val")
+
+    def losses(self) -> str:
+        return self.shards.loss_note().removeprefix("; ")
 
     def references(self) -> dict[str, float]:
         """Character models of order 1, 2, 3 fitted on the training part, measured on the held-out part; bits/token."""
