@@ -18,6 +18,7 @@ from ggm_lightning.vqgan.codes import Codes
 
 HALVES = ("left", "right", "top", "bottom")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_LACKING = "holds symbols that the model's vocabulary lacks"
 _SIGNS = "_|§†¤"  # that stand for a blank while a text is encoded
 _MODES = ("1", "L", "P", "RGB")
 
@@ -83,22 +84,19 @@ def _from_text(model: Family, text: str, blank: str) -> Given:
 
 
 def _sites(codec: Codec, text: str, blank: str) -> list[int | None]:
-    """The token of each site, None at a blank.
+    """The token of each site, None at a blank: the parts between blanks are encoded one by one, except for tokenizers
+    whose tokens depend on what stands before them.
 
-    The parts between blanks are encoded one by one if each of them decodes to itself, alone and behind the others. Of
-    other tokenizers, whose tokens depend on what stands before them, see `_sites_of_the_whole`.
+    Raises:
+        ValueError: the vocabulary lacks symbols of the text.
     """
+    if not codec.exact and codec.encode_spans("") is not None:
+        return _sites_of_the_whole(codec, text, blank)
     sites: list[int | None] = []
-    every_id: list[int] = []
-    every_part = ""
     for number, part in enumerate(text.split(blank)):
         ids = codec.encode(part) if part else []
-        every_id += ids
-        every_part += part
-        alone = _same(codec, codec.decode(np.array([ids], dtype=np.int64))[0], part)
-        behind = codec.encode_spans("") is None or codec.decode(np.array([every_id], dtype=np.int64))[0] == every_part
-        if not alone or not behind:
-            return _sites_of_the_whole(codec, text, blank)
+        if not _same(codec, codec.decode(np.array([ids], dtype=np.int64))[0], part):
+            raise ValueError(f"infill: {part[:40]!r} {_LACKING}")
         sites += [None, *ids] if number else ids
     return sites
 
@@ -111,8 +109,8 @@ def _sites_of_the_whole(codec: Codec, text: str, blank: str) -> list[int | None]
         ValueError: the vocabulary lacks symbols of the text, or each sign becomes a part of a longer token.
     """
     _, loss = codec.encode_measured([text.replace(blank, " ")])
-    if loss.lost or codec.encode_spans("") is None:
-        raise ValueError(f"infill: {text[:40]!r} holds symbols that the model's vocabulary lacks: {loss.first_changed}")
+    if loss.lost:
+        raise ValueError(f"infill: {text[:40]!r} {_LACKING}")
     signs = [blank, *(sign for sign in _SIGNS if sign not in text)]
     for sign in signs:
         sites = _between_words(codec, text.replace(blank, sign), sign)
@@ -125,18 +123,17 @@ def _between_words(codec: Codec, text: str, sign: str) -> list[int | None] | Non
     """`_sites_of_the_whole` for one sign; None if a token holds both it and other visible characters."""
     sites: list[int | None] = []
     ids, spans = codec.encode_spans(text) or ([], [])
-    last_end = 0
+    done = 0  # signs before this place have their sites; several tokens may stand for one
     for id_, (start, end) in zip(ids, spans, strict=True):
-        covered = text[max(start, last_end) : end]  # of a character of several tokens the first has it
-        last_end = max(last_end, end)
-        if sign in covered and covered.replace(sign, "").strip():
-            return None
+        covered = text[start:end]
         # a space before a blank, or the one that some tokenizers put before a text, belongs to the token that fills it
-        space_before = text[start:end] in ("", " ") and text[end : end + 1] == sign
-        if sign in covered:
-            sites += [None] * covered.count(sign)
-        elif not space_before:
+        space_before = covered in ("", " ") and text[end : end + 1] == sign
+        if sign not in covered and not space_before:
             sites.append(id_)
+        elif covered.replace(sign, "").strip():
+            return None
+        sites += [None] * text[max(start, done) : end].count(sign)
+        done = max(done, end)
     return sites if sites.count(None) == text.count(sign) else None
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool, Int64
 
 if TYPE_CHECKING:  # only tokenizers need the library
     from tokenizers import Encoding
@@ -117,12 +118,18 @@ def tried(texts: Sequence[str], decoded: Sequence[str], no_token: Callable[[int]
 
 
 def without_token(text: str, encoding: Encoding, unknown: int | None) -> int:
-    """Visible characters of a text that no token but `unknown` stands for."""
-    known = np.array(encoding.ids) != unknown
-    spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[known]
-    steps = np.zeros(len(text) + 1, dtype=np.int64)
-    np.add.at(steps, spans[:, 0], 1)
-    np.add.at(steps, spans[:, 1], -1)
-    left = [text[i] for i in np.flatnonzero(steps.cumsum()[:-1] == 0)]
+    """Visible characters of a text that `unknown` stands for, or no token at all."""
+    spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    of_unknown = np.array(encoding.ids, dtype=np.int64) == unknown
+    lost = ~_covered(len(text), spans) | _covered(len(text), spans[of_unknown])
+    left = [text[i] for i in np.flatnonzero(lost)]
     # an accent that was taken off is a change of its letter, and no lost character
     return sum(not c.isspace() and not unicodedata.combining(c) for c in left)
+
+
+def _covered(length: int, spans: Int64[np.ndarray, "k 2"]) -> Bool[np.ndarray, " length"]:
+    """Which of the places 0..length-1 lie in one of the spans [start, end)."""
+    steps = np.zeros(length + 1, dtype=np.int64)
+    np.add.at(steps, spans[:, 0], 1)
+    np.add.at(steps, spans[:, 1], -1)
+    return steps.cumsum()[:-1] > 0

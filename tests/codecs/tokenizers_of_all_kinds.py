@@ -42,11 +42,19 @@ def word_piece(*special: str) -> dict[str, Any]:
 
 def unigram(*special: str) -> dict[str, Any]:
     """T5's kind: sentencepiece's, with a space before each word and none for a newline."""
-    tokenizer = Tokenizer(models.Unigram())
+    words = {f"▁{word}" for text in TEXTS for word in text.split()}
+    letters = {letter for text in TEXTS for letter in text} | {"▁"}
+    tokenizer = Tokenizer(
+        models.Unigram(
+            [
+                ("<unk>", 0.0),
+                *((word, -2.0) for word in sorted(words)),
+                *((letter, -9.0) for letter in sorted(letters)),
+            ],
+            unk_id=0,
+        )
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120, special_tokens=["<unk>", *special], unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens(["<unk>", *special])
     return described(tokenizer)
