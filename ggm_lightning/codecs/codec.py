@@ -211,7 +211,8 @@ class Subwords(Codec):
             # Canonical spacing, so that the same tokenizer saved in two ways has one hash.
             self._file = json.loads(tokenizer_json)
             self._json = json.dumps(self._file, ensure_ascii=False, separators=(",", ":"))
-            self._tokenizer = Tokenizer.from_str(json.dumps(tokenizer_file.without_chance(self._file)))
+            used = tokenizer_file.without_chance(self._file)
+            self._tokenizer = Tokenizer.from_str(self._json if used == self._file else json.dumps(used))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(
                 f"not a `tokenizers` JSON ({error}); give the tokenizer.json that its save() wrote"
