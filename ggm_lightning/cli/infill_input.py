@@ -71,7 +71,7 @@ def _from_text(model: Family, text: str, blank: str) -> Given:
         raise ValueError(f"infill: this model is not of text; give {_what(model)}")
     if len(blank) != 1:
         raise ValueError(f"--blank is {blank!r}; it must be one symbol")
-    sites = _sites(model.codec, text.removesuffix("\n"), blank)
+    sites = _sites(model.codec, text.removesuffix("\n"), blank)  # type: ignore[arg-type]
     if None not in sites:
         raise ValueError(f"infill: nothing to fill; mark each missing token by {blank!r}, or choose --blank")
     if len(sites) > model.num_sites:

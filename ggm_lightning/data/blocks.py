@@ -1,7 +1,8 @@
 """Checksums of shard files, block by block: nothing is read unchecked, and no set is read whole before training.
 
-A block (1 MiB; 18,000 checksums for 18 GB) is compared with its CRC-32 when a window first touches it, once for each
-node and preparation (data/verified.py). That costs about a millisecond per block, and nothing more once all are seen.
+A block (1 MiB; 18,000 checksums for 18 GB) is compared with its CRC-32 when a window first touches it: of tokens once
+for each node and preparation (data/verified.py), of pictures once in each process. That costs about a millisecond per
+block, and nothing more once all are seen.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class SplitBlocks:
     Args:
         folder, files: the split's entries in the header, in order.
         itemsize: bytes of a token. block_bytes: a multiple of it.
-        seen: a byte for each block, 1 where it was compared; other processes may write there, too.
+        seen: a byte for each block, 1 where it was compared; other processes may write there, too. None: own ones.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class SplitBlocks:
         files: list[dict[str, Any]],
         itemsize: int,
         block_bytes: int,
-        seen: UInt8[np.ndarray, " blocks"],
+        seen: UInt8[np.ndarray, " blocks"] | None = None,
     ) -> None:
         self.folder, self.files, self.itemsize, self.block_bytes = folder, files, itemsize, block_bytes
         tokens = np.array([file["tokens"] for file in files], dtype=np.int64)
@@ -80,8 +81,8 @@ class SplitBlocks:
         counts = block_counts(files, itemsize, block_bytes)
         self._first = np.cumsum(counts) - counts  # a file's first block, where all blocks of the split are numbered
         self._crc = np.frombuffer(bytes.fromhex("".join(file["crc32"] for file in files)), dtype=">u4")
-        self._seen = seen
-        self.waiting = int((seen == 0).sum())
+        self._seen = np.zeros(int(counts.sum()), dtype=np.uint8) if seen is None else seen
+        self.waiting = int((self._seen == 0).sum())
 
     def check_windows(self, starts: Int64[np.ndarray, " b"], length: int) -> None:
         """Compare what [start, start + length) touches for the first time, across borders of blocks and files."""

@@ -101,8 +101,8 @@ def table_rows(lines: Iterable[str], ending: str, column: str) -> Iterator[tuple
     first = next(lines, "")
     delimiter = next((sign for sign in _DELIMITERS[ending] if column in _named(first, sign)), None)
     if delimiter is None:
-        names = ", ".join(_named(first, _DELIMITERS[ending][0]))
-        raise ValueError(f"no column '{column}', its first line names {names}")
+        listed = ", ".join(_named(first, _DELIMITERS[ending][0]))
+        raise ValueError(f"no column '{column}', its first line names {listed}")
     names = _named(first, delimiter)
     if names.count(column) > 1:
         raise ValueError(f"{names.count(column)} columns '{column}'")
