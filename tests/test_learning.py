@@ -119,6 +119,6 @@ def test_a_latent_does_in_one_step_what_masks_need_dozens_for(
     drawn = model.sample(1024, 1, grid="uniform")
     nats = -source.log_likelihood(drawn.x).mean().item()
     with capsys.disabled():
-        print(f"\nsawtooth, one token step after {drawn.latent_calls} of the latent: {nats:.1f} nats")
-    assert (drawn.network_calls, drawn.latent_calls) == (1, 32)
+        print(f"\nsawtooth, one token step after {drawn.other_calls.total()} of the latent: {nats:.1f} nats")
+    assert (drawn.network_calls, drawn.other_calls["latent_network"]) == (1, 32)
     assert 66.5 < nats < 77.6  # below: only the likely rows

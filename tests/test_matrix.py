@@ -25,6 +25,7 @@ from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.celeba import CelebA
 from ggm_lightning.data.mnist import Mnist
 from ggm_lightning.data.text import TextData
+from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.ggm import GGM
@@ -88,6 +89,11 @@ def masked(family: type[Family], data: DiscreteData) -> Family:
     return family(transformer(data), data.num_classes, data.shape)
 
 
+def autoregressive(data: DiscreteData) -> AutoregressiveModel:
+    network = transformer(data, time_features="none", causal=True)
+    return AutoregressiveModel(network, data.num_classes, data.shape)
+
+
 def glauber(data: DiscreteData) -> GGM:
     network = transformer(data, visited_bits=True)
     return GGM(network, data.num_classes, data.shape, num_sweeps=1, block_size=math.prod(data.shape), hide="block")
@@ -118,6 +124,7 @@ def markov(process: str, data: DiscreteData) -> MarkovDiffusion:
 FAMILIES: dict[str, Callable[[DiscreteData], Family]] = {
     "MD4": functools.partial(masked, MD4),
     "GenMD4": functools.partial(masked, GenMD4),
+    "AutoregressiveModel": autoregressive,
     "GGM": glauber,
     "FujiLDDM": functools.partial(latent, FujiLDDM),
     "SeqLDDM": functools.partial(latent, SeqLDDM),

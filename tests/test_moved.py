@@ -14,7 +14,6 @@ from ggm_lightning.rundir import checkpoint
 
 CLASSES = {
     "ggm_lightning.callbacks.report": "Report",
-    "ggm_lightning.data.codecs": "Characters",
     "ggm_lightning.data.demo": "DemoText",
     "ggm_lightning.data.dictionary": "Dictionary",
     "ggm_lightning.data.digits": "Digits",
@@ -35,6 +34,17 @@ def test_an_old_name_is_the_module_of_today(old: str) -> None:
     assert module is importlib.import_module(moved.MOVED[old])
     assert module.__spec__.name == module.__name__ == moved.MOVED[old]
     assert getattr(module, CLASSES[old]).__module__ == moved.MOVED[old]
+
+
+def test_the_codecs_are_found_where_they_were() -> None:
+    from ggm_lightning.codecs.text import Characters
+    from ggm_lightning.data import codecs
+
+    assert codecs.Characters is Characters
+    names = {"Characters", "Bytes", "Subwords", "Integers", "Images", "Codec", "codec_from_dict", "dict_hash", "BLANK"}
+    assert names <= set(codecs.__all__)
+    described = {"class_path": "ggm_lightning.data.codecs.Integers", "init_args": {"num_classes": 7}}
+    assert codecs.codec_from_dict(described).num_classes == 7
 
 
 def test_class_paths_of_before(tmp_path: Path) -> None:

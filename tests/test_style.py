@@ -138,12 +138,35 @@ def test_data_flows_one_way() -> None:
     assert upward(GRAPH) == []
 
 
+def test_the_readme_shows_the_same_rooms() -> None:
+    drawn = re.search(
+        r"^```\n(cli .*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert drawn
+    rows = [re.split(r"  +", line)[0].split(" | ") for line in drawn[1].splitlines()]
+    rooms = {path.parent.name for path in PACKAGE if path.parent.parent.name == "ggm_lightning"}
+    assert rows == [[room for room in tier if room in rooms] for tier in TIERS]
+
+
 def test_no_circle() -> None:
     assert circles(GRAPH) == []
     rooms: dict[str, set[str]] = {room: set() for room in HEIGHT}
     for module in GRAPH.keys() - BESIDE_THE_ROOMS:
         rooms[room_of(module)] |= {room_of(target) for target in GRAPH[module]} - {room_of(module)}
     assert circles(rooms) == []
+
+
+def annotated(function: ast.FunctionDef) -> bool:
+    """Every argument and what is returned."""
+    a = function.args
+    given = [x for x in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if x is not None]
+    return function.returns is not None and all(x.annotation for x in given if x.arg not in ("self", "cls"))
+
+
+def test_annotations() -> None:
+    known = [f for path in PACKAGE for f in functions(ast.parse(path.read_text(encoding="utf-8")))]
+    share = sum(map(annotated, known)) / len(known)
+    assert share >= 0.95, f"{share:.3f} of the functions are fully annotated"
 
 
 def test_core_knows_no_lightning() -> None:
@@ -172,3 +195,5 @@ def test_the_checks_can_fail() -> None:
     assert upward({"ggm_lightning.core.noise": {"ggm_lightning.data.base"}}) != []
     assert upward({"ggm_lightning.data.base": {"ggm_lightning.core.noise"}}) == []
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [{"b", "c"}]
+    bare, full = ast.parse("def f(self, a): pass\ndef g(self, a: int, *b: str) -> None: pass").body
+    assert (annotated(bare), annotated(full)) == (False, True)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from ggm_lightning.rundir.folder import beside
+from ggm_lightning.rundir.folder import unused_path
 
 
 class Bounds(BasePredictionWriter):
@@ -47,7 +47,7 @@ class Bounds(BasePredictionWriter):
         for example, bound in zip(rows[order].tolist(), nats[order].tolist(), strict=True):
             writer.writerow([int(example), repr(bound), repr(bound / (pl_module.num_sites * math.log(2)))])
         content = text.getvalue().encode()
-        file = beside(folder / "bounds.csv", content)
+        file = unused_path(folder / "bounds.csv", content)
         file.write_bytes(content)
         for rank in range(trainer.world_size):
             _part(folder, rank).unlink()

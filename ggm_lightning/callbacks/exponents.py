@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from ggm_lightning.report.protocols import HasExponents, datamodule_of, pieces_of
 from ggm_lightning.rundir.bars import exponents_png
 
 
@@ -17,12 +19,13 @@ class Exponents(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
+        assert isinstance(pl_module, HasExponents)  # cli/fit.py adds this callback to no other model
         w = pl_module.exponents().detach().cpu().numpy()
-        codec = getattr(getattr(trainer, "datamodule", None), "codec", None)
-        try:
-            names = codec.pieces(range(len(w)))  # type: ignore[union-attr]
-        except (AttributeError, ValueError):  # pixels: a level has no text
-            names = [str(v) for v in range(len(w))]
+        classes = range(len(w))
+        names = [str(v) for v in classes]
+        pieces = pieces_of(datamodule_of(trainer))
+        with suppress(ValueError):  # pixels: a level has no text
+            names = names if pieces is None else pieces(classes)
         path = Path(trainer.default_root_dir) / "exponents.png"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+
+
+@runtime_checkable
+class ScalesLoss(Protocol):
+    """A precision of Lightning's that may multiply the loss: `16-mixed`, also under FSDP."""
+
+    scaler: Any  # None where it does not
 
 
 class NonFinite(ValueError):
@@ -65,7 +72,8 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        precision = trainer.precision_plugin
+        if isinstance(precision, ScalesLoss) and precision.scaler is not None:
             return  # float16: infinite gradients are its way to find the loss scale, and it skips them itself
         weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None], foreach=True)

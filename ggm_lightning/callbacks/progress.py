@@ -12,6 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
 from ggm_lightning.callbacks.throughput import Rate
+from ggm_lightning.models.trained import Trained
+from ggm_lightning.report.protocols import HasShape, Reconstructs, is_exact
 
 _RESULTS = (("nelbo", "nats per example", ".3f"), ("bpd", "bits per {}", ".4f"), ("ppl", "perplexity", ".3f"))
 
@@ -173,15 +175,16 @@ class Progress(ProgressBar):
         metrics = trainer.callback_metrics
         parts = []
         dimension = "dimension" if _has_several_axes(trainer) else "token"
-        results = getattr(trainer.lightning_module, "results", None)  # of a model that has no bound
-        for name, unit, form in results or _RESULTS:
+        model = trainer.lightning_module
+        is_bound = not isinstance(model, Reconstructs) and not is_exact(model)
+        for name, unit, form in model.results if isinstance(model, Reconstructs) else _RESULTS:
             value, stderr = (metrics.get(f"{split}/{name}{suffix}") for suffix in ("", "_stderr"))
             if value is not None:
                 error = "" if stderr is None else f" ± {float(stderr):{form}}"
                 parts.append(f"{float(value):{form}}{error} {unit.format(dimension)}")
         if parts:
             kind = {"val": "validation", "test": "test"}[split]
-            what = kind if results else f"{kind}, upper bound"
+            what = f"{kind}, upper bound" if is_bound else kind
             self.print(f"step {trainer.global_step}  {what}: {'  '.join(parts)}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -219,15 +222,16 @@ class Progress(ProgressBar):
 
 def _loss(trainer: Trainer) -> dict[str, Any]:
     """Name -> value of this step's loss, of the models of models/trained.py."""
-    model: Any = trainer.lightning_module
-    if not hasattr(model, "step_means"):
+    model = trainer.lightning_module
+    if not isinstance(model, Trained):
         return {}
     return {name: value for name, value in model.step_means.means().items() if name == model.loss_name}
 
 
 def _has_several_axes(trainer: Trainer) -> bool:
     """The places of a sequence are tokens, those of images (and of arrays like them) are dimensions."""
-    return len(getattr(trainer.lightning_module, "shape", ())) > 1
+    model = trainer.lightning_module
+    return isinstance(model, HasShape) and len(model.shape) > 1
 
 
 def _short(count: float) -> str:

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.metrics.samples import Rows, SampleMetric
+from ggm_lightning.report.drawing import (
+    classes_in_turn,
+    columns_of,
+    decode,
+    numbered_texts,
+    refuse_sampler,
+    undisturbed,
+)
 from ggm_lightning.report.pictures import grid, save_png
-from ggm_lightning.rundir.folder import beside
-
-MOST_COLUMNS = 16
+from ggm_lightning.rundir.folder import unused_path
+from ggm_lightning.sampling.sampler import Sampler
 
 
 class Samples(Callback):
@@ -34,7 +40,7 @@ class Samples(Callback):
         num_steps: sampling steps, as the model's `sample` defines them.
         temperature: of the values' law; 1 draws from the model itself.
         top_p: nucleus mass; 1 draws from the model itself.
-        sampler: one of the model's; None takes its first.
+        sampler: one of the model's by name, or class_path and init_args of one of your own; None takes its first.
         seed: of the draws.
         metrics: measures of the samples (metrics/samples.py, or classes of your own), logged as val/<name>. They are
             given as many held-out rows to compare with, so that the data module must be one of ggm_lightning.data.
@@ -47,7 +53,7 @@ class Samples(Callback):
         num_steps: int = 64,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        sampler: str | None = None,
+        sampler: str | Sampler | None = None,
         seed: int = 0,
         metrics: list[SampleMetric] | None = None,
     ) -> None:
@@ -122,66 +128,16 @@ class Samples(Callback):
             pl_module.log_dict(values, rank_zero_only=True)  # the other ranks draw nothing
 
 
-def refuse_sampler(callback: str, sampler: str | None, pl_module: LightningModule) -> None:
-    """ValueError for a name that the model does not know: now, and not after the first hours of training."""
-    known = getattr(pl_module, "samplers", None)
-    if sampler is not None and known is not None and sampler not in known:
-        raise ValueError(
-            f"{callback}: sampler '{sampler}' is unknown to {type(pl_module).__name__}; choose {', '.join(known)}"
-        )
-
-
-def undisturbed(pl_module: LightningModule) -> Any:
-    """A context in which drawing from the global generators leaves no trace."""
-    devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-    return torch.random.fork_rng(devices=devices)
-
-
-def classes_in_turn(model: LightningModule, count: int) -> torch.Tensor | None:
-    """Int64[count]: 0, 1, ..., 0, 1, ...; of more classes than samples some, evenly spread. None where there are none.
-
-    A network that was always told the class in training (label_dropout 0) cannot do without.
-    """
-    known = getattr(getattr(model, "network", None), "num_labels", 0)
-    if not known:
-        return None
-    index = torch.arange(count, device=model.device)
-    return index % known if known <= count else index * known // count
-
-
-def columns_of(label: torch.Tensor | None) -> int | None:
-    """Of a grid in which each class has a column; None for no classes, or too many of them."""
-    if label is None:
-        return None
-    classes = int(label.max()) + 1
-    in_turn = torch.equal(label, torch.arange(len(label)).to(label) % classes)
-    return classes if in_turn and 1 < classes <= MOST_COLUMNS else None
-
-
-def decode(trainer: Trainer, x: torch.Tensor) -> list[str] | np.ndarray:
-    """Texts or uint8 images; lines of numbers where the data knows no better."""
-    datamodule = getattr(trainer, "datamodule", None)
-    if datamodule is None or not hasattr(datamodule, "decode"):
-        return [" ".join(str(i) for i in row) for row in x.flatten(1).tolist()]
-    decoded = datamodule.decode(x.cpu())
-    return list(decoded) if isinstance(decoded, list | tuple) else np.asarray(decoded)
-
-
-def page(texts: list[str]) -> str:
-    """Texts below one another, numbered."""
-    return "".join(f"----- sample {i} -----\n{text}\n\n" for i, text in enumerate(texts))
-
-
 def _write(decoded: list[str] | np.ndarray, stem: Path, columns: int | None) -> None:
     """A run that was continued with other settings may come to the same step again: its samples then get a number."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(decoded, list):
-        content = page(decoded).encode()
-        beside(stem.with_suffix(".txt"), content).write_bytes(content)
+        content = numbered_texts(decoded).encode()
+        unused_path(stem.with_suffix(".txt"), content).write_bytes(content)
         return
     drawn = stem.parent / f".{stem.name}.partial.png"
     save_png(grid(decoded, columns), drawn)
-    drawn.replace(beside(stem.with_suffix(".png"), drawn.read_bytes()))
+    drawn.replace(unused_path(stem.with_suffix(".png"), drawn.read_bytes()))
 
 
 def _log(logger: Logger, decoded: list[str] | np.ndarray, step: int) -> None:

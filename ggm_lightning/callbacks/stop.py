@@ -140,7 +140,8 @@ def _requeue() -> bool:
     try:
         subprocess.run(["scontrol", "requeue", name], check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace").strip()
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+        reason = (said or str(error).encode()).decode(errors="replace").strip()
         rank_zero_warn(f"scontrol requeue {name} failed ({reason}); requeue it by hand")
         return False
     return True

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -34,9 +35,31 @@ def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
     parser = ArgumentParser(
         prog=f"lightning {command}", description=(COMMANDS[command].__doc__ or "").split("\n")[0], **_STRICT
     )
-    parser.add_function_arguments(COMMANDS[command], as_group=False, skip={"named"})
-    named = {} if command == "inspect" else {"named": trusted_names(None, experiment)}
-    COMMANDS[command](**parser.parse_args(args).as_dict(), **named)
+    parser.add_function_arguments(COMMANDS[command], as_group=False, skip={"named", "options"})
+    further: dict[str, Any] = {}
+    if command != "inspect":
+        args, options = _without_options(args)
+        further = {"named": trusted_names(None, experiment), "options": options}
+    COMMANDS[command](**parser.parse_args(args).as_dict(), **further)
+
+
+def _without_options(args: list[str]) -> tuple[list[str], dict[str, str]]:
+    """(the other arguments, the options of the sampler): --sampler.NAME VALUE or --sampler.NAME=VALUE."""
+    rest, options, waiting = [], {}, list(args)
+    while waiting:
+        word = waiting.pop(0)
+        name, given, value = word.partition("=")
+        if not name.startswith(_OPTION) and name not in _OPTIONS_BY_NAME:
+            rest.append(word)
+            continue
+        if not given and not waiting:
+            raise ValueError(f"{name} is the last word; give its value")
+        options[name.removeprefix(_OPTION).removeprefix("--")] = value if given else waiting.pop(0)
+    return rest, options
+
+
+_OPTION = "--sampler."
+_OPTIONS_BY_NAME = ("--latent_steps",)  # those that need no --sampler. before them
 
 
 _STRICT: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
@@ -59,7 +82,6 @@ def sample(
     top_p: float = 1.0,
     grid: str | None = None,
     sampler: str | None = None,
-    latent_steps: int | None = None,
     label: int | str | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -68,6 +90,7 @@ def sample(
     again: bool = False,
     trust: str | None = None,
     named: Sequence[str] = (),
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Draw samples from a checkpoint.
 
@@ -78,8 +101,8 @@ def sample(
         temperature: 1 draws from the model, less sharpens.
         top_p: mass of the nucleus; 1 draws from the model.
         grid: times of the steps, cosine or uniform, for families that let you choose.
-        sampler: for families that have several (an unknown name lists them); the default is the family's first.
-        latent_steps: steps of the latent before those of the tokens, for families that draw it first (LDDM).
+        sampler: by its name (an unknown one lists the family's, whose first is the default), or the path of a class of
+            your own. Its options follow as --sampler.NAME VALUE; --latent_steps is LDDM's.
         label: class to condition on, or `each` for all of them in turn.
         seed: sample r is a function of (seed, r), whatever the batch size.
         batch_size: samples drawn at once.
@@ -88,9 +111,11 @@ def sample(
         again: draw again what is there already.
         trust: packages or classes of your own that the checkpoint may build, separated by commas.
         named: (library) more such names.
+        options: (library) of the sampler, as texts.
     """
     loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named))
-    asked = Asked(num_samples, num_steps, temperature, top_p, grid, sampler, latent_steps, label, seed)
+    values = {"temperature": temperature, "top_p": top_p, **drawing.typed(loaded.model, sampler, options)}
+    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values)
     drawing.draw_samples(loaded, asked, batch_size, out, again)
 
 
@@ -106,7 +131,6 @@ def infill(
     top_p: float = 1.0,
     grid: str | None = None,
     sampler: str | None = None,
-    latent_steps: int | None = None,
     label: int | str | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -115,6 +139,7 @@ def infill(
     again: bool = False,
     trust: str | None = None,
     named: Sequence[str] = (),
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Fill what is missing, leaving everything else untouched.
 
@@ -131,8 +156,8 @@ def infill(
         temperature: 1 draws from the model, less sharpens.
         top_p: mass of the nucleus; 1 draws from the model.
         grid: times of the steps, cosine or uniform, for families that let you choose.
-        sampler: for families that have several (an unknown name lists them); the default is the family's first.
-        latent_steps: steps of the latent before those of the tokens, for families that draw it first (LDDM).
+        sampler: by its name (an unknown one lists the family's, whose first is the default), or the path of a class of
+            your own. Its options follow as --sampler.NAME VALUE; --latent_steps is LDDM's.
         label: class to condition on.
         seed: filling r is a function of (seed, r).
         batch_size: fillings drawn at once.
@@ -141,11 +166,18 @@ def infill(
         again: fill again what is there already.
         trust: packages or classes of your own that the checkpoint may build, separated by commas.
         named: (library) more such names.
+        options: (library) of the sampler, as texts.
     """
     loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named))
     given = infill_input.read(loaded.model, text, input, mask, blank)
-    asked = Asked(num_samples, num_steps, temperature, top_p, grid, sampler, latent_steps, label, seed)
+    values = {"temperature": temperature, "top_p": top_p, **drawing.typed(loaded.model, sampler, options)}
+    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values)
     drawing.fill(loaded, given, asked, batch_size, out, again)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"sample": sample, "infill": infill, "inspect": inspect}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "sample": sample,
+    "infill": infill,
+    "evaluate": evaluate,
+    "inspect": inspect,
+}

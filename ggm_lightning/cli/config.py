@@ -1,16 +1,17 @@
 """Experiment files: composition before parsing, comparison of model sections, and errors in one line.
 
 An experiment begins with `include: [../configs/trainer/cpu.yaml, ...]`: fragments of the same tree, merged in order,
-the file itself last, later --config files after it. Mappings merge key by key, `name+` appends to the list `name`,
-anything else replaces. We merge ourselves: a class that is chosen later (class_path) then drops the old class's
-init_args, and a fragment may speak of model.init_args before any file names the class, which repeated --config
-arguments cannot do.
+the file itself last, later --config files after it. An included file lies relative to the one that includes it, else it
+is the package's (packaged.py), so that `include: [experiments/md4_demo.yaml]` is understood anywhere.
+
+Mappings merge key by key, `name+` appends to the list `name`, anything else replaces. We merge ourselves: a class that
+is chosen later (class_path) then drops the old class's init_args, and a fragment may speak of model.init_args before
+any file names the class, which repeated --config arguments cannot do.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from typing import Any
 import yaml
 
 from ggm_lightning import moved
+from ggm_lightning.cli import keys, packaged
+from ggm_lightning.rundir.building import named, parameters_of
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,15 +41,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_file(path: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML file with its includes expanded; `include` paths are relative to the file.
+    """A YAML file with its includes expanded.
 
     Args:
-        path: of the file.
+        path: of the file, or a name that `packaged.find` knows.
         above: the files whose includes led here, to notice a circle.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"--config {path}: no such file (working folder {Path.cwd().name}/)")
+    try:
+        file = packaged.find(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--config {path}: {error}") from None
     if file.resolve() in above:
         circle = " -> ".join(part.name for part in (*above, file))
         raise ValueError(f"--config {path}: it includes itself ({circle}); take one of the includes out")
@@ -59,8 +63,21 @@ def load_file(path: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"--config {path}: include is {_short(parts)}; it must be a list of paths, [base.yaml]")
     merged: dict[str, Any] = {}
     for part in parts:
-        merged = merge(merged, load_file(str(file.parent / part), (*above, file.resolve())))
+        try:
+            included = packaged.find_included(part, file)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"--config {path}: {error}") from None
+        merged = merge(merged, load_file(str(included), (*above, file.resolve())))
     return merge(merged, moved.current(content))
+
+
+def included_files(file: Path) -> list[Path]:
+    """The files that an experiment of the package includes, directly or not, each once, those it rests on first."""
+    found: list[Path] = []
+    for part in _parsed(file, str(file)).get("include", []):
+        included = packaged.find_included(part, file)
+        found += [*included_files(included), included]
+    return list(dict.fromkeys(found))
 
 
 def _parsed(file: Path, path: str) -> dict[str, Any]:
@@ -69,9 +86,11 @@ def _parsed(file: Path, path: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError(f"--config {path}: not a text file; it must be YAML in UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise ValueError(f"--config {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        line, problem = "", str(error)
+        if isinstance(error, yaml.MarkedYAMLError):
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            problem = str(error.problem)
+        raise ValueError(f"--config {path}{line}: not valid YAML ({problem})") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path}: it must be a mapping with keys such as model, data, trainer")
     return content
@@ -106,8 +125,8 @@ def _short(value: Any) -> str:
     return "null" if value is None else _cut(repr(value))
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _cut(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -176,8 +195,8 @@ def check_nulls(section: Any, key: str) -> None:
         section: parsed, with class_path and init_args.
         key: where it stands.
     """
-    module, _, name = section.class_path.rpartition(".")
-    kinds = getattr(getattr(importlib.import_module(module), name), "__mro__", ())
+    cls = named(section.class_path)
+    kinds = cls.__mro__ if inspect.isclass(cls) else ()
     known = {p.name: p for kind in reversed(kinds) for p in inspect.signature(kind).parameters.values()}
     for argument, value in vars(section.init_args).items() if section.get("init_args") else ():
         taken = known.get(argument)
@@ -210,19 +229,23 @@ def take_config_arguments(args: list[str]) -> tuple[list[str], list[str]]:
 TOP_KEYS = ("model", "data", "trainer", "seed_everything", "name", "runs", "logger", "include", "ckpt_path", "config")
 
 
-def one_line(message: str, known: Sequence[str] = TOP_KEYS) -> str:
+def one_line(message: str, known: Sequence[str] = TOP_KEYS, experiment: dict[str, Any] | None = None) -> str:
     """The key, the value and the reason out of a parser's message of many lines, with a guess at what was meant.
 
     Args:
         message: of the parser.
         known: keys that may stand at the top.
+        experiment: what the --config files say; its classes say which keys there are below model and data.
     """
-    keys = re.findall(r'(?:Parser key|Option|key) "([\w.+]+)"', message)
-    key = ".".join(dict.fromkeys(keys)) if keys else ""
+    named = re.findall(r'(?:Parser key|Option|key) "([\w.+]+)"', message)
+    key = ".".join(dict.fromkeys(named)) if named else ""
     classes = re.findall(r"class_path '([\w.]+)'", message)
     unknown = _unknown_key(message)
     if unknown:
         whole = f"{key}.{unknown}" if key and not unknown.startswith(key) else unknown
+        full = [] if experiment is None else keys.meant(whole, experiment, known)
+        if full:
+            return f"unknown key '{whole}'; did you mean {' or '.join(f'--{one}' for one in full)}?"
         return f"unknown key '{whole}'{_guess(unknown, classes, known)}"
     wrong = re.search(r"Expected an? <class '([\w.]+)'>[.,:]? Got value: (.+)", message)
     if wrong:
@@ -282,8 +305,7 @@ def _unknown_key(message: str) -> str | None:
 def _guess(name: str, classes: list[str], known: Sequence[str]) -> str:
     first = name.split(".")[0]
     if classes:
-        module, _, cls = classes[-1].rpartition(".")
-        known = parameters(getattr(importlib.import_module(module), cls))
+        known = parameters(named(classes[-1]))
     elif first == "trainer":
         from lightning.pytorch import Trainer
 
@@ -298,6 +320,4 @@ def _guess(name: str, classes: list[str], known: Sequence[str]) -> str:
 
 def parameters(thing: Callable[..., Any]) -> list[str]:
     """Names of the parameters; where a class passes **kwargs on, those of its bases too."""
-    from ggm_lightning.rundir.building import parameters_of  # needs torch, which most commands never wait for
-
     return list(parameters_of(thing))

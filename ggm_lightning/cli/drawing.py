@@ -5,24 +5,31 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from ggm_lightning.callbacks.samples import classes_in_turn, columns_of, page
 from ggm_lightning.cli import infill_input
 from ggm_lightning.cli.loading import Loaded
 from ggm_lightning.cli.results import Results, excerpt, folder_name, place, said
+from ggm_lightning.core.categorical import Sharpening
 from ggm_lightning.models.base import Family
+from ggm_lightning.networks.labels import labels_known
+from ggm_lightning.report.drawing import classes_in_turn, columns_of, numbered_texts
 from ggm_lightning.report.page import Figure, write_report
-from ggm_lightning.report.pictures import beside, save_png
 from ggm_lightning.report.pictures import grid as picture_grid
+from ggm_lightning.report.pictures import save_png, side_by_side
 from ggm_lightning.report.trace import trace_gif, trace_html
 from ggm_lightning.rundir.terminal import visible
+from ggm_lightning.sampling import naming
 from ggm_lightning.sampling.request import Samples, checked
 
 
@@ -32,33 +39,25 @@ class Asked:
 
     num_samples: int
     num_steps: int
-    temperature: float
-    top_p: float
     grid: str | None
     sampler: str | None
-    latent_steps: int | None
     label: int | str | None
     seed: int
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Of `Family.sample`, besides the numbers of rows and steps and the labels."""
-        names = ("temperature", "top_p", "grid", "sampler", "latent_steps", "seed")
-        return {name: getattr(self, name) for name in names}
+    options: dict[str, Any]  # of `Family.sample`: temperature and its like, of the sampler, of the denoiser
 
 
 def draw_samples(loaded: Loaded, asked: Asked, batch_size: int, out: str | None, again: bool) -> None:
     """`lightning sample`."""
     model = loaded.model
     labels = labels_of(model, asked.label, asked.num_samples)
-    results = results_of("samples", loaded, asked, "", out, again)
+    results = results_of("samples", loaded, asked, labels, "", out, again)
     if results.done:
         show(results, model, asked.num_samples)
         return
     begin = time.monotonic()
     drawn = in_batches(model, results, asked, asked.num_samples, batch_size, labels, None)
     facts = {"step": str(loaded.step), "sampler": results.settings["sampler"], "num_steps": asked.num_steps}
-    facts |= {"temperature": asked.temperature, "top_p": asked.top_p, "seed": asked.seed}
+    facts |= {**asked.options, "seed": asked.seed}
     with results.writing() as folder:
         write(folder, model, drawn, facts, columns=columns_of(labels))
     show(results, model, asked.num_samples, drawn, time.monotonic() - begin)
@@ -77,7 +76,7 @@ def fill(
     count = len(values)
     labels = labels_of(model, asked.label, count)
     what = hashlib.sha256(given.values.numpy().tobytes() + given.known.numpy().tobytes()).hexdigest()[:8]
-    results = results_of("infilled", loaded, asked, what, out, again)
+    results = results_of("infilled", loaded, asked, labels, what, out, again)
     if results.done:
         show(results, model, count)
         return
@@ -93,20 +92,28 @@ def fill(
     show(results, model, count, drawn, time.monotonic() - begin)
 
 
-def results_of(command: str, loaded: Loaded, asked: Asked, given: str, out: str | None, again: bool) -> Results:
+def typed(model: Family, sampler: str | None, texts: Mapping[str, str]) -> dict[str, Any]:
+    """The options of a sampler from their texts on the command line, by the annotations of its constructor; those of
+    the model's denoiser as YAML reads them."""
+    make = naming.maker(model, sampler)
+    taken = naming.parameters(make)
+    own = {name: text for name, text in texts.items() if name in taken}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(naming.class_of(make), as_group=False, skip=set(taken) - set(own))
+    parsed = parser.parse_args([f"--{name}={text}" for name, text in own.items()])
+    return {name: parsed[name] if name in own else yaml.safe_load(text) for name, text in texts.items()}
+
+
+def results_of(
+    command: str, loaded: Loaded, asked: Asked, labels: Tensor | None, given: str, out: str | None, again: bool
+) -> Results:
     """The results' folder; all that can be wrong with the request is found here, before the first network call."""
     model = loaded.model
-    request = checked(
-        model,
-        asked.num_samples,
-        asked.num_steps,
-        label=None,
-        clamp=None,
-        trace=False,
-        row=None,
-        progress=False,
-        **asked.options,
-    )
+    options = dict(asked.options)
+    naming.sharpening(options)
+    sampler = naming.chosen(model, asked.sampler, options)[0].name
+    count = asked.num_samples if labels is None else len(labels)
+    checked(model, count, asked.num_steps, labels, seed=asked.seed, grid=asked.grid)
     # decoded once as the results will be: a codec of other sizes, or a VQGAN that is gone, is noticed here
     _decoded(model, torch.zeros(1, *model.shape, dtype=torch.int64))
     settings = {
@@ -114,25 +121,36 @@ def results_of(command: str, loaded: Loaded, asked: Asked, given: str, out: str 
         "checkpoint": loaded.path.name,
         "checkpoint_identity": loaded.identity,
         "step": loaded.step,
-        **asdict(asked),
-        "sampler": request.sampler,
+        "num_samples": asked.num_samples,
+        "num_steps": asked.num_steps,
+        "grid": asked.grid,
+        "label": asked.label,
+        "seed": asked.seed,
+        **asked.options,
+        "sampler": sampler,
         "input": given,
     }
     name = folder_name(
         command,
         loaded.step,
-        ("", request.sampler, ""),
+        ("", sampler, ""),
         ("", asked.num_steps, "steps"),
-        ("latent", asked.latent_steps, "steps"),
         ("", asked.grid, ""),
-        ("temp", asked.temperature, ""),
-        ("top_p", None if asked.top_p == 1 else asked.top_p, ""),
+        *_words(asked.options),
         ("label", asked.label, ""),
         ("seed", asked.seed, ""),
         ("n", asked.num_samples, ""),
         ("input", given or None, ""),
     )
     return place(loaded.path.parent, name, settings, out, again)
+
+
+def _words(options: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+    """Options as parts of a folder's name: the temperature in any case, others where they are not their default."""
+    plain = {field.name: field.default for field in fields(Sharpening)}
+    words = [("temp", options["temperature"], "")]
+    others = {name: value for name, value in options.items() if name != "temperature"}
+    return words + [(name, value, "") for name, value in others.items() if value != plain.get(name)]
 
 
 def show(results: Results, model: Family, num_samples: int, drawn: Samples | None = None, seconds: float = 0.0) -> None:
@@ -173,12 +191,16 @@ def in_batches(
             row=row,
             trace=start == 0,
             progress=True,
+            grid=asked.grid,
+            sampler=asked.sampler,
+            seed=asked.seed,
             **asked.options,
         )
-        calls = np.array([drawn.network_calls, drawn.latent_calls])
         return {
             "x": drawn.x.cpu().numpy(),
-            "calls": calls,
+            "calls": np.array([drawn.network_calls, drawn.rows]),
+            "others": np.array(list(drawn.other_calls), dtype=str),
+            "other_calls": np.array(list(drawn.other_calls.values()), dtype=np.int64),
             "trace": np.array([state.numpy() for state in drawn.trace or []]),
         }
 
@@ -186,14 +208,17 @@ def in_batches(
     for start in range(0, count, batch_size):
         stop = min(start + batch_size, count)
         parts.append(results.part(start, stop, lambda: draw(start, stop)))  # noqa: B023 - called at once
-    calls, latent_calls = np.sum([part["calls"] for part in parts], axis=0).tolist()
+    calls, rows = np.sum([part["calls"] for part in parts], axis=0).tolist()
+    others: Counter[str] = Counter()
+    for part in parts:
+        others.update(dict(zip(part["others"].tolist(), part["other_calls"].tolist(), strict=True)))
     trace = [torch.from_numpy(state) for state in parts[0]["trace"]]
-    return Samples(torch.from_numpy(np.concatenate([part["x"] for part in parts])), calls, trace, latent_calls)
+    return Samples(torch.from_numpy(np.concatenate([part["x"] for part in parts])), calls, trace, rows, others)
 
 
 def labels_of(model: Family, label: int | str | None, count: int) -> Tensor | None:
     """Int64[count]; None leaves the class to the model, which then must have seen the null class in training."""
-    known = getattr(model.network, "num_labels", 0) or 0
+    known = labels_known(model.network) or 0
     if label is None and (not known or model.label_dropout > 0):
         return None
     if not known:
@@ -222,7 +247,9 @@ def write(
 
     Of infilled images a row of samples.png is one input with `columns` fillings beside it.
     """
-    np.savez_compressed(folder / "samples.npz", x=drawn.x.numpy(), network_calls=drawn.network_calls, **facts)
+    np.savez_compressed(
+        folder / "samples.npz", x=drawn.x.numpy(), network_calls=drawn.network_calls, rows=drawn.rows, **facts
+    )
     shown = {name.replace("_", " "): str(value) for name, value in facts.items()}
     title = f"{len(drawn.x)} {'samples' if given is None else 'fillings'} of {type(model).__name__}"
     decoded = _decoded(model, drawn.x)
@@ -230,7 +257,7 @@ def write(
         figures = _figures(folder, model, drawn, decoded, given, columns)
         write_report(folder / "trace.html", title, None, {}, [], "", shown, {}, figures)
         return
-    (folder / "samples.txt").write_text(page(decoded), encoding="utf-8")
+    (folder / "samples.txt").write_text(numbered_texts(decoded), encoding="utf-8")
     pieces = model.codec.pieces if model.codec else lambda ids: [f"{i} " for i in ids]
     fragment = trace_html(drawn.trace or [], pieces, mask_id=model.num_classes) if len(model.shape) == 1 else ""  # type: ignore[arg-type]
     write_report(folder / "trace.html", title, None, {}, decoded[:8], fragment, shown, {})
@@ -249,7 +276,7 @@ def _figures(
     if given is not None:
         heading, note = "Fillings", "Left: what was given. Beside it its fillings, not selected."
         blanked = model.codec.decode(torch.where(given.known, given.values, model.num_classes))
-        canvas = beside(picture_grid(blanked, 1), canvas)
+        canvas = side_by_side(picture_grid(blanked, 1), canvas)
     save_png(canvas, folder / "samples.png")
     count = trace_gif(drawn.trace or [], model.codec.decode, folder / "trace.gif", columns)  # type: ignore[arg-type]
     first = "" if count == len(decoded) else f", of the first {count}"
@@ -261,7 +288,7 @@ def _figures(
 
 def _summary(folder: Path, num_samples: int, drawn: Samples, seconds: float) -> str:
     files = ", ".join(sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")))
-    calls = f"{drawn.network_calls} network calls"
-    if drawn.latent_calls:
-        calls = f"{drawn.latent_calls} calls of the latent's network, {calls}"
+    calls = f"{drawn.network_calls} network calls ({drawn.rows / num_samples:.4g} rows per sample)"
+    for name, count in drawn.other_calls.items():
+        calls = f"{count} calls of the {name.removesuffix('_network')}'s network, {calls}"
     return f"{num_samples} samples in {calls}, {seconds:.1f} s: {folder}/ ({files})"

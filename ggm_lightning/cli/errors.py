@@ -190,7 +190,7 @@ def _links_of_text(text: str, how: str, hidden: bool) -> Iterator[_Link]:
         told = told.removesuffix(_CAUSED).removesuffix(_HANDLING).strip()
         named = re.match(r"([A-Za-z_][\w.]*)(?:: |:?$)", told, re.MULTILINE)
         name = named[1].rsplit(".", 1)[-1] if named else "Error"
-        kind = getattr(builtins, name, None)
+        kind = vars(builtins).get(name)
         rest = told[named.end() :] if named else told
         found.append(_Link(name, rest.strip(), kind if isinstance(kind, type) else None, frames, link_how, hidden))
     found.reverse()

@@ -26,8 +26,8 @@ from ggm_lightning.cli.bound_files import Bound, BoundFile
 from ggm_lightning.cli.evaluation_sets import EvaluationSet, Section, check, make_ready, opened, rows_of, sections
 from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
 from ggm_lightning.cli.results import folder_name
+from ggm_lightning.data.base import Benchmark
 from ggm_lightning.data.rows import RowSource
-from ggm_lightning.data.zeroshot import ZeroShotText
 from ggm_lightning.models.base import Family
 
 _PLAIN_SECONDS = 30.0  # between two lines where the output is no terminal and has no bar
@@ -46,8 +46,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.split not in ("val", "test"):
             raise ValueError(f"--split is {self.split!r}; choose val or test")
-        for key in ("num_samples", "batch_size", "limit"):
-            value = getattr(self, key)
+        counts = {"num_samples": self.num_samples, "batch_size": self.batch_size, "limit": self.limit}
+        for key, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"--{key} is {value}; it must be at least 1")
 
@@ -110,7 +110,7 @@ def evaluate(
         check(one, model)
     folder = Path(out) if out else loaded.path.parent / _folder(loaded.step, settings)
     found = _measured(loaded, sets, settings, folder, again)
-    print(table(found, f"{type(model).__name__} of {ckpt_path}", settings))
+    print(table(found, f"{type(model).__name__} of {ckpt_path}", settings, model.exact))
     return found
 
 
@@ -208,7 +208,7 @@ def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
     rows = one.data.rows(rows_of(one))
     begin = time.monotonic()
     nats = bounds(model, rows, settings, one.name)
-    of_test = settings.split == "test" and "test" in one.data.splits and not isinstance(one.data, ZeroShotText)
+    of_test = settings.split == "test" and "test" in one.data.splits and not isinstance(one.data, Benchmark)
     return Bound(
         one.name,
         one.section,
@@ -244,11 +244,12 @@ def bounds(model: Family, rows: RowSource, settings: Settings, name: str = "") -
     return torch.cat(parts)
 
 
-def table(found: list[Bound], title: str, settings: Settings) -> str:
-    """What the command prints."""
+def table(found: list[Bound], title: str, settings: Settings, exact: bool = False) -> str:
+    """What the command prints. exact: -log p itself, which no samples are needed for."""
     several = any(not one.text for one in found)
     unit = "dimension" if several else "token"
-    states = f"{settings.num_samples} sample{'s' * (settings.num_samples != 1)} per row"
+    states = f"{settings.num_samples} sample{'s' * (settings.num_samples != 1)} per row, seed {settings.seed}"
+    what = "-log p, exact" if exact else f"upper bounds on -log p, {states}"
     head = ["set", "split", "rows", f"{unit}s", f"nats/{unit}", f"bits/{'dim' if several else 'token'}"]
     head += ["perplexity", "bits/character"]
     lines = [head]
@@ -261,7 +262,7 @@ def table(found: list[Bound], title: str, settings: Settings) -> str:
     used = [column for column in range(len(head)) if any(line[column] for line in lines[1:])]
     widths = {column: max(len(line[column]) for line in lines) for column in used}
     rows = ["  ".join(line[column].ljust(widths[column]) for column in used).rstrip() for line in lines]
-    return "\n".join([f"{title}: upper bounds on -log p, {states}, seed {settings.seed}", *rows])
+    return "\n".join([f"{title}: {what}", *rows])
 
 
 def _with_error(figures: dict[str, float | None], name: str, form: str) -> str:

@@ -1,7 +1,8 @@
 """The data sets that `lightning evaluate` measures on: from the user's files, or as a checkpoint describes its own.
 
-A checkpoint may be a stranger's. Its section builds trusted classes only (rundir/building.py), and reading it writes
-nothing: what is not prepared is named with the command that prepares it.
+A checkpoint may be a stranger's. Its section builds trusted classes only (rundir/building.py), and reading it prepares
+nothing but what `make_ready` names: for the rest, the command that prepares it is printed. All that reading leaves in a
+folder of prepared data, if it is the user's own, is which blocks were compared with their checksums (data/verified.py).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ggm_lightning.cli import config as config_files
-from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.cli import own_code, packaged
+from ggm_lightning.data.base import Benchmark, DiscreteData
 from ggm_lightning.data.header import HEADER
 from ggm_lightning.data.prepared import PreparedData
 from ggm_lightning.data.rows import check_labels
-from ggm_lightning.data.zeroshot import ZeroShotText
 from ggm_lightning.models.base import Family
+from ggm_lightning.networks.labels import labels_known
 from ggm_lightning.rundir import building
 
 Section = dict[str, Any]  # `data:` of a configuration: class_path and init_args
@@ -34,7 +36,7 @@ class EvaluationSet:
     Attributes:
         name: for the table and the names of files.
         section: its configuration, with every default in it.
-        split: val or test; of a zero-shot set its own part.
+        split: val or test; of a benchmark its own part.
         command: what prepares it.
     """
 
@@ -62,7 +64,8 @@ def sections(
     trained = trained if isinstance(trained, dict) else {}
     base = config_files.merge(trained, section or {})
     named: dict[str, Source] = {}
-    for file in files or []:
+    patterns = [path for given in files or [] for path in packaged.expand(given)]
+    for file in map(packaged.find_data, patterns):
         found = config_files.settled(config_files.load_file(file)).get("data")
         if not isinstance(found, dict):
             raise ValueError(f"--data {file}: no section `data` in it; give class_path and init_args below data:")
@@ -85,8 +88,8 @@ def opened(name: str, source: Source, model: Family, split: str, seed: Any, trus
     """The data set of a section, completed from the model; nothing is read or written yet."""
     section, data = _own(source.section, seed) if source.users_own else _checkpoints(source.section, seed, trust)
     command = _command(source)
-    if isinstance(data, ZeroShotText):
-        data.complete(getattr(model, "codec", None), model.shape)
+    if isinstance(data, Benchmark):
+        data.complete(model.codec, model.shape)
         split, command = data.part, ""  # what the model completed is not in the file: it is prepared here
     theirs, ours = tuple(data.shape), tuple(model.shape)
     if theirs != ours:  # known before hours of preparation
@@ -96,6 +99,7 @@ def opened(name: str, source: Source, model: Family, split: str, seed: Any, trus
 
 def _own(section: Section, seed: Any) -> tuple[Section, DiscreteData]:
     """A section that is the user's from one end to the other."""
+    own_code.open_folder(own_code.dotted_names(section))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DiscreteData, "data", required=True)
     given = {**section, "init_args": {**(section.get("init_args") or {}), "seed": seed}}  # as a fit links it
@@ -159,20 +163,20 @@ def check(one: EvaluationSet, model: Family) -> None:
     vocabulary or shape, missing files, labels that the network does not know."""
     _refuse_other_data(model, one.data, one.name)
     rows = one.data.rows(rows_of(one))
-    one.data.check_latents(rows, model)
-    known = getattr(model.network, "num_labels", None)
+    rows.check_model(model)
+    known = labels_known(model.network)
     if known:
         check_labels(rows, known, one.split)
     _ = one.data.characters_per_token
 
 
 def rows_of(one: EvaluationSet) -> str:
-    return "test" if isinstance(one.data, ZeroShotText) else one.split
+    return "test" if isinstance(one.data, Benchmark) else one.split
 
 
 def _refuse_other_data(model: Family, data: DiscreteData, name: str) -> None:
     """Equal ids of another tokenizer mean something else, and a bound on them means nothing."""
-    codec = getattr(model, "codec", None)
+    codec = model.codec
     if codec is not None:
         own = f"{type(codec).__name__} of {codec.num_classes} ids"
         try:

@@ -6,7 +6,6 @@ report.html, samples/. Folders have no version numbers: with them `--ckpt_path l
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 import os
@@ -38,11 +37,14 @@ from ggm_lightning.cli import errors, trainer_checks
 from ggm_lightning.data.base import DiscreteData
 
 # so that `--model MD4` finds them by their names
-from ggm_lightning.models import blackout, genmd4, ggm, lddm, markov, md4  # noqa: F401
+from ggm_lightning.models import autoregressive, blackout, genmd4, ggm, lddm, markov, md4  # noqa: F401
+from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Trained
 from ggm_lightning.report.callback import Report
+from ggm_lightning.report.protocols import HasExponents
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore
+from ggm_lightning.rundir.building import named
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
 from ggm_lightning.rundir.loggers import LOGGERS, make_logger
 from ggm_lightning.rundir.sections import differences
@@ -193,7 +195,7 @@ class _CLI(LightningCLI):
         trainer_checks.check_callbacks(given, self.model)
         first: list[Callback] = [TakesSteps()] if self.subcommand == "fit" else []
         extra: list[Callback] = [Throughput(), Bounds()]
-        if hasattr(self.model, "exponents"):
+        if isinstance(self.model, HasExponents):
             extra.append(Exponents())
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
             extra.append(Progress())
@@ -220,7 +222,11 @@ class _CLI(LightningCLI):
             trainer = Trainer(**config)
         except (TypeError, MisconfigurationException) as error:
             raise ValueError(f"trainer: {error}") from error
-        if getattr(self.model, "unused_parameters", False) and isinstance(trainer.strategy, DDPStrategy):
+        if (
+            isinstance(self.model, Family)
+            and self.model.unused_parameters
+            and isinstance(trainer.strategy, DDPStrategy)
+        ):
             # whatever strategy was asked for by name: plain DDP would die where a part of the model is left out
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         return trainer
@@ -260,8 +266,7 @@ def _default(config: Any, key: str) -> Any:
     class_path = config.get(f"{owner}.class_path")
     if class_path is None:
         return None
-    module, _, cls = class_path.rpartition(".")
-    taken = inspect.signature(getattr(importlib.import_module(module), cls)).parameters.get(name)
+    taken = inspect.signature(named(class_path)).parameters.get(name)
     return None if taken is None else taken.default
 
 

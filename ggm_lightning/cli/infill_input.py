@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from ggm_lightning.codecs.codec import Codec, Images, Integers
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.pictures import EncodesPictures
 from ggm_lightning.data.arrays import read_array
 from ggm_lightning.models.base import Family
-from ggm_lightning.vqgan.codes import Codes
 
 HALVES = ("left", "right", "top", "bottom")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -60,7 +60,7 @@ def read(model: Family, text: str | None, input: str | None, mask: str | None, b
 
 
 def _what(model: Family) -> str:
-    if isinstance(model.codec, Images | Codes):
+    if isinstance(model.codec, EncodesPictures):
         return "--input PICTURE.png with --mask MASK.png or left, right, top, bottom (or an .npz with x and mask)"
     return "either --text 'words with _ blanks' or --input FILE (.txt or .npz)"
 
@@ -138,8 +138,8 @@ def _between_words(codec: Codec, text: str, sign: str) -> list[int | None] | Non
 
 
 def _same(codec: Codec, decoded: str, text: str) -> bool:
-    """Numbers are separated by any white space; every other text must come back to the letter."""
-    return decoded.split() == text.split() if isinstance(codec, Integers) else decoded == text
+    """Every text must come back to the letter, but for white space that only stands between tokens."""
+    return decoded.split() == text.split() if codec.free_spacing else decoded == text
 
 
 def _from_npz(model: Family, path: str) -> Given:
@@ -167,22 +167,21 @@ def _from_npz(model: Family, path: str) -> Given:
 
 def _from_picture(model: Family, path: str, mask: str | None) -> Given:
     codec = model.codec
-    if not isinstance(codec, Images | Codes):
+    if not isinstance(codec, EncodesPictures):
         raise ValueError(f"--input {path}: this model is not of pictures; give {_what(model)}")
-    size = codec.shape[1:] if isinstance(codec, Images) else codec.picture[1:]
-    pixels = _pixels(path, "--input", size)
+    channels, *size = codec.picture
+    pixels = _pixels(path, "--input", tuple(size))
     if mask is None:
         raise ValueError(f"--input {path}: which part is to be filled? give --mask MASK.png, or {', '.join(HALVES)}")
-    fill = _half(mask, size) if mask in HALVES else _pixels(mask, "--mask", size).any(-1)
+    if mask in HALVES:
+        fill = _half(mask, tuple(size))
+    else:
+        fill = np.asarray(_pixels(mask, "--mask", tuple(size)).any(-1))
     if not fill.any():
         raise ValueError(f"--mask {mask}: nothing to fill, all of it is black; make white what is to be filled")
-    if isinstance(codec, Images):
-        picture, known = _levels(pixels, codec), np.broadcast_to(~fill, codec.shape).copy()  # every channel of a pixel
-    else:  # a code is known where all of its patch is
-        picture = codec.encode_pictures(_channels(pixels, codec.picture[0])[None])[0]
-        patches = fill.reshape(codec.shape[0], size[0] // codec.shape[0], codec.shape[1], size[1] // codec.shape[1])
-        known = np.logical_not(patches.any(axis=(1, 3)))
-    values, known_sites = (torch.from_numpy(part).reshape(1, *model.shape) for part in (picture, known))
+    ids = codec.encode_pictures(_channels(pixels, channels)[None])[0]
+    known = ~codec.sites_of(fill)
+    values, known_sites = (torch.from_numpy(part).reshape(1, *model.shape) for part in (ids, known))
     return Given(values, known_sites, model.num_sites)
 
 
@@ -207,15 +206,8 @@ def _pixels(path: str, option: str, size: tuple[int, ...]) -> UInt8[np.ndarray, 
     return pixels
 
 
-def _levels(pixels: UInt8[np.ndarray, "h w 3"], codec: Images) -> Int64[np.ndarray, "c h w"]:
-    """The nearest of the model's levels, which lie evenly between black and white: round(pixel (V - 1) / 255).
-
-    Undoes `Images.decode`. For a grey model, colours are first weighted to grey as in Pillow (ITU-R 601-2).
-    """
-    return np.rint(_channels(pixels, codec.shape[0]) * ((codec.num_classes - 1) / 255)).astype(np.int64)
-
-
 def _channels(pixels: UInt8[np.ndarray, "h w 3"], channels: int) -> UInt8[np.ndarray, "c h w"]:
+    """For a grey model, colours are weighted to grey as in Pillow (ITU-R 601-2)."""
     from PIL import Image
 
     if channels == 1:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from ggm_lightning.rundir import building
+from ggm_lightning.rundir import building, codecs
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir.terminal import visible
 
@@ -100,8 +100,12 @@ def _described(section: dict[str, Any]) -> str:
 def _codec(described: dict[str, Any]) -> str:
     if not described:
         return _UNKNOWN
-    shown = {name: value for name, value in described.items() if name not in ("kind", "tokenizer")}
-    return _text(f"{described.get('kind')} ({', '.join(f'{name} {value!r}' for name, value in shown.items())})")
+    try:
+        described = codecs.current(described)
+    except (ValueError, TypeError) as error:
+        return _text(str(error))
+    shown = {name: value for name, value in _section(described, "init_args").items() if name != "tokenizer_json"}
+    return _text(f"{_name(described)} ({', '.join(f'{name} {value!r}' for name, value in shown.items())})")
 
 
 def _versions(checkpoint: dict[str, Any], about: dict[str, Any]) -> str:
@@ -112,9 +116,10 @@ def _versions(checkpoint: dict[str, Any], about: dict[str, Any]) -> str:
 
 
 def _needs(about: dict[str, Any]) -> str:
-    """Whose classes would be built, of the model and of the data."""
+    """Whose classes would be built: of the model, its codec and the data."""
     try:
-        foreign = building.foreign([about.get("model"), _section(_section(about, "config"), "data")])
+        parts = [about.get("model"), about.get("codec"), _section(_section(about, "config"), "data")]
+        foreign = building.foreign(parts)
     except building.Refused as error:
         return str(error)
     if not foreign:

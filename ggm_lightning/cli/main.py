@@ -1,6 +1,6 @@
 """The command line: fit, validate, test, predict by LightningCLI; sample, infill, evaluate from a checkpoint alone.
 
-    lightning fit --config experiments/md4_demo.yaml [--trainer.max_steps 100 ...]
+    lightning fit --config md4_demo [--trainer.max_steps 100 ...]
 
 An error ends in one line (errors.py; GGM_DEBUG=1 shows the traceback). Heavy imports wait until a command needs them.
 """
@@ -8,23 +8,31 @@ An error ends in one line (errors.py; GGM_DEBUG=1 shows the traceback). Heavy im
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import sys
 import tempfile
 from functools import partial
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
+import ggm_lightning
 from ggm_lightning.cli import config as config_files
-from ggm_lightning.cli import errors
+from ggm_lightning.cli import errors, own_code, packaged
 
 _TRAINER_COMMANDS = {
     "fit": "train: writes checkpoints, metrics.csv, curve.png and report.html into runs/<name>/",
     "validate": "bound on the validation split",
     "test": "bound on the test split",
     "predict": "bound of every validation example, written to runs/<name>/bounds.csv",
+}
+_PACKAGE_COMMANDS = {
+    "list": "the experiments and data sets that come with this package",
+    "copy": "an experiment and the pieces that it includes, as files of your own: copy md4_demo [FOLDER]",
 }
 _PREPARE = {"prepare": "write what an experiment's data needs on the disk, ahead of time; --verify true checks it"}
 _CHECKPOINT_COMMANDS = {
@@ -36,7 +44,7 @@ _CHECKPOINT_COMMANDS = {
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of `lightning` and `python -m ggm_lightning`.
+    """Entry point of `lightning`, `ggm-lightning` and `python -m ggm_lightning`.
 
     Exits with 2 after a mistake in the command, its files or their place, with 1 after a failure in other code.
     """
@@ -56,7 +64,7 @@ def main(args: list[str] | None = None) -> None:
             _leave(str(error), error.exit_code)  # type: ignore[attr-defined]
         if os.environ.get("GGM_DEBUG") == "1":
             raise
-        sys.exit(errors.report(error, args, partial(_parsing_message, args[0])))
+        sys.exit(errors.report(error, args, partial(_parsing_message, args)))
 
 
 def _leave(message: str, exit_code: int) -> NoReturn:
@@ -65,48 +73,85 @@ def _leave(message: str, exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
-def _parsing_message(command: str, message: str) -> str:
+def _parsing_message(args: list[str], message: str) -> str:
+    """The parser's words in one line; the classes of the --config files say which keys there are."""
+    command = args[0]
     if command in _TRAINER_COMMANDS:
-        return config_files.one_line(message)
+        return config_files.one_line(message, experiment=_experiment(args[1:])[0])
     if command in _PREPARE:
-        return config_files.one_line(message, ("data", "verify"))
+        return config_files.one_line(message, ("data", "verify"), _experiment(args[1:])[0])
+    if command in _PACKAGE_COMMANDS:
+        return config_files.one_line(message, ("name", "folder") if command == "copy" else ())
     from ggm_lightning.cli import commands as checkpoint_commands
 
-    return config_files.one_line(message, config_files.parameters(getattr(checkpoint_commands, command)))
+    return config_files.one_line(message, config_files.parameters(checkpoint_commands.COMMANDS[command]))
 
 
 def _dispatch(args: list[str]) -> None:
-    commands = {**_PREPARE, **_TRAINER_COMMANDS, **_CHECKPOINT_COMMANDS}
+    commands = {**_PACKAGE_COMMANDS, **_PREPARE, **_TRAINER_COMMANDS, **_CHECKPOINT_COMMANDS}
     if not args or args[0] in ("-h", "--help"):
         print("usage: lightning COMMAND [--config FILE] [--key value ...]\n")
         for name, text in commands.items():
             print(f"  {name:<9} {text}")
-        print("\n`lightning COMMAND --help` lists the keys; GGM_DEBUG=1 shows tracebacks.")
+        print("\n`lightning COMMAND --help` lists the keys, --version the versions; GGM_DEBUG=1 shows tracebacks.")
         return
     command = args[0]
+    if command == "--version":
+        print(_versions())
+        return
     if command not in commands:
         close = difflib.get_close_matches(command, commands, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known commands: {', '.join(commands)}"
         raise ValueError(f"unknown command '{command}'; {hint}")
-    paths, rest = config_files.take_config_arguments(args[1:])
-    merged: dict[str, Any] = {}
-    for path in paths:
-        merged = config_files.merge(merged, config_files.load_file(path))
-    merged = config_files.settled(merged)
+    if command in _PACKAGE_COMMANDS:
+        importlib.import_module(f"ggm_lightning.cli.{command}").run(args[1:])
+        return
+    merged, files, rest = _experiment(args[1:], tell=True)
     config_files.check_sections(merged)
+    if command in _CHECKPOINT_COMMANDS:
+        from ggm_lightning.cli import commands as checkpoint_commands
+        from ggm_lightning.cli.loading import trusted_names
+
+        if command != "inspect":  # which builds nothing
+            own_code.open_folder(trusted_names(_behind_trust(rest), merged))
+        checkpoint_commands.run(command, merged, rest)
+        return
+    own_code.open_folder(own_code.dotted_names([merged, rest]))
     if command in _PREPARE:
         from ggm_lightning.cli import prepare as preparation
 
         preparation.run(merged, rest)
         return
-    if command in _CHECKPOINT_COMMANDS:
-        from ggm_lightning.cli import commands as checkpoint_commands
-
-        checkpoint_commands.run(command, merged, rest)
-        return
-    if paths:
-        merged.setdefault("name", Path(paths[-1]).stem)
+    if files:
+        merged.setdefault("name", files[-1].stem)
     _run_trainer_command(command, merged, rest)
+
+
+def _experiment(args: list[str], tell: bool = False) -> tuple[dict[str, Any], list[Path], list[str]]:
+    """The --config files merged, where they were found, and the other arguments."""
+    paths, rest = config_files.take_config_arguments(args)
+    merged: dict[str, Any] = {}
+    files = []
+    for path in paths:
+        merged = config_files.merge(merged, config_files.load_file(path))
+        files.append(packaged.find(path))
+        note = packaged.note(path, files[-1])
+        if note and tell:
+            print(note, file=sys.stderr)
+    return config_files.settled(merged), files, rest
+
+
+def _behind_trust(rest: list[str]) -> str:
+    """The names that the user trusts, separated by commas, as the command's own parser will read them."""
+    given = [value for option, value in pairwise(rest) if option == "--trust"]
+    given += [option.removeprefix("--trust=") for option in rest if option.startswith("--trust=")]
+    return ",".join(given)
+
+
+def _versions() -> str:
+    """Of this package and the two that decide what it does; read from what is installed, without importing them."""
+    others = [f"{name} {version(name)}" for name in ("torch", "lightning")]
+    return ", ".join([f"ggm_lightning {ggm_lightning.__version__}", *others])
 
 
 def _run_trainer_command(command: str, merged: dict[str, Any], rest: list[str]) -> None:

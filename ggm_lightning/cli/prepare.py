@@ -10,6 +10,7 @@ import yaml
 from jsonargparse import auto_cli
 
 from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.rundir.codecs import check_loads_again
 
 
 def run(experiment: dict[str, Any], args: list[str]) -> None:
@@ -31,6 +32,7 @@ def prepare(data: DiscreteData, verify: bool = False) -> None:
         verify: afterwards read every byte again and compare it with its checksum.
     """
     data.prepare_data()
+    check_loads_again(data.codec, data.shape)
     if verify:
         print(data.verify())
     for split in data.splits:

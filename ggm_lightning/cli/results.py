@@ -97,7 +97,7 @@ def place(parent: Path, name: str, settings: dict[str, Any], out: str | None, ag
     Raises:
         ValueError: --out holds other results, or files that are no results. OSError: it cannot be written.
     """
-    plain = json.loads(json.dumps(settings))
+    plain = _given(json.loads(json.dumps(settings)))
     if out is not None:
         folder = Path(out)
         if folder.exists() and not folder.is_dir():
@@ -147,7 +147,12 @@ def _settings_of(folder: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
         return None
-    return found
+    return _given(found)
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what is None: an option that nobody gave, and may have been unknown when the results were written."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def said(results: Results) -> str:

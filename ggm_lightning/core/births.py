@@ -14,16 +14,14 @@ what `BirthLaw.probs` gives and what `BirthLaw.draw` draws from.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from ggm_lightning.core import categorical, counting, death, logs, watch
+from ggm_lightning.core import categorical, counting, logs, watch
 
 KERNELS = ("capped", "poisson", "stochastic", "rounded", "posterior")
 ROUNDED_BIAS = (
@@ -167,36 +165,3 @@ def kernel_divergence(law: BirthLaw, m: Int64[Tensor, "b n"], log_y: Float64[Ten
         return falling - room_falling + torch.xlogy(deaths * pi, pi) + stay - births - gone
     truth = table.gather(1, m[..., None].expand(-1, -1, law.cap + 1))
     return logs.divergence(truth, law.log_births())
-
-
-def chain(
-    z: Int64[Tensor, " b *s"],
-    path: Float64[Tensor, " t"],
-    law: Callable[[Tensor, Tensor, Tensor], BirthLaw],
-    known: tuple[Int64[Tensor, "b n"], Bool[Tensor, "b n"]] | None,
-    uniform: Callable[..., Float64[Tensor, "b n"]],
-) -> Iterator[Int64[Tensor, " b *s"]]:
-    """The states of the reversed process along the decreasing times of `path`, the first of them at path[0].
-
-    Args:
-        z: the state at path[0]. law: of x_s given (x_t, t, s).
-        known: (x_0, where it is known): there the state is a path of the death process from x_0, run backwards.
-        uniform: called as uniform(stream, step=i); step i leads from path[i] to path[i + 1].
-    """
-    shape, when = z.shape, path[:, None].expand(-1, len(z))
-    if known is not None:
-        x0, where = known
-        cap = int(x0.max()) if x0.numel() else 0
-        thinned = death.thin(torch.where(where, x0, 0), when[0], uniform("known", step=len(path)), cap)
-        z = torch.where(where, thinned, z.flatten(1)).reshape(shape)
-    yield z
-    for i, (t, s) in enumerate(pairwise(when)):
-        watch.at(i)
-        born, xt = law(z, t, s).draw(partial(uniform, step=i)), z.flatten(1)
-        if known is not None:
-            kept = torch.where(where, x0, 0)
-            pi = death.bridge_probability(t, s)
-            bridged = death.bridge(kept, torch.where(where, xt, 0), pi, uniform("known", step=i), cap)
-            born = torch.where(where, bridged, born)
-        z = born.reshape(shape)
-        yield z

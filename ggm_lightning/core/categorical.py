@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Real
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +55,43 @@ def check_sharpening(temperature: object, top_p: object) -> None:
         )
     if not isinstance(top_p, Real) or not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p!r}; it is a probability mass in (0, 1], 1 keeps every class")
+
+
+@dataclass(frozen=True)
+class Sharpening:
+    """How the law of the values is changed before it is drawn from. All options of that kind are fields of this class:
+    samplers and laws hand it on as a whole.
+
+    Attributes:
+        temperature: a number that logits are divided by; 1 draws from the law itself, towards 0 the mode is drawn.
+        top_p: a number, mass of the nucleus, see `unnormalised`; 1 keeps every class.
+
+    Raises ValueError for what `check_sharpening` refuses.
+    """
+
+    temperature: Any = 1.0  # whatever a user gives is checked below, where a type checker would be first
+    top_p: Any = 1.0
+
+    def __post_init__(self) -> None:
+        check_sharpening(self.temperature, self.top_p)
+
+    def __str__(self) -> str:
+        return " and ".join(f"{field.name} {getattr(self, field.name)}" for field in fields(self))
+
+    def draw(self, logits: Float[Tensor, "k v"], u: Float64[Tensor, " k"], at: Sites = None) -> Int64[Tensor, " k"]:
+        """One class per row, see `draw`."""
+        return draw(logits, u, self.temperature, self.top_p, at)
+
+    def probabilities(self, logits: Float[Tensor, "k v"]) -> Float64[Tensor, "k v"]:
+        """The law that `draw` draws from, normalised."""
+        return probabilities(logits, self.temperature, self.top_p)
+
+    def log_probabilities(self, logits: Float[Tensor, "*k v"]) -> Float64[Tensor, "*k v"]:
+        """Its logarithms, see `log_probabilities`."""
+        return log_probabilities(logits, self.temperature, self.top_p)
+
+
+PLAIN = Sharpening()
 
 
 def _threshold(p: Float64[Tensor, "k v"], top_p: float) -> Float64[Tensor, "k 1"]:

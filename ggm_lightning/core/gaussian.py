@@ -24,12 +24,12 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from ggm_lightning.core import noise, times, watch
-from ggm_lightning.core.schedules import Schedule
+from ggm_lightning.core.schedules import Floored, Schedule
 
 STEPS = ("ddim", "ddpm")
 
 
-class Sqrt(Schedule):
+class Sqrt(Floored):
     """abar^2 = sqrt(1 - t), the published default."""
 
     def _a0(self, t: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Sqrt(Schedule):
         return u0 * (2 - u0)
 
 
-class SquaredCosine(Schedule):
+class SquaredCosine(Floored):
     """abar^2 = cos^2(pi/2 (t + offset) / (1 + offset))."""
 
     def __init__(self, offset: float = 0.008, eps: float = 1e-4) -> None:
@@ -71,7 +71,7 @@ class SquaredCosine(Schedule):
         return t.clamp(min=0.0)
 
 
-class LatentLeads(Schedule):
+class LatentLeads(Floored):
     """A clock for the tokens that lets the latent lead: w(t) = 1 - (1 - t)^exponent, so that they are revealed later.
 
     At equal numbers of steps 2 to 3 is best for two perfectly correlated bits; 1 is linear (the published clock).

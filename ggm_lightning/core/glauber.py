@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ggm_lightning.core import categorical, logs, watch
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.losses import at_least_float32
 from ggm_lightning.core.sweeps import Sweeps
 
@@ -140,14 +141,13 @@ def sharpened(
     log_p: Float64[Tensor, "k v"],
     log_pi: Float64[Tensor, " v"],
     a: Float64[Tensor, " k"],
-    temperature: float,
-    top_p: float,
+    sharpening: Sharpening,
 ) -> Float64[Tensor, "k v"]:
-    """log p_t with temperature and nucleus applied to the p0 in it: p_t itself holds the noise floor (1 - a) pi, which
-    must stay. Both 1: log_p as it is."""
-    if temperature == 1 and top_p == 1:
+    """log p_t with the p0 in it sharpened: p_t itself holds the noise floor (1 - a) pi, which must stay. A plain one:
+    log_p as it is."""
+    if sharpening == PLAIN:
         return log_p
-    p0 = categorical.probabilities(unmixed(log_p, log_pi, a).log(), temperature, top_p)
+    p0 = sharpening.probabilities(unmixed(log_p, log_pi, a).log())
     return log_mixed(p0.log(), log_pi, a)
 
 

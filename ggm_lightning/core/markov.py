@@ -15,6 +15,7 @@ training and bounds need of them is kept as logarithms (`Step`): laws may hold c
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -95,11 +96,12 @@ def lattice(drift: Float64[Tensor, " v"], diffusion: float, spacing: float) -> F
 
 
 def _exponential(L: Tensor, t: Tensor) -> Tensor:
-    """exp(L t) [b, v, v]. With c the largest total rate, L + c is non-negative and so is every term of e^{-ct} times
-    the series of exp((L + c) t): small entries are as accurate as large ones."""
-    c = -L.diagonal().min()
-    identity = torch.eye(len(L), dtype=L.dtype, device=L.device)
-    halvings = max(0, math.ceil(math.log2(max(float((c * t.detach()).max()), 1e-300))) + 1)
+    """exp(L t) [b, v, v] of one L [v, v] or one for each t [b, v, v]. With c the largest total rate, L + c is
+    non-negative and so is every term of e^{-ct} times the series of exp((L + c) t): small entries are as accurate as
+    large ones."""
+    c = -L.diagonal(dim1=-2, dim2=-1).amin(-1)[..., None, None]
+    identity = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+    halvings = max(0, math.ceil(math.log2(max(float((c * t.detach()[:, None, None]).max()), 1e-300))) + 1)
     x = t[:, None, None] / 2**halvings
     A = (L + c * identity) * x
     K = term = identity.expand_as(A)
@@ -114,8 +116,50 @@ def _exponential(L: Tensor, t: Tensor) -> Tensor:
     return K
 
 
-class Process:
-    """The process of L, and what its reversal needs. Times are Float64[b], s < t; laws are Float64[v].
+class Chain(ABC):
+    """A process by its transitions, and what its reversal needs. Times are Float64[b], s < t; laws are Float64[v]."""
+
+    num_states: int
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Chain: ...
+
+    @abstractmethod
+    def transition(self, t: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
+        """K_t[a, b] = P(x_t = a | x_0 = b), made once for each distinct time. Asks the device for numbers: a training
+        step looks its matrices up instead, see Grid."""
+
+    @abstractmethod
+    def between(self, t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
+        """P(x_t = a | x_s = b) [b, a, b]."""
+
+    def step(self, t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]) -> Step:
+        """What a reverse step from t to s needs."""
+        return Step(self.transition(s).log(), self.transition(t).log(), self.between(t, s).log())
+
+    def marginal(self, p0: Float64[Tensor, " v"], t: Float64[Tensor, " b"]) -> Float64[Tensor, "b v"]:
+        """p_t for x_0 ~ p0."""
+        return self.transition(t) @ p0
+
+    def reverse_map(
+        self, p0: Float64[Tensor, " v"], t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]
+    ) -> Float64[Tensor, "b v v"]:
+        """P(x_s = a | x_t = b) [b, a, b] for x_0 ~ p0, eq. (3). A state of probability 0 has a column of zeros."""
+        p_s = self.marginal(p0, s)
+        joint = self.between(t, s).transpose(1, 2) * p_s[:, :, None]
+        total = joint.sum(1, keepdim=True)
+        return joint / torch.where(total > 0, total, 1.0)
+
+    def bridge(self, t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v v"]:
+        """P(x_s = a | x_t = c, x_0 = o) [b, a, c, o], eq. (4); zeros where (c, o) cannot happen."""
+        step, before = self.between(t, s), self.transition(s)
+        joint = step.transpose(1, 2)[:, :, :, None] * before[:, :, None, :]
+        total = joint.sum(1, keepdim=True)
+        return joint / torch.where(total > 0, total, 1.0)
+
+
+class Process(Chain):
+    """The process of rates L that do not change.
 
     Args:
         L: Float64[v, v], rates as in eq. (1).
@@ -129,22 +173,14 @@ class Process:
         return self if self.L.device == device else Process(self.L.to(device))
 
     def transition(self, t: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
-        """K_t[a, b] = P(x_t = a | x_0 = b), made once for each distinct time. Asks the device for numbers: a training
-        step looks its matrices up instead, see Grid."""
-        if bool((t < 0).any()):
-            raise ValueError(f"transition: a time is {float(t.min()):.3g}; times run forward from 0, give s <= t")
+        _refuse_backwards(t)
         if t.requires_grad:
             return _exponential(self.L, t)
         distinct, which = torch.unique(t, return_inverse=True)
         return _exponential(self.L, distinct)[which]
 
-    def step(self, t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]) -> Step:
-        """What a reverse step from t to s needs."""
-        return Step(self.transition(s).log(), self.transition(t).log(), self.transition(t - s).log())
-
-    def marginal(self, p0: Float64[Tensor, " v"], t: Float64[Tensor, " b"]) -> Float64[Tensor, "b v"]:
-        """p_t for x_0 ~ p0."""
-        return self.transition(t) @ p0
+    def between(self, t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
+        return self.transition(t - s)
 
     def reverse_rates(self, p_t: Float64[Tensor, "b v"]) -> Float64[Tensor, "b v v"]:
         """R_t of eq. (2) where the state is distributed as p_t, with its diagonal. States of probability 0 do not move.
@@ -156,22 +192,6 @@ class Process:
         R = R - torch.diag_embed(R.diagonal(dim1=1, dim2=2))
         return R - torch.diag_embed(R.sum(1))
 
-    def reverse_map(
-        self, p0: Float64[Tensor, " v"], t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]
-    ) -> Float64[Tensor, "b v v"]:
-        """P(x_s = a | x_t = b) [b, a, b] for x_0 ~ p0, eq. (3). A state of probability 0 has a column of zeros."""
-        p_s = self.marginal(p0, s)
-        joint = self.transition(t - s).transpose(1, 2) * p_s[:, :, None]
-        total = joint.sum(1, keepdim=True)
-        return joint / torch.where(total > 0, total, 1.0)
-
-    def bridge(self, t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v v"]:
-        """P(x_s = a | x_t = c, x_0 = o) [b, a, c, o], eq. (4); zeros where (c, o) cannot happen."""
-        step, before = self.transition(t - s), self.transition(s)
-        joint = step.transpose(1, 2)[:, :, :, None] * before[:, :, None, :]
-        total = joint.sum(1, keepdim=True)
-        return joint / torch.where(total > 0, total, 1.0)
-
     def posterior_mean_rates(
         self, posterior: Float64[Tensor, "b v"], t: Float64[Tensor, " b"], state: Tensor
     ) -> Float64[Tensor, "b v"]:
@@ -181,6 +201,61 @@ class Process:
         ratio = torch.where(at > 0, K / torch.where(at > 0, at, 1.0), 0.0)
         rates = self.L[state] * (ratio @ posterior[:, :, None])[:, :, 0]
         return rates.scatter(1, state[:, None], 0.0)
+
+
+class Pieces(Chain):
+    """The process of rates that are constant within each piece of time, and others in the next:
+
+        K_{s->t} = exp(L_k (t - e_k)) exp(L_{k-1} (e_k - e_{k-1})) ... exp(L_j (e_{j+1} - s))
+
+    for s in piece j, t in a later piece k. All factors are non-negative, so that small entries are as accurate as large
+    ones.
+
+    Args:
+        L: Float64[p, v, v], rates of each piece.
+        edges: Float64[p + 1], 0 = e_0 <= ... <= e_p; the last piece goes on for ever.
+    """
+
+    def __init__(self, L: Float64[Tensor, "p v w"], edges: Float64[Tensor, " e"]) -> None:
+        self.L, self.edges = torch.stack([checked(piece) for piece in L]), edges
+        self.num_states = L.shape[-1]
+        self._whole = _exponential(self.L, edges.diff())
+        to_edges = [torch.eye(self.num_states, dtype=L.dtype, device=L.device)]
+        for piece in self._whole[:-1]:
+            to_edges.append(piece @ to_edges[-1])
+        self._to_edges = torch.stack(to_edges)  # K from 0 to the beginning of each piece
+
+    def to(self, device: torch.device) -> Pieces:
+        return self if self.L.device == device else Pieces(self.L.to(device), self.edges.to(device))
+
+    def _piece(self, t: Tensor) -> Tensor:
+        """Int64[b]: the piece that begins at t or before."""
+        return (torch.searchsorted(self.edges, t.contiguous(), right=True) - 1).clamp(0, len(self.L) - 1)
+
+    def transition(self, t: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
+        _refuse_backwards(t)
+        distinct, which = torch.unique(t, return_inverse=True)
+        piece = self._piece(distinct)
+        return (_exponential(self.L[piece], distinct - self.edges[piece]) @ self._to_edges[piece])[which]
+
+    def between(self, t: Float64[Tensor, " b"], s: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
+        _refuse_backwards(t - s)
+        pairs, which = torch.unique(torch.stack([s, t]), dim=1, return_inverse=True)
+        s, t = pairs
+        j, k = self._piece(pairs)
+        first = _exponential(self.L[j], torch.where(j == k, t, self.edges[j + 1]) - s)
+        last = _exponential(self.L[k], t - torch.where(j == k, t, self.edges[k]))
+        found = []
+        for K, after, begin, end in zip(first, last, j.tolist(), k.tolist(), strict=True):
+            for piece in self._whole[begin + 1 : end]:
+                K = piece @ K
+            found.append(after @ K)
+        return torch.stack(found)[which]
+
+
+def _refuse_backwards(t: Tensor) -> None:
+    if bool((t < 0).any()):
+        raise ValueError(f"transition: a time is {float(t.min()):.3g}; times run forward from 0, give s <= t")
 
 
 @dataclass
@@ -224,11 +299,11 @@ class Grid:
         times: Float64[T + 1], 0 = t_0 < ... < t_T.
     """
 
-    def __init__(self, process: Process, times: Float64[Tensor, " t"]) -> None:
+    def __init__(self, process: Chain, times: Float64[Tensor, " t"]) -> None:
         self.process, self.times = process, times
         self._tables: list[Tensor] | None = None
         if 2 * len(times) * process.num_states**2 * 8 <= _TABLE_BYTES:
-            self._tables = [process.transition(times), process.transition(times.diff())]
+            self._tables = [process.transition(times), process.between(times[1:], times[:-1])]
 
     def to(self, device: torch.device) -> Grid:
         return self if self.times.device == device else Grid(self.process.to(device), self.times.to(device))
@@ -240,7 +315,7 @@ class Grid:
     def step(self, k: Int64[Tensor, " b"]) -> Step:
         """From t_k to t_{k-1}; k in 1..T."""
         if self._tables is None:
-            between = self.process.transition(self.times[k] - self.times[k - 1])
+            between = self.process.between(self.times[k], self.times[k - 1])
         else:
             between = self._tables[1][k - 1]
         return Step(self.transition(k - 1).log(), self.transition(k).log(), between.log())

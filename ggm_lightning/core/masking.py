@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ggm_lightning.core import categorical
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.schedules import Schedule
 
 
@@ -73,15 +74,31 @@ class MaskedLaw:
         reveal: Float64[b, n], probability that the site leaves the mask in this step (0 where it is clean).
         logits_at: takes Bool[b, n] and returns the logits Float[k, v] of its k True sites in row-major order. The
             network runs when it is first called, so a step that reveals nothing costs no network call.
-        mask_id, temperature, top_p: see categorical.draw.
+        mask_id: V.
+        sharpening: of the law of the values.
     """
 
     zt: Int64[Tensor, "b n"]
     reveal: Float64[Tensor, "b n"]
     logits_at: Callable[[Bool[Tensor, "b n"]], Float[Tensor, "k v"]]
     mask_id: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    sharpening: Sharpening = PLAIN
+
+    @classmethod
+    def of_step(
+        cls,
+        schedule: Schedule,
+        zt: Int64[Tensor, "b n"],
+        t: Float64[Tensor, " b"],
+        s: Float64[Tensor, " b"],
+        logits_at: Callable[[Bool[Tensor, "b n"]], Float[Tensor, "k v"]],
+        mask_id: int,
+        sharpening: Sharpening = PLAIN,
+    ) -> MaskedLaw:
+        """The reverse step from t to s, eq. (6), where one schedule masks all classes."""
+        r = schedule.reveal_probability(t.double(), s.double())
+        reveal = torch.where(zt == mask_id, r[:, None], 0.0)
+        return cls(zt, reveal, logits_at, mask_id, sharpening)
 
     def draw(self, uniform: Callable[[str], Float64[Tensor, "b n"]]) -> Int64[Tensor, "b n"]:
         """Choose the sites to reveal, then a value for each of them; `uniform(stream)` gives this step's uniforms."""
@@ -89,13 +106,13 @@ class MaskedLaw:
         if not bool(sites.any()):
             return self.zt
         logits = self.logits_at(sites)
-        values = categorical.draw(logits, uniform("value")[sites], self.temperature, self.top_p, sites)
+        values = self.sharpening.draw(logits, uniform("value")[sites], sites)
         return self.zt.masked_scatter(sites, values)
 
     def probs(self) -> Float64[Tensor, "b n w"]:
         """Float64[b, n, V + 1]: the whole law, last column the mask. For enumeration: as large as all logits."""
         everywhere = torch.ones_like(self.zt, dtype=torch.bool)
-        mu = categorical.probabilities(self.logits_at(everywhere), self.temperature, self.top_p)
+        mu = self.sharpening.probabilities(self.logits_at(everywhere))
         mu = mu.reshape(*self.zt.shape, -1)
         stay = 1 - self.reveal[..., None]
         law = torch.cat([self.reveal[..., None] * mu, stay], dim=-1)

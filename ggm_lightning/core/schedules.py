@@ -1,6 +1,7 @@
 """Masking schedules: alpha(t), the probability that a site is still clean at time t, its derivative and inverse.
 
-Source: MD4 (arXiv 2406.04329), Table 4 and appendix J.1. With the raw schedule a0(t) and u0 = 1 - a0
+`Schedule` asks for alpha alone; docs/extend/schedule.md shows one that lives outside the package. The published ones
+are those of MD4 (arXiv 2406.04329), Table 4 and appendix J.1. With the raw schedule a0(t) and u0 = 1 - a0 (`Floored`)
 
     alpha(t)  = (1 - 2 eps) a0(t) + eps                    so alpha(0) = 1 - eps, alpha(1) = eps
     u(t)      = 1 - alpha(t) = (1 - 2 eps) u0(t) + eps
@@ -19,14 +20,96 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+_FIRST, _LAST = 1e-150, 1 - 2**-53  # the slopes of log t, sqrt(t) and log(1 - t) are finite here, and not at 0 and 1
+_HALVINGS = 64
+
 
 class Schedule(ABC):
-    """alpha(t) on [0, 1], decreasing. Subclasses give a0, u0 = 1 - a0, u0' and the inverse of u0.
+    """alpha(t), falling from 1 at t = 0 to 0 at t = 1. A subclass gives `alpha`, and nothing else is needed:
+
+        class Cubic(Schedule):
+            def alpha(self, t):
+                return 1 - t**3
+
+    `alpha` is given times in [0, 1], Float64 of any shape, and returns Float64 of the same shape, in which each number
+    depends on its own time alone. What follows from it may be given too, where there is a better formula:
+
+        masked_fraction  u = 1 - alpha. The difference is off by up to 1e-16, whatever its size: of a fraction of 1e-8
+                         eight digits are right, of one below 1e-16 none. The bound does not show it (the times with
+                         u < 1e-12 are 1e-12 N ln V nats of it), a signal-to-noise ratio above 1e8 does: that of a
+                         `latent_schedule` with so large a `max_snr`. The cubic one would return t**3.
+        dalpha           alpha', by autograd from masked_fraction. At t = 0 and 1 it is the slope just inside.
+        inverse          the time of a masked fraction, by bisection: 64 evaluations, t to 2^-64.
+
+    A model checks all of this when it is built, see `checked`. Nothing in a schedule is trained (GenMD4 does that).
+
+    Attributes:
+        floor: the most that may be masked at t = 0 and clean at t = 1. More is refused as a slip; a class whose ends
+            are rough on purpose sets its own. The bound pays for both ends (N u(0) ln V and N alpha(1) ln V nats).
+    """
+
+    floor: float = 1e-3
+
+    @abstractmethod
+    def alpha(self, t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
+        """Probability that a site is clean at t."""
+
+    def masked_fraction(self, t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
+        """u(t) = 1 - alpha(t)."""
+        return 1 - self.alpha(t)
+
+    def dalpha(self, t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
+        """alpha'(t) <= 0."""
+        # bounds are computed in inference mode, where autograd records nothing
+        with torch.inference_mode(False), torch.enable_grad():
+            t = t.detach().clone().clamp(_FIRST, _LAST).requires_grad_()
+            u = self.masked_fraction(t)
+            if not u.requires_grad:
+                raise ValueError(
+                    f"{type(self).__name__}: autograd cannot see how alpha depends on t; write it in torch operations "
+                    "without item, numpy and detach, or give dalpha(t) as well"
+                )
+            return -torch.autograd.grad(u.sum(), t)[0]
+
+    def weight(self, t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
+        """alpha'(t) / (1 - alpha(t)) <= 0, the weight of the continuous-time bound (eq. (5)); 0 where u(t) = 0 and so
+        nothing is masked."""
+        u = self.masked_fraction(t)
+        return torch.where(u > 0, self.dalpha(t) / u, 0.0)
+
+    def log_snr(self, t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
+        """log(alpha / (1 - alpha))."""
+        return torch.log(self.alpha(t)) - torch.log(self.masked_fraction(t))
+
+    def inverse(self, u: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
+        """The time t at which the masked fraction is u; outside u(0) .. u(1) the nearer end. Where u is the same over a
+        while: a time of it."""
+        low, high = torch.zeros_like(u), torch.ones_like(u)
+        first, last = self.masked_fraction(low), self.masked_fraction(high)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            is_later = self.masked_fraction(middle) < u
+            low = torch.where(is_later, middle, low)
+            high = torch.where(is_later, high, middle)
+        t = torch.where(u <= first, 0.0, (low + high) / 2)
+        return torch.where(u >= last, 1.0, t)
+
+    def reveal_probability(self, t: Float64[Tensor, "*b"], s: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
+        """r = (alpha_s - alpha_t) / (1 - alpha_t): a site masked at t is clean at s < t (appendix C). 1 where u(t) = 0
+        and so nothing is masked."""
+        u_t = self.masked_fraction(t)
+        return torch.where(u_t > 0, (u_t - self.masked_fraction(s)) / u_t, 1.0)
+
+
+class Floored(Schedule):
+    """From a0, u0 = 1 - a0, u0' and the inverse of u0, each by a formula of its own, with a floor at both ends.
 
     Args:
         eps: floor of both ends; 1e-4 in the published code, 0 for the exact process, whose bound is -log p(x) for every
             x (with 1e-4: 1.7e-4 nats off in the mean, up to 3e-3 for single x, in the example of models/md4.py).
     """
+
+    floor = 0.5
 
     def __init__(self, eps: float = 1e-4) -> None:
         if not 0 <= eps < 0.5:
@@ -46,7 +129,6 @@ class Schedule(ABC):
     def _u0_inverse(self, u0: Tensor) -> Tensor: ...
 
     def alpha(self, t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
-        """Probability that a site is clean at t."""
         return (1 - 2 * self.eps) * self._a0(t) + self.eps
 
     def masked_fraction(self, t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
@@ -57,25 +139,13 @@ class Schedule(ABC):
         """alpha'(t) <= 0. A polynomial of exponent below 1 has -inf at t = 0, as the formula says."""
         return -(1 - 2 * self.eps) * self._du0(t)
 
-    def weight(self, t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
-        """alpha'(t) / (1 - alpha(t)) <= 0, the weight of the continuous-time bound (eq. (5))."""
-        return self.dalpha(t) / self.masked_fraction(t)
-
-    def log_snr(self, t: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
-        """log(alpha / (1 - alpha))."""
-        return torch.log(self.alpha(t)) - torch.log(self.masked_fraction(t))
-
     def inverse(self, u: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
         """The time t at which the masked fraction is u, eps <= u <= 1 - eps (outside: the nearer end)."""
         u0 = ((u - self.eps) / (1 - 2 * self.eps)).clamp(0.0, 1.0)
         return self._u0_inverse(u0)
 
-    def reveal_probability(self, t: Float64[Tensor, "*b"], s: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
-        """r = (alpha_s - alpha_t) / (1 - alpha_t): a site masked at t is clean at s < t (appendix C)."""
-        return (self.masked_fraction(t) - self.masked_fraction(s)) / self.masked_fraction(t)
 
-
-class Linear(Schedule):
+class Linear(Floored):
     """a0 = 1 - t."""
 
     def _a0(self, t: Tensor) -> Tensor:
@@ -91,7 +161,7 @@ class Linear(Schedule):
         return u0
 
 
-class Polynomial(Schedule):
+class Polynomial(Floored):
     """a0 = 1 - t^exponent."""
 
     def __init__(self, exponent: float = 2.0, eps: float = 1e-4) -> None:
@@ -113,7 +183,7 @@ class Polynomial(Schedule):
         return u0 ** (1 / self.exponent)
 
 
-class Cosine(Schedule):
+class Cosine(Floored):
     """a0 = 1 - cos(pi/2 (1 - t)); u0 = sin(pi t / 2)."""
 
     def _a0(self, t: Tensor) -> Tensor:
@@ -129,7 +199,7 @@ class Cosine(Schedule):
         return 2 / math.pi * torch.asin(u0)
 
 
-class Geometric(Schedule):
+class Geometric(Floored):
     """a0 = exp(-b(t)), b = b_min^(1-t) b_max^t. The paper's figure 1 uses b_min = 1e-5, b_max = 20.
 
     u0 runs from b_min to nearly 1 by itself, so the default eps is 0; b_min is then the floor that eps is elsewhere

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ggm_lightning.core import categorical, watch
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 
 EPS = 1e-4  # alpha_v(1), as in the published code
 
@@ -61,7 +62,7 @@ class VectorMaskedLaw:
         w: Float64[v], exponents.
         logits_at: takes Bool[b, n] and returns the logits Float[k, v] of its k True sites in row-major order.
         mask_id: V.
-        temperature, top_p: applied to mu, see categorical.draw.
+        sharpening: of mu.
     """
 
     zt: Int64[Tensor, "b n"]
@@ -69,14 +70,13 @@ class VectorMaskedLaw:
     w: Float64[Tensor, " v"]
     logits_at: Callable[[Bool[Tensor, "b n"]], Float[Tensor, "k v"]]
     mask_id: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    sharpening: Sharpening = PLAIN
 
     def _becomes(self, masked: Bool[Tensor, "b n"]) -> Float64[Tensor, "k v"]:
         """(1 - (s/t)^{w_v}) mu_v at the masked sites; a row's sum is the probability to be revealed."""
         logits = self.logits_at(masked)
         watch.note(watch.faults_of(logits), masked)  # a site whose law is NaN would stay masked
-        mu = categorical.probabilities(logits, self.temperature, self.top_p)
+        mu = self.sharpening.probabilities(logits)
         row = torch.nonzero(masked)[:, 0]
         return -torch.expm1(self.log_ratio[row, None] * self.w) * mu
 

@@ -63,6 +63,9 @@ class Watch:
         self._step, self._unit = step, unit
         self._row = self._all_rows if row is None else row
 
+    def narrow(self, rows: Tensor) -> None:
+        self._row = self._all_rows[rows]
+
     def keep(self, codes: Int64[Tensor, " k"], sites: Sites) -> None:
         """The first code that is not 0, unless there was one before."""
         if not codes.numel():
@@ -121,6 +124,13 @@ def at(step: int, row: Tensor | None = None, unit: str = "step") -> None:
     watch = _watch.get()
     if watch is not None:
         watch.at(step, row, unit)
+
+
+def narrow(rows: Int64[Tensor, " m"]) -> None:
+    """From now on, until the next `at`, what is told is of these rows of the run's batch alone."""
+    watch = _watch.get()
+    if watch is not None:
+        watch.narrow(rows)
 
 
 # ------------------------------------------------------------------ what is looked at

@@ -20,7 +20,8 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import Shaped
 
-from ggm_lightning.codecs.codec import Codec, Integers
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.text import Integers
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.rows import Rows, RowSource
 

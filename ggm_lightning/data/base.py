@@ -10,12 +10,12 @@ from __future__ import annotations
 import signal
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Integer
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -24,8 +24,10 @@ from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.data.arguments import checked_by_annotations
 from ggm_lightning.data.latents import CachedLatents
 from ggm_lightning.data.order import EvalOrder, TrainOrder, divide_batch
-from ggm_lightning.data.rows import RowSource, check_ids, check_labels
+from ggm_lightning.data.rows import Numbered, RowSource, check_ids, check_labels
 from ggm_lightning.data.steps import Counts, Epoch, convert_evaluation, convert_training, evaluated_rows
+from ggm_lightning.networks.labels import labels_of_model
+from ggm_lightning.rundir.codecs import check_loads_again
 
 _STAGES: dict[str | None, tuple[str, ...]] = {
     "fit": ("train", "val"),
@@ -36,6 +38,23 @@ _STAGES: dict[str | None, tuple[str, ...]] = {
 }
 _LIMITS = {"fit": "limit_val_batches", "validate": "limit_val_batches", "test": "limit_test_batches"}
 _LIMITS["predict"] = "limit_predict_batches"
+
+
+@runtime_checkable
+class NeedsOrder(Protocol):
+    """A model that says whether its process moves between neighbouring classes, so that they have to be amounts."""
+
+    needs_order: bool
+
+
+@runtime_checkable
+class Benchmark(Protocol):
+    """Data that exist to be measured on: they have one part, and take what they leave open from the model."""
+
+    part: str
+
+    def complete(self, codec: Codec | None, shape: tuple[int, ...]) -> None:
+        """Takes the codec and shape of the model that is measured, where the configuration names none."""
 
 
 def _outlive_the_first_signal(worker: int) -> None:
@@ -53,7 +72,10 @@ def _outlive_the_first_signal(worker: int) -> None:
 
 
 class DiscreteData(LightningDataModule, ABC):
-    """Batches {"x": Int64[b, *s], optional "label": Int64[b]} with x in 0..num_classes-1.
+    """Batches {"x": Int64[b, *s], "row": Int64[b], optional "label": Int64[b]} with x in 0..num_classes-1.
+
+    `row` numbers the rows, by which a model draws their noise: 0..global_batch_size-1 within an optimiser step, and in
+    evaluation the indices in the split (data/order.py). A data set need not know of it: it is added here.
 
     Args:
         global_batch_size: rows per optimiser step, over all devices and accumulated micro-batches.
@@ -94,13 +116,12 @@ class DiscreteData(LightningDataModule, ABC):
         self._rows: dict[str, RowSource] = {}
         self._counts: Counts | None = None
         self._epoch: Epoch | None = None
-        for key, least in (
-            ("global_batch_size", 1),
-            ("max_batch_per_device", 1),
-            ("eval_batch_size", 1),
-            ("num_workers", 0),
+        for key, value, least in (
+            ("global_batch_size", global_batch_size, 1),
+            ("max_batch_per_device", max_batch_per_device, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
         ):
-            value = getattr(self, key)
             if value is not None and value < least:
                 raise ValueError(f"data.{key} is {value}; it must be a whole number of at least {least}")
 
@@ -159,6 +180,8 @@ class DiscreteData(LightningDataModule, ABC):
         """Named levels for the learning curve, in bits per dimension."""
         return {}
 
+    judgement = "Samples beside references"  # the heading above what `judge` says
+
     def judge(self, texts: list[str]) -> dict[str, float]:
         """Named figures about sampled texts that need the data to compare with."""
         return {}
@@ -187,10 +210,17 @@ class DiscreteData(LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Load and check the splits of this stage; for "fit", tell the trainer how many micro-batches make a step."""
-        self.check_model(getattr(self.trainer, "lightning_module", None))
+        model = self._model
+        if model is not None:
+            self.check_model(model)
         for split in _STAGES[stage]:
-            self.check_latents(self.rows(split), getattr(self.trainer, "lightning_module", None))
-        self._check_network(stage)
+            rows = self.rows(split)
+            if model is not None:
+                rows.check_model(model)
+        if model is not None:
+            self._check_labels(model, stage)
+        if stage == "fit":
+            check_loads_again(self.codec, self.shape)
         if self.trainer is not None and stage is not None:
             self._convert_counts(self.trainer, stage)
 
@@ -221,26 +251,22 @@ class DiscreteData(LightningDataModule, ABC):
     def teardown(self, stage: str | None = None) -> None:
         self._give_counts_back()
 
-    def check_model(self, model: Any) -> None:
+    @property
+    def _model(self) -> LightningModule | None:
+        return None if self.trainer is None else self.trainer.lightning_module
+
+    def check_model(self, model: LightningModule) -> None:
         """ValueError if the model takes for amounts what are names here; two classes are in order either way."""
-        if getattr(model, "needs_order", False) and self.num_classes > 2 and not self.ordered:
+        if isinstance(model, NeedsOrder) and model.needs_order and self.num_classes > 2 and not self.ordered:
             raise ValueError(
                 f"{type(model).__name__} on {type(self).__name__}: its process moves between neighbouring classes, but "
                 f"these {self.num_classes} are names without an order; take another family (MD4, GGM, ..), or data of "
                 f"amounts: pixels, or ArrayData with ordered: true"
             )
 
-    @staticmethod
-    def check_latents(rows: RowSource, model: Any) -> None:
-        """ValueError for latents that another encoder than the model's made."""
-        encoder = getattr(model, "encoder", None)
-        if isinstance(rows, CachedLatents) and encoder is not None:
-            rows.check_encoder(encoder)
-
-    def _check_network(self, stage: str | None) -> None:
+    def _check_labels(self, model: LightningModule, stage: str | None) -> None:
         """Labels that the network has no embedding for are an error here, and on a GPU a device-side assert."""
-        network = getattr(getattr(self.trainer, "lightning_module", None), "network", None)
-        known = getattr(network, "num_labels", None)
+        known = labels_of_model(model)
         if not known:  # it takes none and is given none, or does not say what it takes
             return
         if self.num_labels not in (None, known):
@@ -305,7 +331,7 @@ class DiscreteData(LightningDataModule, ABC):
     def _loader(self, rows: RowSource, order: Sampler[Any]) -> DataLoader:
         # batch_size=None turns the loader's own batching off: the order yields lists, the rows answer with a batch.
         return DataLoader(
-            rows,
+            Numbered(rows),
             sampler=order,
             batch_size=None,
             num_workers=self.num_workers,

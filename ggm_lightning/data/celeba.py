@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from ggm_lightning.codecs.codec import Images, dict_hash
+from ggm_lightning.codecs.codec import dict_hash
+from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data.fingerprints import fingerprint, folder_fingerprint
 from ggm_lightning.data.picture_files import FILTERS, decoded
 from ggm_lightning.data.pixels import PixelData, PixelWriter
@@ -34,7 +35,7 @@ HEIGHT, WIDTH = 218, 178
 OFFICIAL = {"train": 162_770, "val": 19_867, "test": 19_962}
 NAME, PARTITION = "img_align_celeba", "list_eval_partition.txt"
 _SPLITS = ("train", "val", "test")  # 0, 1 and 2 of the partition file
-_TOGETHER = 256
+_FILES_PER_READ = 256
 _GET = "get img_align_celeba.zip and list_eval_partition.txt from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 
@@ -122,7 +123,7 @@ class CelebA(PixelData):
         pixels = decoded(raw, where, (3, HEIGHT, WIDTH)).transpose(1, 2, 0)
         top, left = (HEIGHT - self.crop) // 2, (WIDTH - self.crop) // 2
         square = Image.fromarray(np.ascontiguousarray(pixels[top : top + self.crop, left : left + self.crop]))
-        smaller = square.resize((self.size, self.size), getattr(Image.Resampling, self.resize.upper()))
+        smaller = square.resize((self.size, self.size), Image.Resampling[self.resize.upper()])
         return np.asarray(smaller).transpose(2, 0, 1)
 
     def build(self, source: Identity, opened: Opened) -> str:
@@ -150,8 +151,8 @@ class CelebA(PixelData):
 
 
 def _blocks(names: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(names), _TOGETHER):
-        yield names[start : start + _TOGETHER]
+    for start in range(0, len(names), _FILES_PER_READ):
+        yield names[start : start + _FILES_PER_READ]
 
 
 def read_partition(path: Path) -> dict[str, list[str]]:

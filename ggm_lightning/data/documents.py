@@ -161,7 +161,7 @@ class Reader:
         except BadData:
             raise
         except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", error)
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error  # without its position
             raise BadData(f"{where} is not JSON ({reason}); {self._remedy('write one object per line')}") from None
         return self._field(record, where)
 
@@ -231,7 +231,7 @@ class Reader:
                 progress(here - told)
                 told = here
         except (pyarrow.ArrowException, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # of the disk, not of the file's content
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the file's content
                 raise
             raise BadData(f"{path}: not a whole parquet file ({' '.join(str(error).split())}); {AGAIN}") from None
         progress(path.stat().st_size - told)

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-from ggm_lightning.codecs.codec import Codec, codec_from_dict
+from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.codecs.loss import Loss
+from ggm_lightning.rundir import building
+from ggm_lightning.rundir.codecs import codec_from_dict
 
 
 class Encoded(NamedTuple):
@@ -57,8 +59,9 @@ class Workers:
             )
             for _ in range(count)
         ]
+        described = codec.to_dict()
         for process in self._processes:
-            self._tell(process, codec.to_dict())
+            self._tell(process, (described, building.foreign(described)))  # of a class that runs here already
             self._free.put(process)
         self._threads = ThreadPoolExecutor(count)
 
@@ -99,11 +102,12 @@ class Workers:
 
 
 def serve() -> None:
-    """What such a process does: reads a codec's `to_dict()`, then lists of texts, and answers each with `Encoded`."""
+    """What such a process does: reads a codec's `to_dict()` and whose classes it may build, then lists of texts, and
+    answers each with `Encoded`."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever else is printed must not come between
     try:
-        codec = codec_from_dict(pickle.load(sys.stdin.buffer))
+        codec = codec_from_dict(*pickle.load(sys.stdin.buffer))
         while True:
             texts = pickle.load(sys.stdin.buffer)
             try:

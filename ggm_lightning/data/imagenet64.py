@@ -17,7 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ggm_lightning.codecs.codec import Images, dict_hash
+from ggm_lightning.codecs.codec import dict_hash
+from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data.picture_files import Stream, folder_stream, npz_stream, tar_stream
 from ggm_lightning.data.pixels import PixelData, PixelWriter
 from ggm_lightning.data.prepared import Identity

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +25,15 @@ from tqdm import tqdm
 
 from ggm_lightning.core.arguments import shown, whole_number
 from ggm_lightning.data.rows import RowSource
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """An encoder that says itself what tells it from others."""
+
+    def identity(self) -> str:
+        """Of its weights and settings."""
+
 
 FORMAT = 2  # of the note beside the latents; 1, without a number, did not say which encoder made them
 _LOOKED_AT = 64  # rows whose ids tell one data set from another
@@ -41,7 +51,7 @@ def encoder_identity(encoder: object) -> str | None:
     """16 digits that tell an encoder from others of the same shape: what its method `identity()` says, or of a module
     its class and its parameters (not the buffers: statistics of the data are set after training began). None: a plain
     function, of which nothing can be told."""
-    if hasattr(encoder, "identity"):
+    if isinstance(encoder, Identified):
         return str(encoder.identity())
     if not isinstance(encoder, nn.Module):
         return None
@@ -128,6 +138,12 @@ class CachedLatents(RowSource):
         self.encoder: str | None = json.loads(_note(self.path).read_text()).get("encoder")
         if made_of != rows_hash(rows) or len(self.latent) != len(rows):
             raise ValueError(f"{path}: latents of other rows; make them again with the tokens that are now configured")
+
+    def check_model(self, model: nn.Module) -> None:
+        """ValueError if another encoder than the model's made these latents."""
+        encoder = dict(model.named_children()).get("encoder")
+        if encoder is not None:
+            self.check_encoder(encoder)
 
     def check_encoder(self, encoder: object) -> None:
         """ValueError unless these latents are of that encoder, as far as both can be told."""

@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from lightning.pytorch.utilities import rank_zero_info
 
-from ggm_lightning.codecs.codec import Codec, Images
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.rows import Rows, RowSource
 from ggm_lightning.metrics.independent import independent_bits

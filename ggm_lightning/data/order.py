@@ -5,11 +5,13 @@ Here the shuffle of `range(size)` is a keyed bijection evaluated at one position
 1988, doi 10.1137/0217022) on the smallest even number of bits that holds `size`, walked along its cycle until the
 value falls below `size` (Black and Rogaway 2002, doi 10.1007/3-540-45760-7_9). So a run resumed at step k, or spread
 over other ranks, sees exactly the rows that the undisturbed run on one device would have seen.
+
+Here, too, rows get the numbers under which a model draws their noise (`Dealt.row`), and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from jaxtyping import Int64
@@ -91,14 +93,27 @@ def _at_the_start() -> int:
     return 0
 
 
-class TrainOrder(Sampler[list[int]]):
+class Dealt(list[int]):
+    """The rows of one batch, as indices into the data set, and what their numbers are.
+
+    Attributes:
+        row: in training the places in the step's global batch of G rows, each of 0..G-1 once over all ranks and
+            micro-batches; in evaluation the indices themselves.
+    """
+
+    def __init__(self, index: Iterable[int], row: list[int]) -> None:
+        super().__init__(index)
+        self.row = row
+
+
+class TrainOrder(Sampler[Dealt]):
     """Lists of dataset indices, one per micro-batch of this rank, without end to the data and resumable at any step.
 
     Optimiser step k takes positions kG .. (k+1)G-1 of an infinite stream; position p is row permuted(p mod size) of
     data epoch p // size. Within the step, micro-batch a of rank r takes every parts-th position, kG + part, kG + part +
-    parts, ... with parts = world*accumulation and part = a*world + r: the model numbers its rows the same way, so each
-    micro-batch has its times spread over all of [0, 1). Nothing is dropped and a batch may straddle epochs, so data
-    smaller than G works too.
+    parts, ... with parts = world*accumulation and part = a*world + r. These places less kG are the rows' numbers, so
+    each micro-batch has its times spread over all of [0, 1). Nothing is dropped and a batch may straddle epochs, so
+    data smaller than G works too.
     One pass over this sampler (a Lightning epoch) ends with step S, 2S, ... for S = ceil(size/G), and starts at
     `first_step()`, which is asked each time: that is what makes a resumed run continue where it stopped.
 
@@ -146,37 +161,44 @@ class TrainOrder(Sampler[list[int]]):
 
     def indices(self, step: int, micro_batch: int) -> list[int]:
         """The rows of one micro-batch of this rank."""
-        return self._dealt(step, step + 1)[micro_batch].tolist()
+        return self._indices(step, step + 1)[micro_batch].tolist()
 
-    def _dealt(self, first: int, end: int) -> Int64[np.ndarray, "micro_batches m"]:
+    @property
+    def numbers(self) -> Int64[np.ndarray, "micro_batches m"]:
+        """The numbers of this rank's rows in the global batch, the same in every step."""
+        part = (np.arange(self.accumulation, dtype=np.int64) * self.world + self.rank)[:, None]
+        return part + self.world * self.accumulation * np.arange(self.micro, dtype=np.int64)
+
+    def _indices(self, first: int, end: int) -> Int64[np.ndarray, "micro_batches m"]:
         """The rows of all micro-batches of this rank in steps first .. end-1."""
         step = np.arange(first, end, dtype=np.int64)[:, None, None]
         if self.repeats:
             step = step % self.steps_per_epoch
-        part = (np.arange(self.accumulation) * self.world + self.rank)[:, None]
-        within = part + self.world * self.accumulation * np.arange(self.micro)
-        position = (step * self.global_batch + within).reshape(-1, self.micro)
+        position = (step * self.global_batch + self.numbers).reshape(-1, self.micro)
         epoch, offset = np.divmod(position, self.size)
         if self.repeats:
             return offset
         return permuted(offset.reshape(-1), self.size, self.seed, epoch.reshape(-1)).reshape(position.shape)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Dealt]:
         first = self.first_step()  # now, not at the first batch: the step may move on before that
         return self._from(first)
 
-    def _from(self, first: int) -> Iterator[list[int]]:
+    def _from(self, first: int) -> Iterator[Dealt]:
         end = (first // self.steps_per_epoch + 1) * self.steps_per_epoch
+        numbers = self.numbers.tolist()
         block = max(1, _TOGETHER // (self.accumulation * self.micro))
         for start in range(first, end, block):
-            yield from self._dealt(start, min(start + block, end)).tolist()
+            indices = self._indices(start, min(start + block, end)).tolist()
+            for i, index in enumerate(indices):
+                yield Dealt(index, numbers[i % self.accumulation])
 
 
-class EvalOrder(Sampler[list[int]]):
+class EvalOrder(Sampler[Dealt]):
     """Rank r reads rows r, r + world, r + 2*world, ... in order, `batch_size` at a time; each row exactly once.
 
-    The striding is part of the contract: row j of rank r is dataset row r + j*world, so a model can name the row it
-    evaluates (its noise is a function of that number). Ranks may differ by one row; the last batch may be smaller.
+    A row's number is its index in the data set, whichever rank and batch it comes to. Ranks may differ by one row; the
+    last batch may be smaller.
     """
 
     def __init__(self, size: int, batch_size: int, *, world: int = 1, rank: int = 0) -> None:
@@ -189,6 +211,7 @@ class EvalOrder(Sampler[list[int]]):
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Dealt]:
         for start in range(0, len(self.rows), self.batch_size):
-            yield list(self.rows[start : start + self.batch_size])
+            index = list(self.rows[start : start + self.batch_size])
+            yield Dealt(index, row=index)

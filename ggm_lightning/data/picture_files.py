@@ -23,7 +23,7 @@ from ggm_lightning.data.rows import BadData
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FILTERS = ("bilinear", "bicubic", "box", "lanczos")  # of Pillow, all of them antialiased
-_TOGETHER = 256
+_ROWS_PER_READ = 256
 _AGAIN = "the file is damaged: get it again"
 _TAR_BLOCK = 512
 _DAMAGE = (ValueError, EOFError, RuntimeError, OverflowError, OSError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
@@ -99,8 +99,8 @@ def _npz_blocks(path: Path, shape: tuple[int, ...], num_labels: int) -> Iterator
         labels = _labels(archive, path, rows, num_labels)
         with archive.open("data.npy") as member:
             _array_header(member)
-            for start in range(0, rows, _TOGETHER):
-                count = min(_TOGETHER, rows - start)
+            for start in range(0, rows, _ROWS_PER_READ):
+                count = min(_ROWS_PER_READ, rows - start)
                 # The last read reaches the end, where zipfile compares the checksum.
                 images = np.frombuffer(member.read(count * math.prod(shape)), np.uint8).reshape(count, *shape)
                 yield Block(images, labels[start : start + count], count)
@@ -133,8 +133,8 @@ def folder_stream(folder: Path, shape: tuple[int, ...]) -> Stream:
 
 
 def _folder_blocks(folder: Path, names: list[str], shape: tuple[int, ...]) -> Iterator[Block]:
-    for start in range(0, len(names), _TOGETHER):
-        part = names[start : start + _TOGETHER]
+    for start in range(0, len(names), _ROWS_PER_READ):
+        part = names[start : start + _ROWS_PER_READ]
         images = [decoded((folder / name).read_bytes(), str(folder / name), shape) for name in part]
         yield Block(np.stack(images), None, len(part))
 
@@ -160,7 +160,7 @@ def _tar_blocks(path: Path, shape: tuple[int, ...]) -> Iterator[Block]:
                 continue
             raw = archive.extractfile(member).read()
             images.append(decoded(raw, f"{path}:{member.name}", shape))
-            if len(images) == _TOGETHER:
+            if len(images) == _ROWS_PER_READ:
                 yield Block(np.stack(images), None, archive.offset - done)
                 images, done = [], archive.offset
     if images:

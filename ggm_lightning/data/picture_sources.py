@@ -68,7 +68,7 @@ class Fit(NamedTuple):
         if min(height, width) > self.side:
             scale = self.side / min(height, width)
             size = (max(self.side, round(width * scale)), max(self.side, round(height * scale)))
-            picture = picture.resize(size, getattr(Image.Resampling, self.resize.upper()))
+            picture = picture.resize(size, Image.Resampling[self.resize.upper()])
         left, top = (picture.width - self.side) // 2, (picture.height - self.side) // 2
         square = picture.crop((left, top, left + self.side, top + self.side))
         if self.channels == 1:

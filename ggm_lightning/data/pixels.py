@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Integer, UInt8
 from torch import Tensor
 
-from ggm_lightning.codecs.codec import Images
+from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data import header as headers
 from ggm_lightning.data.blocks import BLOCK_BYTES, FileDigest, SplitBlocks, check_size
 from ggm_lightning.data.prepared import Identity, PreparedData

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Int64, Integer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from ggm_lightning.data.order import Dealt
 
 _CHUNK = 2**22  # ids looked at together when a split is checked: bounded memory, few Python calls
 
@@ -33,6 +35,8 @@ class BadData(ValueError):
 class RowSource(Dataset, ABC):
     """Rows by number. A subclass gives `__len__`, `fetch(indices)` and, for what is stored, `storage()`, `labels()`."""
 
+    first = 0  # the number that row 0 has in its file, for messages
+
     @abstractmethod
     def __len__(self) -> int:
         """How many there are."""
@@ -49,12 +53,28 @@ class RowSource(Dataset, ABC):
         """(name, labels as stored), to be checked in the same way; by default nothing."""
         return iter(())
 
+    def check_model(self, model: nn.Module) -> None:
+        """ValueError if these rows are not for that model; most rows are for any."""
+
     def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         wanted = np.asarray(index, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"rows {wanted.min()}..{wanted.max()} asked for, but there are {len(self)}")
         batch = self.fetch(wanted.reshape(-1))
         return batch if wanted.ndim else {key: value[0] for key, value in batch.items()}
+
+
+class Numbered(Dataset):
+    """What a loader reads: the rows of a batch and, as `row` Int64[b], the numbers that the order gave to them."""
+
+    def __init__(self, rows: RowSource) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, dealt: Dealt) -> dict[str, Tensor]:
+        return {**self.rows[dealt], "row": torch.tensor(dealt.row, dtype=torch.int64)}
 
 
 def ids_of(
@@ -110,14 +130,14 @@ def check_ids(rows: RowSource, num_classes: int, split: str) -> None:
     """Raise ValueError naming file, split and position of the first id outside 0..num_classes-1."""
     remedy = "fix the data or set num_classes to more than the largest id"
     for name, array in rows.storage():
-        _check_range(f"{name} ({split} split)", "id", array, num_classes, getattr(rows, "first", 0), remedy)
+        _check_range(f"{name} ({split} split)", "id", array, num_classes, rows.first, remedy)
 
 
 def check_labels(rows: RowSource, num_labels: int, split: str) -> None:
     """Raise ValueError naming file, split and position of the first label outside 0..num_labels-1."""
     remedy = "fix the labels or set num_labels to more than the largest one"
     for name, array in rows.labels():
-        _check_range(f"{name} ({split} split)", "label", array, num_labels, getattr(rows, "first", 0), remedy)
+        _check_range(f"{name} ({split} split)", "label", array, num_labels, rows.first, remedy)
 
 
 def _check_range(where: str, what: str, array: np.ndarray, limit: int, first: int, remedy: str) -> None:

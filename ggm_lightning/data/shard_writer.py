@@ -20,6 +20,7 @@ from ggm_lightning.codecs.codec import Codec, dict_hash
 from ggm_lightning.codecs.loss import Loss
 from ggm_lightning.data.blocks import BLOCK_BYTES, FileDigest
 from ggm_lightning.data.header import FORMAT, HEADER, sealed
+from ggm_lightning.rundir.codecs import check_loads_again
 
 PROGRESS = "progress.json"
 _PROGRESS_FORMAT = 2  # 1 did not know what is lost between text and tokens
@@ -138,6 +139,7 @@ class ShardWriter:
     ) -> None:
         if shard_tokens < 1:
             raise ValueError(f"shard_tokens is {shard_tokens}; it must be at least 1")
+        check_loads_again(codec)  # now rather than after hours of writing
         self.folder, self.codec, self.shard_tokens = Path(folder), codec, shard_tokens
         self.options, self.source = options or {}, source or []
         self.dtype = np.dtype("<u2" if codec.num_classes <= 2**16 else "<u4")

@@ -15,8 +15,9 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
-from ggm_lightning.codecs.codec import REPLACEMENT, Bytes, Characters, Codec, Subwords, dict_hash
-from ggm_lightning.codecs.loss import Loss
+from ggm_lightning.codecs.codec import Codec, dict_hash
+from ggm_lightning.codecs.loss import REPLACEMENT, Loss
+from ggm_lightning.codecs.text import Bytes, Characters, Subwords
 from ggm_lightning.data.detokenise import DETOKENISERS
 from ggm_lightning.data.documents import (
     Piece,
@@ -49,12 +50,16 @@ _OTHER_TOKENIZERS = {
 
 def describe(shards: TokenShards) -> str:
     """Counts of every split and what is lost, for the one line that a preparation prints."""
-    counts = "; ".join(
+    return counts(shards) + shards.loss_note()
+
+
+def counts(shards: TokenShards) -> str:
+    """Documents, characters and tokens of every split."""
+    return "; ".join(
         f"{split} {shards.documents(split):,} document(s), {shards.characters(split):,} characters, "
         f"{shards.tokens(split):,} tokens"
         for split in shards.header["splits"]
     )
-    return counts + shards.loss_note()
 
 
 def refuse_loss(loss: Loss | None, allowed: bool, where: str, instead: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from ggm_lightning.codecs.codec import Characters, Codec
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.text import Characters
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.rows import RowSource
 from ggm_lightning.data.tokens import Windows

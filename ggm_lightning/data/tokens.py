@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,13 +20,14 @@ import torch
 from jaxtyping import Int64, Integer
 from torch import Tensor
 
-from ggm_lightning.codecs.codec import Codec, codec_from_dict, dict_hash
+from ggm_lightning.codecs.codec import Codec, dict_hash
 from ggm_lightning.codecs.loss import Loss
 from ggm_lightning.data.blocks import SplitBlocks, block_counts, check_size
 from ggm_lightning.data.header import HEADER, read_header
 from ggm_lightning.data.rows import BadData, RowSource
 from ggm_lightning.data.shard_writer import ShardWriter
 from ggm_lightning.data.verified import remembered
+from ggm_lightning.rundir.codecs import codec_from_dict
 
 SCAN_LIMIT = 2**28  # tokens of a split that are looked at before training; larger ones are checked as they are read
 
@@ -58,10 +59,14 @@ class TokenShards:
 
     Files must not be cut short while a process reads them: of what it has checked and mapped, the system then makes a
     SIGBUS.
+
+    Args:
+        folder: of the shards.
+        trust: packages, modules or classes of your own that `codec` may build; the header alone is not believed.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, trust: str | Sequence[str] = ()) -> None:
+        self.folder, self.trust = Path(folder), trust
         self.header = read_header(self.folder)
         self.num_classes: int = self.header["num_classes"]
         self.dtype = np.dtype(self.header["dtype"]).newbyteorder("<")
@@ -93,7 +98,7 @@ class TokenShards:
     @property
     def codec(self) -> Codec:
         if self._codec is None:
-            self._codec = codec_from_dict(self.header["codec"])
+            self._codec = codec_from_dict(self.header["codec"], self.trust)
             if self._codec.tokenizer_hash != self.header["tokenizer_hash"]:
                 raise ValueError(
                     f"{self.folder / HEADER}: the codec does not have the stated tokenizer_hash; delete "

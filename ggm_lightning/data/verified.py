@@ -23,12 +23,15 @@ _SETTLED = 2.0  # seconds: what was written later than this may change once more
 
 def remembered(folder: Path, seal: str, names: list[str], blocks: int) -> UInt8[np.ndarray, " blocks"]:
     """One byte per block of all files in their order, 1 where it was compared; to be written to. Where the folder
-    cannot be written, or its shards are too new to be told by their dates, the bytes are this process's own.
+    is another user's or cannot be written, or its shards are too new to be told by their dates, the bytes are this
+    process's own, and nothing is left on the disk.
 
     Args:
         seal: of the header, whose checksums they were compared with.
     """
     own = np.zeros(blocks, dtype=np.uint8)
+    if folder.stat().st_uid != os.geteuid():
+        return own
     files = [(name, (folder / name).stat()) for name in names]
     if not files or time.time() - max(found.st_mtime for _, found in files) < _SETTLED:
         return own

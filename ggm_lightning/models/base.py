@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -16,13 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import noise, watch
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.metrics.likelihood import Likelihood
-from ggm_lightning.models import contract, readout
+from ggm_lightning.models import contract, declared, readout
 from ggm_lightning.models.readout import Readout
 from ggm_lightning.models.trained import Optimizer, Trained
-from ggm_lightning.sampling import arguments, loop
+from ggm_lightning.sampling import arguments, loop, naming, plan
+from ggm_lightning.sampling.contract import Denoiser
+from ggm_lightning.sampling.naming import Maker
 from ggm_lightning.sampling.request import Clamp, Request, Samples, checked
+from ggm_lightning.sampling.reverse import Reverse
+from ggm_lightning.sampling.sampler import Sampler
 
 
 class Family(Trained, ABC):
@@ -42,10 +48,16 @@ class Family(Trained, ABC):
         eval_seed: of the validation and test noise; the same at every validation.
     """
 
-    samplers: tuple[str, ...] = ("ancestral",)  # names for `sample`, the default first
+    # short names for `sample` and what they stand for, the default first
+    samplers: Mapping[str, Maker] = MappingProxyType({"ancestral": Reverse})
     refused_samplers: Mapping[str, str] = MappingProxyType({})  # names one might try, and why they are refused
     grids: tuple[str, ...] = ("cosine", "uniform")  # of the sampling times, the default first; () where there is one
-    latent_samplers: tuple[str, ...] = ()  # those of `samplers` that take latent_steps
+    # what `denoiser` takes: name -> check(name, value), which raises ValueError or returns the value
+    denoiser_options: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType({})
+    mask_id: Any = None  # where the noise is absorbing: an int, the state of a masked site
+    schedule: Any = None  # of the masking, where one masks all classes: a sampling.contract.MaskSchedule
+    exact = False  # whether nelbo is -log p(x) itself, not a bound on it
+    fills_beginnings_only = False  # whether known sites have to come before all others
     unused_parameters = False  # whether some parameters get no gradient in some steps, which DDP has to be told
     network_keywords: tuple[str, ...] = ()  # what the network takes besides z, t, label
     fast_path = "features"  # the method that is called instead of the network where it has one: no logits
@@ -76,24 +88,27 @@ class Family(Trained, ABC):
         self.eval_samples = eval_samples
         self.seed = seed
         self.eval_seed = eval_seed
-        known = getattr(network, "num_classes", num_classes)
-        if known != num_classes:
+        declared.check(type(self).__name__, "network", network, self.fast_path)
+        own = declared.by(network)
+        known = own.num_classes
+        if known is not None and known != num_classes:
             raise ValueError(
                 f"vocabulary mismatch: the data has {num_classes} classes, the network {known}; build the "
                 f"network with num_classes={num_classes} (a configuration takes it from the data: leave it out there)"
             )
-        if label_dropout and not getattr(network, "num_labels", 1):
+        if label_dropout and own.num_labels == 0:
             raise ValueError(
                 f"label_dropout is {label_dropout} but the network takes no labels; set its num_labels or drop it"
             )
         perplexity = len(self.shape) == 1
-        self.bounds = nn.ModuleDict({split: Likelihood(self.num_sites, perplexity) for split in ("val", "test")})
+        splits = ("val", "test", "predict")
+        self.bounds = nn.ModuleDict({split: Likelihood(self.num_sites, perplexity) for split in splits})
         contract.check_call(type(self).__name__, "network", network, self.fast_path, 3, self.network_keywords)
         self.network_use: str | None = None  # training, bound or sampling: what the network is being called for
         self.looked_at: set[tuple[str, str]] = set()  # (what, use) whose values were checked, see contract.look
         self.network_calls = 0  # counted by the families where they call the network
-        self._step_seen, self._micro_batch = -1, 0
-        self._rows_seen = 0
+        self.rows_sent = 0  # in these calls
+        self.other_calls: Counter[str] = Counter()  # of further networks, by their names
         self._loss_calls = 0
 
     # ------------------------------------------------------------------ what a family adds
@@ -108,9 +123,12 @@ class Family(Trained, ABC):
     ) -> Tensor:
         """Float[b]: unbiased estimate of an upper bound on -log p(x), nats per example."""
 
-    @abstractmethod
-    def prior_sample(self, num_samples: int) -> Tensor:
-        """The state at t = 1, Int64[b, *shape]."""
+    def prior_sample(self, num_samples: int, uniform: Callable[[str], Tensor] | None = None) -> Tensor:
+        """The state at t = 1, Int64[b, *shape]: all masked; of processes without a mask what they end in, from
+        `uniform(stream)` -> Float64[b, n] where it is drawn."""
+        if self.mask_id is None:
+            raise NotImplementedError(f"{type(self).__name__} has no mask and no prior_sample of its own")
+        return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
 
     @abstractmethod
     def reverse_law(
@@ -119,21 +137,38 @@ class Family(Trained, ABC):
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
     ) -> Any:
         """The law of z_s given z_t, site by site: the one from which, and only from which, the samplers draw."""
+
+    def denoiser(self, request: Request) -> Denoiser:
+        """The network as plans ask it (sampling/contract.py): logits of the clean tokens given a state. What is drawn
+        beside the tokens is drawn here. Raises ValueError in families whose network says something else."""
+        if self.mask_id is None:
+            raise ValueError(f"{type(self).__name__} has no mask: {arguments.choice(self.samplers)}, no plan")
+        return self._plain_denoiser
+
+    def _plain_denoiser(self, zt: Tensor, t: Tensor, label: Tensor | None, sites: Tensor, rows: Tensor) -> Tensor:
+        return self.logits_at(zt, t, label, sites)
+
+    def moving(self, zt: Tensor) -> Tensor | None:
+        """Bool[b], the rows that a reverse step may still change: where the noise is absorbing, those with a masked
+        site. None: all."""
+        return None if self.mask_id is None else (zt == self.mask_id).flatten(1).any(1)
 
     def finish(
         self,
         z: Tensor,
         label: Tensor | None,
-        uniform: Callable[[str], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        uniform: Callable[[str], Tensor] | None,
+        sharpening: Sharpening = PLAIN,
+        denoiser: Denoiser | None = None,
     ) -> Tensor:
-        """From the state at t = 0 to x, the same in most processes."""
-        return z
+        """From the state at t = 0 to x: where the noise is absorbing, what is still masked is drawn, all at once; the
+        most probable values are taken where `uniform` is None."""
+        if self.mask_id is None:
+            return z
+        return plan.filled(z, self.mask_id, label, denoiser or self._plain_denoiser, uniform, sharpening)
 
     # ------------------------------------------------------------------ loss
 
@@ -179,12 +214,12 @@ class Family(Trained, ABC):
         seed: int = 0,
         trace: bool = False,
         grid: str | None = None,
-        sampler: str | None = None,
+        sampler: str | type[Sampler] | Sampler | None = None,
         row: Tensor | None = None,
         progress: bool = False,
-        latent_steps: int | None = None,
+        **options: Any,
     ) -> Samples:
-        """x Int64[b, *shape], with the number of network calls and, if asked for, the trace of states.
+        """x Int64[b, *shape], with the number of network calls and of rows sent and, if asked for, the trace of states.
 
         Args:
             num_samples: b.
@@ -196,22 +231,26 @@ class Family(Trained, ABC):
             seed, row: the draw of row r is a function of (seed, r); row defaults to 0..b-1.
             trace: keep the states (CPU): all of a short chain, 256 of a long one.
             grid: one of the family's `grids`; None takes the first.
-            sampler: one of the family's `samplers`; None takes the first.
+            sampler: one of the family's `samplers`, the path of a class of your own, or an object of it; None takes
+                the first (sampling/naming.py).
             progress: show a bar with time left.
-            latent_steps: steps of the latent before those of the tokens, for samplers that have them (LDDM).
+            options: of the sampler, and of the family's `denoiser` where it has any (LDDM: latent_steps).
 
         Raises ValueError for what it cannot mean, in one line and before the network is called.
         """
-        asked = (num_samples, num_steps, label, clamp, temperature, top_p, seed, trace, grid, sampler, row, progress)
-        request = checked(self, *asked, latent_steps)
+        options |= {"temperature": temperature, "top_p": top_p}
+        sharpening = naming.sharpening(options)
+        chosen, of_denoiser = naming.chosen(self, sampler, options)
+        further = {"sharpening": sharpening, "sampler": chosen.name, "options": of_denoiser}
+        request = checked(self, num_samples, num_steps, label, clamp, seed, trace, grid, row, progress, **further)
         with self.evaluating("sampling"), watch.watching(request.row):
-            samples = self.draw(request)
+            samples = self.draw(request, chosen)
             watch.tokens(samples.x, self.num_classes)
         return samples
 
-    def draw(self, request: Request) -> Samples:
-        """What `sample` does with its checked arguments; families with a loop of their own replace this."""
-        return loop.run(self, request)
+    def draw(self, request: Request, sampler: Sampler) -> Samples:
+        """What `sample` does with its checked arguments."""
+        return loop.run(self, request, sampler)
 
     @contextmanager
     def evaluating(self, use: str = "bound") -> Iterator[None]:
@@ -242,11 +281,12 @@ class Family(Trained, ABC):
         it holds these only, and a network that `takes_sites` computes its last block at no others."""
         t, label = self._network_inputs(zt, t, label)
         asked, held = sites, self.num_sites
-        if hasattr(self.network, "features"):
-            if sites is not None and getattr(self.network, "takes_sites", False):
+        if declared.has(self.network, "features"):
+            own = declared.by(self.network)
+            if sites is not None and own.takes_sites:
                 inputs["sites"], held = sites, sites.shape[1]
                 sites = None
-            head = self.network.head
+            head = own.head
             values = contract.features(self, self.network.features(zt, t, label, **inputs), head, len(zt), held)
         else:
             alone = sites is not None and sites.shape[1] == 1
@@ -264,13 +304,14 @@ class Family(Trained, ABC):
     def _network_inputs(self, zt: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """t in the network's precision and the label as it wants it; counts the call that follows."""
         self.network_calls += 1
+        self.rows_sent += len(zt)
         dtype = next(self.network.parameters(), zt.new_zeros((), dtype=torch.float32)).dtype
         return t.to(dtype), self.network_label(label, zt.shape[0])
 
     def network_label(self, label: Tensor | None, b: int, drop: Tensor | None = None) -> Tensor | None:
         """The label as the network wants it: None for networks without labels, the null class where it is missing
         or where `drop` (Bool[b]) says so."""
-        num_labels = getattr(self.network, "num_labels", None)
+        num_labels = declared.by(self.network).num_labels
         if num_labels is None:
             return label
         if num_labels == 0:
@@ -280,64 +321,42 @@ class Family(Trained, ABC):
             return null
         return label if drop is None else torch.where(drop, null, label)
 
-    def _training_rows(self, b: int) -> tuple[int, Tensor, int]:
-        """(step, rows, total): which rows of the global batch these b are; the same on any number of ranks."""
-        step, world, rank = self.global_step, self.trainer.world_size, self.global_rank
-        self._micro_batch = self._micro_batch + 1 if step == self._step_seen else 0
-        self._step_seen = step
-        parts = world * self.trainer.accumulate_grad_batches
-        # every parts-th row, as data/order.py deals them out: each micro-batch is stratified in t by itself
-        row = self._micro_batch * world + rank + parts * torch.arange(b, device=self.device)
-        return step, row, b * parts
-
-    def _dataset_rows(self, b: int) -> Tensor:
-        """Indices in the data set of the next b evaluation rows: rank r holds r, r + world, r + 2 world, ..."""
-        position = self._rows_seen + torch.arange(b, device=self.device)
-        self._rows_seen += b
-        return position * self.trainer.world_size + self.global_rank
-
     # ------------------------------------------------------------------ Lightning
 
     def configure_model(self) -> None:
-        compile_network = getattr(self.network, "compile_network", None)
-        if compile_network is not None:
-            compile_network()
-
-    def on_train_start(self) -> None:
-        self._step_seen = -1  # a fit before, with the same object, may have ended in the step that now comes again
+        declared.compile_all(self.network)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        x = batch["x"]
-        step, row, total = self._training_rows(x.shape[0])
-        part = int(self._micro_batch * self.trainer.world_size + self.global_rank)
-        torch.manual_seed(noise.integer_seed("dropout", seed=self.seed, step=step, row=part))
-        loss = self.loss(x, batch.get("label"), step=step, row=row, total=total)
+        x, micro_batches, world = batch["x"], self.trainer.accumulate_grad_batches, self.trainer.world_size
+        # by this remainder Lightning, too, tells when a step is full
+        part, parts = batch_idx % micro_batches * world + self.global_rank, micro_batches * world
+        torch.manual_seed(noise.integer_seed("dropout", seed=self.seed, step=self.global_step, row=part))
+        row = _numbers(batch, part, parts)
+        loss = self.loss(x, batch.get("label"), step=self.global_step, row=row, total=len(x) * parts)
         self.collect({self.loss_name: loss})
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        self._rows_seen = 0
+    def evaluated_rows(self, batch: dict[str, Tensor], split: str) -> Tensor:
+        """Int64[b]: the rows' numbers in the data set, by which their noise is drawn."""
+        seen = self.bounds[split].count.long()
+        return _numbers(batch, seen * self.trainer.world_size + self.global_rank, self.trainer.world_size)
 
-    def on_test_epoch_start(self) -> None:
-        self._rows_seen = 0
-
-    def on_predict_epoch_start(self) -> None:
-        self._rows_seen = 0
-
-    def _evaluate(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        x = batch["x"]
-        row = self._dataset_rows(x.shape[0])
-        return row, self.nelbo(x, batch.get("label"), self.eval_samples, seed=self.eval_seed, row=row)
+    def _evaluate(self, batch: dict[str, Tensor], split: str) -> tuple[Tensor, Tensor]:
+        """(the rows' numbers, their bounds)."""
+        row = self.evaluated_rows(batch, split)
+        nats = self.nelbo(batch["x"], batch.get("label"), self.eval_samples, seed=self.eval_seed, row=row)
+        self.bounds[split].update(nats)
+        return row, nats
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.bounds["val"].update(self._evaluate(batch)[1])
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.bounds["test"].update(self._evaluate(batch)[1])
+        self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The bound of each example: its index in the data set and nats."""
-        row, nats = self._evaluate(batch)
+        row, nats = self._evaluate(batch, "predict")
         return {"row": row, "nelbo": nats}
 
     def on_validation_epoch_end(self) -> None:
@@ -346,8 +365,23 @@ class Family(Trained, ABC):
     def on_test_epoch_end(self) -> None:
         self._log_bound("test")
 
+    def on_predict_epoch_end(self) -> None:
+        self.bounds["predict"].reset()
+
     def _log_bound(self, split: str) -> None:
         metric = self.bounds[split]
         # the metric has already added up the ranks; sync_dist only keeps Lightning from warning about it
         self.log_dict({f"{split}/{name}": value for name, value in metric.compute().items()}, sync_dist=True)
         metric.reset()
+
+
+def _numbers(batch: dict[str, Tensor], first: int | Tensor, stride: int) -> Tensor:
+    """The rows' numbers Int64[b], which the data gave to them (data/order.py).
+
+    A loader that gives none, such as a plain DataLoader, is taken to deal its rows out as data/order.py does: every
+    `stride`-th to this batch, from `first` on.
+    """
+    if "row" in batch:
+        return batch["row"]
+    x = batch["x"]
+    return first + stride * torch.arange(len(x), device=x.device)

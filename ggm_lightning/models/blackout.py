@@ -14,11 +14,11 @@ corrupt  ->  deaths (what the network says)  ->  terms  ->  loss, nelbo  ->  rev
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,15 @@ from torch.nn import functional
 
 from ggm_lightning.core import births, categorical, death, logs, losses, noise, times, watch
 from ggm_lightning.core.births import BirthLaw
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.noise import StepNoise
-from ggm_lightning.core.softplus_loss import softplus_loss
-from ggm_lightning.models import contract
+from ggm_lightning.models import contract, readout
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.readout import Readout
-from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments
-from ggm_lightning.sampling.request import Request, Samples, Trace
+from ggm_lightning.sampling.births import Births
+from ggm_lightning.sampling.request import Request, Samples
+from ggm_lightning.sampling.sampler import Sampler
 
 OUTPUTS = ("softplus", "scaled", "deaths", "distribution")
 LOSSES = ("instantaneous", "finite_time", "likelihood", "cross_entropy")
@@ -46,7 +47,11 @@ class Blackout(Family):
     """Counts 0..V-1 that die out, and are born again: for levels of pixels, whose order means something. Data whose
     classes are names (tokens, codes) are refused (DiscreteData.check_model).
 
-    Infilling: its error has a floor with every sampler (see `draw`).
+    Samplers: capped (default), poisson, stochastic, posterior (of output distribution; the only one for temperature and
+    top_p), or rounded, published as binomial bridging and biased: core/births.py. num_steps are network calls.
+
+    Infilling: its error has a floor with every sampler, between the model's marginal and its conditional law (total
+    variation .14 with 50 steps, .12 with 400, on a law where ignoring what is known costs .33): sampling/births.py.
 
     The network is called as network(z, t, label=None) with z Float[b, *shape] = x_t - p (V-1)/2 and t as `time_input`
     says. It returns Float[b, *shape], read as `output` says, or for "distribution" Float[b, n, V] or [b, *shape, V].
@@ -54,7 +59,7 @@ class Blackout(Family):
     Times t are the process's own, p = e^-t: `corrupt`, `terms` and `reverse_law` take them as Float64[b] in [0, t_end].
 
     Args:
-        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
+        network, num_classes, shape: see Family.
         output: softplus, published: y = softplus(raw). scaled: y = (1 - p) softplus(raw), which keeps small t accurate.
             deaths: the network returns y >= 0 itself. distribution: logits of x_0, read as `parametrisation` says.
         loss: instantaneous or finite_time, published, at the T observation times; likelihood: the integral of eq. (5),
@@ -70,9 +75,10 @@ class Blackout(Family):
             network. What lies below x_t is left out. Either can say any law; -inf excludes a count.
         official: as the published code, finite_time is not multiplied by T (1000 times smaller); dropout stays on while
             sampling.
+        family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
-    samplers = births.KERNELS
+    samplers = MappingProxyType({kernel: partial(Births, kernel) for kernel in births.KERNELS})
     grids = ()
     needs_order = True  # a count passes through all that lie below it
     defaults_before = MappingProxyType({"parametrisation": "posterior"})
@@ -92,13 +98,9 @@ class Blackout(Family):
         data_mean: float | None = None,
         parametrisation: str = "prior",
         official: bool = False,
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
-        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        super().__init__(network, num_classes, shape, **family)
         chosen: dict[str, tuple[str, tuple[str, ...]]]
         chosen = {"output": (output, OUTPUTS), "loss": (loss, LOSSES), "bound": (bound, BOUNDS)}
         chosen |= {"time_input": (time_input, TIME_INPUTS), "network_input": (network_input, ("centred", "counts"))}
@@ -236,7 +238,7 @@ class Blackout(Family):
     def _step_divergence(
         self, x: Tensor, zt: Tensor, t: Tensor, s: Tensor, label: Tensor | None, kernel: str
     ) -> Tensor:
-        law, log_y = self._law(zt, t, s, label, 1.0, 1.0, kernel)
+        law, log_y = self._law(zt, t, s, label, PLAIN, kernel)
         return births.kernel_divergence(law, (x - zt).flatten(1), log_y).sum(-1)
 
     def training_terms(
@@ -255,12 +257,11 @@ class Blackout(Family):
         if self.objective == "cross_entropy":
             log_p = logs.log_normalised(self.log_posterior(zt, t, raw))
             return -log_p.gather(-1, x.flatten(1)[..., None])[..., 0].double().mean(-1)
+        scale = None
         if self.fuses:
             scale = death.death_probability(t.double()) if self.output == "scaled" else torch.ones_like(t)
-            per_site = softplus_loss(raw, x.flatten(1), zt.flatten(1), scale) / self.num_sites
-        else:
-            y, log_y = self.deaths(zt, t, raw)
-            per_site = death.published_loss(y, log_y, (x - zt).flatten(1).double()).mean(-1)
+        read = partial(self.deaths, zt, t, raw)
+        per_site = readout.published_loss(raw, x.flatten(1), zt.flatten(1), scale, read)
         if self.objective == "instantaneous":
             return self.num_timesteps * death.instantaneous_weight(t, s) * per_site
         return (1 if self.official else self.num_timesteps) * death.finite_time_weight(t, s) * per_site
@@ -309,19 +310,19 @@ class Blackout(Family):
 
     # ------------------------------------------------------------------ reverse step
 
-    def prior_sample(self, num_samples: int) -> Tensor:
+    def prior_sample(self, num_samples: int, uniform: Callable[[str], Tensor] | None = None) -> Tensor:
         """Black. A site of x_T is not 0 with probability below (V-1) e^-t_end."""
         return torch.zeros((num_samples, *self.shape), dtype=torch.int64, device=self.device)
 
     def _law(
-        self, zt: Tensor, t: Tensor, s: Tensor, label: Tensor | None, temperature: float, top_p: float, kernel: str
+        self, zt: Tensor, t: Tensor, s: Tensor, label: Tensor | None, sharpening: Sharpening, kernel: str
     ) -> tuple[BirthLaw, Tensor]:
         """The law of x_s, and ln y."""
         raw = self.answer(zt, t, label)
         y, log_y = self.deaths(zt, t, raw)
         log_p = None
         if kernel == "posterior":
-            log_p = categorical.log_probabilities(self.log_posterior(zt, t, raw), temperature, top_p)
+            log_p = sharpening.log_probabilities(self.log_posterior(zt, t, raw))
         pi = death.bridge_probability(t.double(), s.double())
         return BirthLaw(zt.flatten(1), y, pi, self.cap, kernel, log_p), log_y
 
@@ -331,57 +332,26 @@ class Blackout(Family):
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
         sampler: str | None = None,
     ) -> BirthLaw:
-        """p(x_s | x_t) site by site; t, s Float64[b], s < t, s = 0 is the end. temperature and top_p sharpen p(x_0 |
-        x_t), so need sampler "posterior"."""
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
-        kernel = self.samplers[0] if sampler is None else sampler
+        """p(x_s | x_t) site by site; t, s Float64[b], s < t, s = 0 is the end. What is sharpened is p(x_0 | x_t), which
+        only sampler "posterior" has."""
+        arguments.check_law(self, zt, t, s, label, sharpening)
+        kernel = sampler or births.KERNELS[0]
         if kernel not in self.samplers:
             raise ValueError(f"sampler '{kernel}' is unknown to Blackout; choose one of {', '.join(self.samplers)}")
         if kernel == "posterior" and self.output != "distribution":
             raise ValueError(f"sampler posterior needs a law of x_0, not output {self.output}; use sampler capped")
-        if kernel != "posterior" and (temperature, top_p) != (1, 1):
-            raise ValueError(
-                f"temperature {temperature} and top_p {top_p} are for sampler posterior; leave them at 1 for {kernel}"
-            )
-        return self._law(zt, t, s, label, temperature, top_p, kernel)[0]
+        if kernel != "posterior" and sharpening != PLAIN:
+            raise ValueError(f"{sharpening} are for sampler posterior; leave them at 1 for {kernel}")
+        return self._law(zt, t, s, label, sharpening, kernel)[0]
 
     # ------------------------------------------------------------------ sampling
 
-    def draw(self, request: Request) -> Samples:
-        """See Family.sample.
-
-        num_steps: network calls: that many times on the logit grid from t_end to t_0, any number, then 0.
-        clamp: known sites follow the death process of their value: thinned at t_end, bridged from step to step. The
-            others see them only as they are at the time, so that early births know little of them: the result lies
-            between the model's marginal and its conditional law, and more steps do not change that (total variation
-            .14 with 50 steps, .12 with 400, on a law where ignoring what is known costs .33).
-        temperature, top_p: for sampler "posterior" alone.
-        sampler: capped (default), poisson, stochastic, posterior (of output distribution), or rounded, published as
-            binomial bridging and biased. See core/births.py.
-        """
-        if request.sampler == "rounded":
-            warnings.warn(births.ROUNDED_BIAS, stacklevel=3)
-        known = request.clamp and (request.clamp[0].flatten(1), request.clamp[1].flatten(1))
-        before, steps = self.network_calls, request.num_steps
-        path = torch.cat([death.observation_times(steps, self.t_end).flip(0), torch.zeros(1)]).to(self.device)
-        trace = Trace(request, steps)
-        law = partial(
-            self.reverse_law,
-            label=request.label,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            sampler=request.sampler,
-        )
+    def draw(self, request: Request, sampler: Sampler) -> Samples:
         with self._drawing():
-            start = self.prior_sample(request.num_samples)
-            walk = births.chain(start, path, law, known, request.uniform(self.num_sites))
-            for i, z in enumerate(request.bar(walk, steps + 1)):
-                trace.add(i, z)
-        return Samples(z, self.network_calls - before, trace.states)
+            return super().draw(request, sampler)
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ corrupt  ->  terms  ->  leave_one_out (the gradient of the schedule)  ->  loss, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,11 +20,17 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ggm_lightning.core import noise, times, vector_masking
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.vector_masking import VectorMaskedLaw
 from ggm_lightning.models.base import Family
-from ggm_lightning.models.trained import Optimizer
+from ggm_lightning.models.readout import MaskedTerms
 from ggm_lightning.sampling import arguments
+
+NO_COMMON_TIMES = (
+    "each class is masked at times of its own, so that when a site is revealed depends on what it becomes, and no plan "
+    "can choose the site first; use ancestral"
+)
 
 
 class GenMD4(Family):
@@ -40,7 +46,7 @@ class GenMD4(Family):
     Infilling: its error vanishes with the steps.
 
     Args:
-        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
+        network, num_classes, shape: see Family.
         initial_exponent: every w_v at the start; 1 is MD4's linear schedule.
         exponent_lr: peak learning rate of the exponents; None takes the network's.
         published_optimizer: exponents get the network's learning rate and weight decay, which pulls them to ln 2.
@@ -48,7 +54,10 @@ class GenMD4(Family):
         published_estimate: leave out the factor (1 - t1) of the integral, as the published numbers do (they are larger
             by 0.1 % for it).
         count_prior: add the prior term, without which the sum is no bound; False is the published convention.
+        family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
+
+    refused_samplers = MappingProxyType({"first_hitting": NO_COMMON_TIMES})
 
     def __init__(
         self,
@@ -61,13 +70,9 @@ class GenMD4(Family):
         first_time: float = 1e-3,
         published_estimate: bool = False,
         count_prior: bool = True,
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
-        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        super().__init__(network, num_classes, shape, **family)
         if not 0 < initial_exponent < math.inf:
             raise ValueError(f"initial_exponent is {initial_exponent}; it must be positive and finite")
         if not 0 < first_time < 1:
@@ -107,9 +112,12 @@ class GenMD4(Family):
         """Float[b], nats: the integrand of eq. (12) at t, differentiable in the exponents that stand in it. Its mean
         over z_t ~ q(. | x), integrated over t from t1 to 1, is L."""
         arguments.check_terms(self, x, zt, t, label)
+        return self._terms(x, zt, t, label).rows()
+
+    def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> MaskedTerms:
         masked = (zt == self.mask_id).flatten(1)
-        nats = self.readout(zt, t, label).nats(x.flatten(1), masked, self.exponents())
-        return nats / t.to(nats.dtype)
+        answer = self.readout(zt, t, label)
+        return answer.terms(x.flatten(1), masked, lambda nats: nats / t.to(nats.dtype), self.exponents())
 
     def reconstruction(self, x: Tensor) -> Tensor:
         """Float64[b], nats: sites still masked at t1, decoded without context."""
@@ -118,12 +126,15 @@ class GenMD4(Family):
     def leave_one_out(
         self, x: Tensor, z1: Tensor, z2: Tensor, t: Tensor, label: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(l1, l2, surrogate), nats, each Float[b]: the terms of two corrupted states, and the scalar whose gradient in
-        the exponents is that of the drawing of the states (two-sample REINFORCE, appendix I.2):
+        """(loss, terms, surrogate), nats. The loss has the mean over rows of (l1 + l2)/2, terms Float[2 b] are l1 and
+        then l2, those of the corrupted states z1 and z2. The surrogate Float[b] is the scalar whose gradient in the
+        exponents is that of the drawing of the states (two-sample REINFORCE, appendix I.2):
         (l1 - l2)/2 (log q(z1 | x) - log q(z2 | x)), l1 and l2 taken as constants."""
         both = None if label is None else torch.cat([label, label])
-        l1, l2 = self.terms(torch.cat([x, x]), torch.cat([z1, z2]), torch.cat([t, t]), both).chunk(2)
-        return l1, l2, self._surrogate(x, z1, z2, t, l1 - l2)
+        two = self._terms(torch.cat([x, x]), torch.cat([z1, z2]), torch.cat([t, t]), both)
+        loss, terms = two.loss(states=2)
+        l1, l2 = terms.chunk(2)
+        return loss, terms, self._surrogate(x, z1, z2, t, l1 - l2)
 
     def _surrogate(self, x: Tensor, z1: Tensor, z2: Tensor, t: Tensor, difference: Tensor) -> Tensor:
         w, flat = self.exponents(), x.flatten(1)
@@ -133,15 +144,6 @@ class GenMD4(Family):
         difference = torch.where(torch.isfinite(difference), difference, 0.0)
         return 0.5 * difference * (log_q1 - log_q2)
 
-    def _fused_terms(self, x: Tensor, z1: Tensor, z2: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(mean of (l1 + l2)/2, Float[b] surrogate): `leave_one_out` without logits."""
-        x0, z, t2 = torch.cat([x, x]).flatten(1), torch.cat([z1, z2]), torch.cat([t, t])
-        answer = self.readout(z, t2, None if label is None else torch.cat([label, label]))
-        masked = (z == self.mask_id).flatten(1)
-        mean, nats = answer.weighted_nats(x0, masked, 1 / (len(x0) * t2), self.exponents())
-        l1, l2 = (nats / t2.to(nats.dtype)).chunk(2)
-        return mean, self._surrogate(x, z1, z2, t, l1 - l2)
-
     # ------------------------------------------------------------------ loss and bound
 
     def training_loss(self, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
@@ -149,11 +151,7 @@ class GenMD4(Family):
         is unbiased. Two network evaluations per row."""
         t = self.time(times.of_step(draws))
         z1, z2 = (self.corrupt(x, t, draws.uniform(stream, self.num_sites)) for stream in ("mask", "second mask"))
-        if self.fuses:
-            mean, surrogate = self._fused_terms(x, z1, z2, t, label)
-        else:
-            l1, l2, surrogate = self.leave_one_out(x, z1, z2, t, label)
-            mean = (l1 + l2) / 2
+        mean, _, surrogate = self.leave_one_out(x, z1, z2, t, label)
         # the surrogate's value means nothing: only its gradient is taken
         nats = self.jacobian * (mean + surrogate - surrogate.detach()) + self.reconstruction(x)
         return nats.mean() / (self.num_sites * math.log(2))
@@ -177,37 +175,22 @@ class GenMD4(Family):
 
     # ------------------------------------------------------------------ reverse step
 
-    def prior_sample(self, num_samples: int) -> Tensor:
-        return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
-
     def reverse_law(
         self,
         zt: Tensor,
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
     ) -> VectorMaskedLaw:
         """p(z_s | z_t) site by site, appendix I.2; t, s Float64[b]. The network sees t."""
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
+        arguments.check_law(self, zt, t, s, label, sharpening)
 
         def logits_at(sites: Tensor) -> Tensor:
             return self.logits_at(zt, t, label, sites)
 
         log_ratio = torch.log(s.double() / t.double())
-        return VectorMaskedLaw(zt.flatten(1), log_ratio, self.exponents(), logits_at, self.mask_id, temperature, top_p)
-
-    def finish(
-        self,
-        z: Tensor,
-        label: Tensor | None,
-        uniform: Callable[[str], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ) -> Tensor:
-        """Nothing is left to do: the step to s = 0 has revealed every site."""
-        return z
+        return VectorMaskedLaw(zt.flatten(1), log_ratio, self.exponents(), logits_at, self.mask_id, sharpening)
 
     # ------------------------------------------------------------------ training
 

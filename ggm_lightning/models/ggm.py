@@ -16,22 +16,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from ggm_lightning.core import categorical, fused, glauber, losses, noise, sweeps, times
+from ggm_lightning.core import categorical, glauber, losses, noise, sweeps, times
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.glauber import Pair, SiteLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.sweeps import Sweeps
-from ggm_lightning.models import readout
+from ggm_lightning.models import declared
 from ggm_lightning.models.base import Family
-from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments, sweeping
-from ggm_lightning.sampling.request import Request, Samples
 
 _COUNTED = 2**24  # tokens of the training data that the unigram law is measured on
 
@@ -47,14 +45,18 @@ class GGM(Family):
     loss ce_x0 it is log p0(x|y) - log pi(x) instead. Constants matter to bce alone. -inf excludes a token from p0 or
     p_t; but in p_t noise may put any token anywhere, so that the bound is then infinite for all data.
 
-    Infilling: with heat_bath its error vanishes with R; with gated and parallel it has a floor (see `draw`).
+    Samplers (sampling/sweeping.py): heat_bath and gated, exact, make all R n visits; parallel makes B = num_steps // R
+    blocks per sweep. With a clamp `redenoise` rounds of one sweep up and down follow.
+
+    Infilling: the network takes known tokens for as noisy as the time says. With heat_bath the error vanishes with R;
+    with gated and parallel it has a floor, which rounds of `redenoise` lower (of hide: block they do not).
 
     Times: t = 0..T = R n counts visits; `corrupt`, `terms` and `reverse_law` take t as the time of the state they get.
 
     Args:
-        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family. The loss is in
+        network, num_classes, shape: see Family.
+        loss: bce, the paper's; ce_xt or ce_x0, cross-entropies of X_{t,i} or X_{0,i}, which have the same optimum. In
             nats per classified token and logged as train/<loss>; it is no likelihood.
-        loss: bce, the paper's; ce_xt or ce_x0, cross-entropies of X_{t,i} or X_{0,i}, which have the same optimum.
         num_sweeps: R. The exact samplers need R n network calls.
         schedule: linear or geometric survival over the sweeps (core/sweeps.py).
         last_survival: a_R, strictly between 0 and 1; None: min(0.01, 0.1/n).
@@ -65,11 +67,12 @@ class GGM(Family):
             from 1 to block_size, the same for all rows.
         hide: own: a visited site's law is conditional on all other tokens, one network call for each. block: the whole
             block is hidden and predicted in one call, which ignores what its tokens say of each other: good for
-            training, but sampler "parallel" then does not converge in sweeps (see `draw`).
+            training, but sampler "parallel" then does not converge in sweeps.
         redenoise: rounds of ReDeNoise behind infilling: one sweep of noise on the unknown sites, and back.
+        family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
-    samplers = ("heat_bath", "gated", "parallel")
+    samplers = MappingProxyType({kernel: partial(sweeping.Sweeping, kernel) for kernel in sweeping.KERNELS})
     refused_samplers = MappingProxyType({"parallel_heat_bath": sweeping.PARALLEL_HEAT_BATH})
     grids = ()
     network_keywords = ("visited",)
@@ -89,13 +92,9 @@ class GGM(Family):
         block_size: int = 1,
         hide: str = "own",
         redenoise: int = 4,
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
-        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        super().__init__(network, num_classes, shape, **family)
         n = self.num_sites
         if loss not in ("bce", "ce_xt", "ce_x0"):
             raise ValueError(f"loss is '{loss}'; choose bce, ce_xt or ce_x0")
@@ -163,13 +162,6 @@ class GGM(Family):
         z = x.flatten(1).scatter(1, sites, self.hide_id).reshape(x.shape[0], *self.shape)
         return {"zt": z, "t": r.double() / self.sweeps.num_sweeps, "sites": sites, "visited": visited}
 
-    def _observed(self, inputs: dict[str, Any], label: Tensor | None, x: Tensor) -> Tensor:
-        """o at the tokens x Int64[k] alone: V - 1 of the V logits are never formed where the network has a head."""
-        if not readout.pays(self.network, self.fused is not False):
-            return self.logits_at(label=label, **inputs).gather(1, x[:, None])[:, 0]
-        features, head = self.readout(label=label, **inputs).values, cast(nn.Linear, self.network.head)
-        return fused.token_logits(features.flatten(0, 1), head.weight, x, head.bias)
-
     def log_conditional(self, logits: Tensor, a: Tensor) -> Tensor:
         """log p_t(.|y) Float[k, V] from what the network returned, a Float[k] the survival before the visit."""
         logits = losses.at_least_float32(logits)
@@ -194,7 +186,8 @@ class GGM(Family):
     def _classification(self, x: Tensor, pair: Pair, r: Tensor, inputs: dict[str, Any], label: Tensor | None) -> Tensor:
         """Float[k], nats, at the hidden sites."""
         if self.objective == "bce":
-            o = self._observed(inputs, label, pair.observed.flatten())
+            answer = self.readout(label=label, **inputs)
+            o = answer.of_tokens(pair.observed.flatten(), fuse=self.fused is not False)
             log_odds = self.sweeps.log_odds[r].repeat_interleave(pair.sites.shape[1])
             return glauber.signal_cross_entropy(o + log_odds.to(o.dtype), pair.signal.flatten())
         target = pair.before if self.objective == "ce_xt" else x.flatten(1).gather(1, pair.sites)
@@ -266,18 +259,17 @@ class GGM(Family):
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
         sampler: str | None = None,
         known: Tensor | None = None,
     ) -> SiteLaw:
         """The law of X_s given X_t = zt: the sites visited by s..t-1 move, all at once, the others stay.
 
         t, s Int64[b] in 0..T with the same t - s in all rows, which is 1 unless the sampler is "parallel".
-        With temperature or top_p the data law p0 in p_t is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp):
+        The data law p0 in p_t is what is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp):
         tokens that the network is shown even in a hidden block.
         """
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
+        arguments.check_law(self, zt, t, s, label, sharpening)
         chain, first = self.sweeps, s.long()
         size = chain.step_size(first, t.long(), simultaneous=sampler == "parallel")
         r, sites = first // self.num_sites, chain.block_sites(first, size)[0]
@@ -292,29 +284,10 @@ class GGM(Family):
             logits = torch.stack([self.logits_at(label=label, **part) for part in parts], 1).flatten(0, 1)
         r = r.repeat_interleave(size)
         a = chain.survival[r]
-        log_p = glauber.sharpened(self.log_conditional(logits.double(), a), self.log_pi, a, temperature, top_p)
+        log_p = glauber.sharpened(self.log_conditional(logits.double(), a), self.log_pi, a, sharpening)
         row = torch.arange(len(zt), device=zt.device).repeat_interleave(size)
         gated = sampler in ("gated", "parallel")
         return SiteLaw(zt.flatten(1), row, sites.flatten(), log_p, self.log_pi, chain.log_odds[r], gated)
-
-    def draw(self, request: Request) -> Samples:
-        """See Family.sample. With a clamp the chain is followed by `redenoise` rounds of one sweep up and down.
-
-        sampler: heat_bath, exact: a visited site is drawn from p_t, one network call each. gated, exact at the same
-            cost: it is kept with probability 1 - eta. parallel: gated in blocks, all sites of a block from the same
-            state. With hide: own, one call per site, its error is of order 1/R. With hide: block, one call per block,
-            it does not converge in sweeps: within a block sites are independent, and one block of all sites gives the
-            product of the marginals at every R. A warning says so.
-        num_steps: of "parallel": B = num_steps // R blocks per sweep. The other samplers make all R n visits.
-        clamp: the network takes known tokens for as noisy as the time says. The error of heat_bath falls with R; that
-            of gated and parallel has a floor, which rounds of `redenoise` lower (of hide: block they do not).
-        """
-        size = 1
-        if request.sampler == "parallel":
-            size = sweeping.visits_at_once(request.num_steps, self.sweeps, self.block_size)
-            if self.hide == "block" and size > 1:
-                rank_zero_warn(sweeping.HIDDEN_BLOCK)
-        return sweeping.run(self, request, size)
 
     # ------------------------------------------------------------------ Lightning
 
@@ -336,7 +309,7 @@ class GGM(Family):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         x = batch["x"]
-        row = self._dataset_rows(x.shape[0])
+        row = self.evaluated_rows(batch, "val")
         nats, deviations = self._estimate(x, batch.get("label"), self.eval_samples, self.eval_seed, row)
         self.bounds["val"].update(nats)
         self.calibration["calibration"].update(deviations)
@@ -358,7 +331,7 @@ def _evaluation_noise(stream: str, **counters: Any) -> Tensor:
 
 
 def _check_bits(network: nn.Module) -> None:
-    if getattr(network, "visited_bits", True) is False:  # of ours, which take the argument in any case
+    if not declared.by(network).visited_bits:  # of ours, which take the argument in any case
         raise ValueError(
             f"GGM: the network {type(network).__name__} was built without the visited bits; set its visited_bits: true "
             "(a class of your own takes the keyword argument visited, Bool[b, n])"

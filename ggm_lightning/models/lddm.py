@@ -20,23 +20,32 @@ from a constant one. Hence the recipe in two stages (models/lddm_stages.py) and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import gaussian, times
-from ggm_lightning.core.gaussian import GaussianLaw
+from ggm_lightning.core.categorical import PLAIN, Sharpening
+from ggm_lightning.core.gaussian import GaussianLaw, LatentClock
 from ggm_lightning.core.masking import MaskedLaw
-from ggm_lightning.core.schedules import Schedule
 from ggm_lightning.models import contract
+from ggm_lightning.models import lddm_stages as stages
 from ggm_lightning.models.lddm_base import LatentFamily
-from ggm_lightning.models.lddm_stages import Recipe
-from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling import latent as latent_first
+from ggm_lightning.sampling.contract import Denoiser
+from ggm_lightning.sampling.first_hitting import FirstHitting
+from ggm_lightning.sampling.naming import Maker
 from ggm_lightning.sampling.request import Request, Samples
+from ggm_lightning.sampling.sampler import Sampler
 
+_TOGETHER = {kind: partial(latent_first.Together, kind) for kind in gaussian.STEPS}
+_AFTER_LATENT = {kind: partial(latent_first.AfterLatent, kind) for kind in gaussian.STEPS}
 _ON_ONE_CLOCK = "it needs a network that knows clean latents beside masked tokens; train with independent_clocks: true"
 
 
@@ -59,16 +68,16 @@ class FujiLDDM(LatentFamily):
 
     Samplers: "ddim" (default) and "ddpm" move both parts on one grid; num_steps calls of the joint network. In one step
     the tokens are drawn while the latent is still pure noise: at least 2, better 8. "seq_ddim" and "seq_ddpm", for
-    networks with independent clocks: `latent_steps` calls (default 32) with all tokens masked, then as SEQ. A clamp
-    needs independent clocks, too: known tokens stand beside a noisy latent. Infilling: with the joint samplers its
-    error vanishes with the steps; with seq_ddim and seq_ddpm as in SeqLDDM.
+    networks with independent clocks: `latent_steps` calls (default 32) with all tokens masked, then as SEQ; so does
+    "first_hitting". A clamp needs independent clocks, too: known tokens stand beside a noisy latent. Infilling: with
+    the joint samplers its error vanishes with the steps; with the others as in SeqLDDM.
 
     Args:
         independent_clocks: draw the times of tokens and latent independently in training (one time for both is
             published); bound and joint samplers keep to the diagonal.
     """
 
-    samplers: tuple[str, ...] = gaussian.STEPS
+    samplers: Mapping[str, Maker] = MappingProxyType(_TOGETHER)
 
     def __init__(
         self,
@@ -76,42 +85,17 @@ class FujiLDDM(LatentFamily):
         encoder: nn.Module,
         num_classes: int,
         shape: tuple[int, ...],
-        schedule: Schedule | None = None,
-        latent_schedule: Schedule | None = None,
-        max_snr: float | None = 64.0,
         independent_clocks: bool = False,
-        num_timesteps: int | None = None,
-        recipe: Recipe = Recipe(),
-        infill_latents: int = 16,
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
-        super().__init__(
-            network,
-            encoder,
-            None,
-            num_classes,
-            shape,
-            schedule,
-            latent_schedule,
-            max_snr,
-            num_timesteps,
-            (num_timesteps, 2),  # the last step reveals tokens alone
-            recipe,
-            infill_latents,
-            optimizer,
-            label_dropout,
-            eval_samples,
-            seed,
-            eval_seed,
-        )
+        super().__init__(network, encoder, num_classes, shape, **family)
+        # the last step, from level 1, reveals tokens alone
+        self.clock = LatentClock.to_snr(self.latent_schedule, self.max_snr, self.num_timesteps, 2)
         self.independent_clocks = independent_clocks
-        sequential = tuple(f"seq_{kind}" for kind in gaussian.STEPS)
+        sequential: dict[str, Maker] = {f"seq_{kind}": make for kind, make in _AFTER_LATENT.items()}
+        sequential["first_hitting"] = FirstHitting
         if independent_clocks:
-            self.samplers, self.latent_samplers = (*gaussian.STEPS, *sequential), sequential
+            self.samplers = MappingProxyType({**type(self).samplers, **sequential})
         else:
             self.refused_samplers = dict.fromkeys(sequential, _ON_ONE_CLOCK)
 
@@ -134,36 +118,40 @@ class FujiLDDM(LatentFamily):
         """Float64[b], nats: the integrand of eq. (5) at t, given x_t = zt and z_t = latent Float64[b, S, d]; its mean
         over t ~ U(0, 1) and q is the bound less `prior_nats`. For finite T, t in {1/T, ..., 1}, and eq. (4)."""
         arguments.check_terms(self, x, zt, t, label)
-        logits_at, z0_hat = self.predict(zt, t, latent, t, label)
+        answer, z0_hat = self.predict(zt, t, latent, t, label)
         error = (self.encode(x).double() - z0_hat.double()).square().sum((1, 2))
-        return self._weighted(self._cross_entropy(x, zt, logits_at), t).double() + self.clock.weight(t) * error
+        tokens = self._masked(x, zt, answer, partial(self._weighted, t=t)).rows()
+        return tokens.double() + self.clock.weight(t) * error
 
-    def reverse_law(  # type: ignore[override]
+    def joint_law(
         self,
         zt: Tensor,
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
         *,
         latent: Tensor,
         sampler: str = "ddpm",
     ) -> JointLaw:
         """p(x_s, z_s | x_t, z_t), eq. (2); t, s Float64[b]. In the last step, s = 0, the latent has done its work."""
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
+        arguments.check_law(self, zt, t, s, label, sharpening)
         logits_at, z0 = self.predict(zt, t, latent, t, label)
         law = gaussian.step(
             sampler, self.latent_schedule, latent.double(), z0.double(), self.clock.time(t), self.clock.time(s)
         )
-        return JointLaw(self.token_law(zt, t, s, logits_at, temperature, top_p), law)
+        tokens = MaskedLaw.of_step(self.schedule, zt.flatten(1), t, s, logits_at, self.num_classes, sharpening)
+        return JointLaw(tokens, law)
 
-    def draw(self, request: Request) -> Samples:
+    def denoiser(self, request: Request) -> Denoiser:
+        if not self.independent_clocks:
+            raise ValueError(f"sampler '{request.sampler}' is refused: {_ON_ONE_CLOCK}")
+        return super().denoiser(request)
+
+    def draw(self, request: Request, sampler: Sampler) -> Samples:
         if request.clamp is not None and not self.independent_clocks:
             raise ValueError(f"clamp: {type(self).__name__} was trained on one clock; {_ON_ONE_CLOCK}")
-        if request.sampler.startswith("seq_"):
-            return latent_first.sequential(self, request, request.sampler.removeprefix("seq_"))
-        return latent_first.joint(self, request, request.sampler)
+        return super().draw(request, sampler)
 
 
 class SeqLDDM(LatentFamily):
@@ -175,17 +163,17 @@ class SeqLDDM(LatentFamily):
     sampler want it.
 
     Samplers: "ddim" (default) and "ddpm" say how the latent is drawn: `latent_steps` (default 32) calls of the latent's
-    network, then num_steps of the joint one. With a clamp, infill_latents candidates are drawn for each example and one
-    is chosen by how well it explains the known tokens. Infilling: its error falls as infill_latents grows (on a small
-    law .31, .04, .02 with 1, 16, 64) and with both numbers of steps; with over four known tokens a floor may remain,
-    because groups of them are weighed as independent (sampling/latent.py).
+    network, then num_steps of the joint one. "first_hitting" has no error of token steps: a site at a time, whatever
+    num_steps is; its latent is drawn by `latent_sampler` (default ddim). With a clamp, infill_latents candidates are
+    drawn for each example and one is chosen by how well it explains the known tokens. Infilling: its error falls as
+    infill_latents grows (on a small law .31, .04, .02 with 1, 16, 64) and with both numbers of steps; with over four
+    known tokens a floor may remain, because groups of them are weighed as independent (sampling/latent.py).
 
     Args:
         num_latent_timesteps: levels of the latent's discrete bound; None is continuous time.
     """
 
-    samplers = gaussian.STEPS
-    latent_samplers = gaussian.STEPS
+    samplers: Mapping[str, Maker] = MappingProxyType({**_AFTER_LATENT, "first_hitting": FirstHitting})
     uses_joint_latent = False
     latent_network: nn.Module
 
@@ -196,40 +184,15 @@ class SeqLDDM(LatentFamily):
         latent_network: nn.Module,
         num_classes: int,
         shape: tuple[int, ...],
-        schedule: Schedule | None = None,
-        latent_schedule: Schedule | None = None,
-        max_snr: float | None = 64.0,
-        num_timesteps: int | None = None,
         num_latent_timesteps: int | None = None,
-        recipe: Recipe = Recipe(),
-        infill_latents: int = 16,
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
         if num_latent_timesteps is not None and num_latent_timesteps < 1:
             raise ValueError(f"num_latent_timesteps is {num_latent_timesteps}; it must be at least 1")
-        super().__init__(
-            network,
-            encoder,
-            latent_network,
-            num_classes,
-            shape,
-            schedule,
-            latent_schedule,
-            max_snr,
-            num_timesteps,
-            (num_latent_timesteps, 1),
-            recipe,
-            infill_latents,
-            optimizer,
-            label_dropout,
-            eval_samples,
-            seed,
-            eval_seed,
-        )
+        super().__init__(network, encoder, num_classes, shape, **family)
+        stages.latent_shape(encoder=encoder, latent_network=latent_network)
+        self.latent_network = latent_network
+        self.clock = LatentClock.to_snr(self.latent_schedule, self.max_snr, num_latent_timesteps, 1)
         self.num_latent_timesteps = num_latent_timesteps
 
     def decoder_time(self, t: Tensor) -> Tensor:
@@ -248,7 +211,7 @@ class SeqLDDM(LatentFamily):
         self, zt: Tensor, t: Tensor, latent: Tensor, latent_time: Tensor, label: Tensor | None
     ) -> Tensor:
         """The tokens are not looked at."""
-        self.latent_calls += 1
+        self.other_calls["latent_network"] += 1
         dtype = next(self.latent_network.parameters(), torch.zeros(())).dtype
         label = self.network_label(label, len(latent))
         z0 = self.latent_network(latent.to(dtype), self.clock.time(latent_time).to(dtype), label)
@@ -260,27 +223,9 @@ class SeqLDDM(LatentFamily):
         arguments.check_terms(self, x, zt, t, label)
         return self.token_terms(x, zt, t, latent, label).double()
 
-    def reverse_law(  # type: ignore[override]
-        self,
-        zt: Tensor,
-        t: Tensor,
-        s: Tensor,
-        label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        *,
-        latent: Tensor,
-    ) -> MaskedLaw:
-        """p(x_s | x_t, z_1), eq. (3); t, s Float64[b]."""
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
-        return latent_first.token_step(self, zt, t, s, label, temperature, top_p, latent)
-
     def latent_law(
         self, latent: Tensor, t: Tensor, s: Tensor, label: Tensor | None, sampler: str = "ddpm"
     ) -> GaussianLaw:
         """p(z_s | z_t) at the clock's times t, s."""
         masked = self.prior_sample(len(latent))
         return latent_first.latent_step(self, masked, latent, t, s, label, sampler)
-
-    def draw(self, request: Request) -> Samples:
-        return latent_first.sequential(self, request, request.sampler)

@@ -16,22 +16,26 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, gaussian, masking, noise, times
+from ggm_lightning.core import gaussian, masking, noise, schedule_checks, times
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.gaussian import LatentClock
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.metrics.latent import LatentUse
-from ggm_lightning.models import contract
+from ggm_lightning.models import contract, declared
 from ggm_lightning.models import lddm_stages as stages
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_stages import Recipe
-from ggm_lightning.models.readout import Readout
-from ggm_lightning.models.trained import Optimizer
+from ggm_lightning.models.readout import MaskedTerms, Readout
 from ggm_lightning.sampling import arguments
+from ggm_lightning.sampling import latent as latent_first
+from ggm_lightning.sampling.contract import Denoiser
+from ggm_lightning.sampling.request import Request, Samples
+from ggm_lightning.sampling.sampler import Sampler
 
 _PROBED = 8  # validation batches on which the use of the latent is measured, two more network calls each
-_OF_USE = 0.01  # nats per example; less is a collapsed latent
+_COLLAPSED_BELOW = 0.01  # nats per example; less is a collapsed latent
 
 
 class LatentFamily(Family):
@@ -43,59 +47,54 @@ class LatentFamily(Family):
     A network with `streams` (the same call, features instead of logits) and `head` forms logits only where needed.
 
     Args:
-        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
+        network, num_classes, shape: see Family.
         encoder: gives the latent; of trained ones the weights are kept in checkpoints.
-        latent_network: the latent's own denoiser, of families that have one.
         schedule: of the tokens; None is linear without a floor. core.gaussian.LatentLeads reveals them later.
         latent_schedule: abar^2(t); None is core.gaussian.Sqrt, the published default.
         max_snr: of the cleanest latent that the tokens see; None for the whole schedule (1e4, published).
         num_timesteps: T of the discrete bound; None is continuous time.
-        latent_levels: (levels of the latent's clock or None, first level), see core.gaussian.LatentClock.
         recipe: how encoder and denoisers are trained.
         infill_latents: latents drawn for each example that is filled in latent first (sampling/latent.py).
+        family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
     grids = ("uniform", "cosine")
+    denoiser_options = latent_first.OPTIONS
     network_keywords, fast_path = ("latent", "latent_time"), "streams"
     uses_joint_latent = True  # the z_0 that the joint network returns beside its logits
     unused_parameters = True  # in stage 1 the latent's output, in stage 2 the encoder: DDP has to look for them
+    latent_network: nn.Module | None  # the latent's own denoiser, of families that have one
+    clock: LatentClock  # set by the family, which knows its latent's levels
 
     def __init__(
         self,
         network: nn.Module,
         encoder: nn.Module,
-        latent_network: nn.Module | None,
         num_classes: int,
         shape: tuple[int, ...],
-        schedule: Schedule | None,
-        latent_schedule: Schedule | None,
-        max_snr: float | None,
-        num_timesteps: int | None,
-        latent_levels: tuple[int | None, int],
-        recipe: Recipe,
-        infill_latents: int,
-        optimizer: Optimizer,
-        label_dropout: float,
-        eval_samples: int,
-        seed: int,
-        eval_seed: int,
+        schedule: Schedule | None = None,
+        latent_schedule: Schedule | None = None,
+        max_snr: float | None = 64.0,
+        num_timesteps: int | None = None,
+        recipe: Recipe = Recipe(),
+        infill_latents: int = 16,
+        **family: Any,
     ) -> None:
-        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        super().__init__(network, num_classes, shape, **family)
         for name, value in (("num_timesteps", num_timesteps), ("infill_latents", infill_latents)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        self.latent_shape = stages.latent_shape(encoder=encoder, network=network, latent_network=latent_network)
-        self.encoder, self.latent_network = encoder, latent_network
-        self.schedule = Linear(0.0) if schedule is None else schedule
-        self.latent_schedule = gaussian.Sqrt() if latent_schedule is None else latent_schedule
-        self.clock = LatentClock.to_snr(self.latent_schedule, max_snr, *latent_levels)
-        self.num_timesteps, self.recipe, self.infill_latents = num_timesteps, recipe, infill_latents
+        self.latent_shape = stages.latent_shape(encoder=encoder, network=network)
+        self.encoder, self.latent_network = encoder, None
+        self.schedule = schedule_checks.checked(Linear(0.0) if schedule is None else schedule)
+        self.latent_schedule = schedule_checks.latent(gaussian.Sqrt() if latent_schedule is None else latent_schedule)
+        self.max_snr, self.num_timesteps = max_snr, num_timesteps
+        self.recipe, self.infill_latents = recipe, infill_latents
         self.loss_name = "train/bpd" if recipe.token_loss == recipe.latent_loss == "elbo" else "train/loss"
         self.mask_id = num_classes
         self.constant_nats = masking.reconstruction(self.schedule, self.num_sites, num_classes)
         self.constant_nats += masking.prior(self.schedule, self.num_sites, num_classes)
         self.latent_use = LatentUse(math.prod(self.latent_shape))
-        self.latent_calls = 0  # of the latent's own network
         self.encoder_fixed: Tensor
         self.register_buffer("encoder_fixed", torch.tensor(False))
         self.is_fixed = False  # the same on the host, so that no step has to ask the device
@@ -103,7 +102,7 @@ class LatentFamily(Family):
         self._given: Tensor | None = None
         self._parts: dict[str, Tensor] = {}
         if recipe.stage1_steps == 0:
-            stages.hold(encoder)
+            stages.freeze(encoder)
 
     # ------------------------------------------------------------------ what a family adds
 
@@ -167,10 +166,6 @@ class LatentFamily(Family):
 
     # ------------------------------------------------------------------ the terms of the bound
 
-    def _cross_entropy(self, x: Tensor, zt: Tensor, logits_at: Readout) -> Tensor:
-        """Float[b], nats: -sum over the masked n of log mu_n(x_n)."""
-        return logits_at.nats(x.flatten(1), (zt == self.mask_id).flatten(1))
-
     def weight(self, t: Tensor) -> Tensor:
         """Float64[b]: w'/w, or T (w_k - w_{k-1})/w_k."""
         if self.num_timesteps is None:
@@ -181,20 +176,20 @@ class LatentFamily(Family):
         """Times `weight`; 0 where nothing is masked, also where the weight is infinite."""
         return torch.where(nats != 0, self.weight(t).to(nats.dtype) * nats, 0.0)
 
-    def _token_loss(self, x: Tensor, zt: Tensor, t: Tensor, logits_at: Readout) -> Tensor:
-        """Mean over the rows: bits per site of the bound, or the nats per site of the plain cross-entropy."""
-        bits, bound = self.num_sites * math.log(2), self.recipe.token_loss == "elbo"
-        if not logits_at.fuse:
-            nats = self._cross_entropy(x, zt, logits_at)
-            return (self._weighted(nats, t) / bits if bound else nats / self.num_sites).mean()
-        row_weight = self.weight(t) / bits if bound else torch.full_like(t, 1 / self.num_sites)
-        masked = (zt == self.mask_id).flatten(1)
-        return logits_at.weighted_nats(x.flatten(1), masked, row_weight / len(x)).loss
+    def _masked(self, x: Tensor, zt: Tensor, answer: Readout, weigh: Callable[[Tensor], Tensor]) -> MaskedTerms:
+        """Row by row, weigh(-sum over the masked n of log mu_n(x_n))."""
+        return answer.terms(x.flatten(1), (zt == self.mask_id).flatten(1), weigh)
+
+    def _token_loss(self, nats: Tensor, t: Tensor) -> Tensor:
+        """Bits per site of the bound, or the nats per site of the plain cross-entropy."""
+        if self.recipe.token_loss == "plain":
+            return nats / self.num_sites
+        return self._weighted(nats, t) / (self.num_sites * math.log(2))
 
     def token_terms(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
         """Float[b], nats: weight(t) x cross-entropy of the masked tokens given x_t and the latent they see at t."""
-        logits_at, _ = self.predict(zt, t, latent, self.decoder_time(t), label)
-        return self._weighted(self._cross_entropy(x, zt, logits_at), t)
+        answer, _ = self.predict(zt, t, latent, self.decoder_time(t), label)
+        return self._masked(x, zt, answer, partial(self._weighted, t=t)).rows()
 
     def latent_error(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
         """Float64[b]: |z_0 - prediction|^2 from the latent at the clock's time t (and the tokens x_t)."""
@@ -232,8 +227,9 @@ class LatentFamily(Family):
             z0 = self.encode(x, hidden[:, None] & (zt == self.mask_id).flatten(1))
         keep = (uniform("latent dropout", 1) >= recipe.p_cfg)[:, :, None]
         latent = self.noised(z0, seen, "latent", draws.seed, draws.step, draws.row) * keep
-        logits_at, z0_hat = self.predict(zt, t, latent, seen, label)
-        total_loss = self._token_loss(x, zt, t, logits_at)
+        answer, z0_hat = self.predict(zt, t, latent, seen, label)
+        token_loss, _ = self._masked(x, zt, answer, partial(self._token_loss, t=t)).loss()
+        total_loss = token_loss.mean()
         self._parts = {"train/token_loss": total_loss.detach()}
         if with_latent:
             if asked is not seen:
@@ -277,49 +273,43 @@ class LatentFamily(Family):
 
     # ------------------------------------------------------------------ reverse step
 
-    def prior_sample(self, num_samples: int) -> Tensor:
-        return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
+    def given(self, latent: Tensor) -> Denoiser:
+        """The denoiser of tokens beside these latents Float[b, S, d], at their cleanest level."""
+        return latent_first.given(self, latent)
 
-    def token_law(
+    def denoiser(self, request: Request) -> Denoiser:
+        """`given` a latent that is drawn now. Options: latent_sampler, "ddim" or "ddpm"; latent_steps."""
+        return self.given(latent_first.latents(self, request))
+
+    def _plain_denoiser(self, *_: Any, **__: Any) -> Tensor:
+        raise ValueError("the tokens' values depend on the latent; give denoiser=model.given(latent)")
+
+    def reverse_law(
         self,
         zt: Tensor,
         t: Tensor,
         s: Tensor,
-        logits_at: Callable[[Tensor], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        label: Tensor | None = None,
+        sharpening: Sharpening = PLAIN,
+        denoiser: Denoiser | None = None,
     ) -> MaskedLaw:
-        """The tokens' part of a reverse step: MD4's, with these logits."""
-        flat = zt.flatten(1)
-        r = self.schedule.reveal_probability(t.double(), s.double())
-        reveal = torch.where(flat == self.mask_id, r[:, None], 0.0)
-        return MaskedLaw(flat, reveal, logits_at, self.mask_id, temperature, top_p)
+        """p(x_s | x_t, z_1), eq. (3); t, s Float64[b]. The values are those of a denoiser that has its latent,
+        `given(latent)` or `denoiser(request)`; where sites are revealed is known without."""
+        arguments.check_law(self, zt, t, s, label, sharpening)
+        rows = torch.arange(len(zt), device=zt.device)
+        logits_at = partial(denoiser or self._plain_denoiser, zt, t, label, rows=rows)
+        return MaskedLaw.of_step(self.schedule, zt.flatten(1), t, s, logits_at, self.num_classes, sharpening)
 
-    def finish(
-        self,
-        z: Tensor,
-        label: Tensor | None,
-        uniform: Callable[[str], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        latent: Tensor | None = None,
-    ) -> Tensor:
-        """Fill what a schedule with a floor has left masked at t = 0, given the cleanest latent (zeros where none)."""
-        left = (z == self.mask_id).flatten(1)
-        if not bool(left.any()):
-            return z
-        zero = torch.zeros(z.shape[0], dtype=torch.float64, device=z.device)
-        latent = torch.zeros(z.shape[0], *self.latent_shape, device=z.device) if latent is None else latent
-        logits = self.predict(z, zero, latent, zero, label)[0](left)
-        values = categorical.draw(logits, uniform("value")[left], temperature, top_p)
-        return z.flatten(1).masked_scatter(left, values).reshape(z.shape)
+    def draw(self, request: Request, sampler: Sampler) -> Samples:
+        stages.say_if_untrained(self.recipe, self.is_fixed)
+        return super().draw(request, sampler)
 
     # ------------------------------------------------------------------ the stages
 
     def freeze_encoder(self, parts: Iterable[Tensor]) -> None:
         """End of stage 1: measures the normalisation over all rows x Int64[b, *shape] of `parts` and fixes the encoder.
         `fit` calls it by itself."""
-        stages.hold(self.encoder)
+        stages.freeze(self.encoder)
         if stages.has_statistics(self.encoder):
             self.encoder.set_statistics(*stages.measure(self.encoder, parts))
         self.encoder_fixed.fill_(True)
@@ -339,8 +329,7 @@ class LatentFamily(Family):
 
     def configure_model(self) -> None:
         super().configure_model()
-        for part in (self.encoder, self.latent_network):
-            getattr(part, "compile_network", lambda: None)()
+        declared.compile_all(self.encoder, self.latent_network)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Those of step 0, also in stage 2, so that its optimiser can be resumed; AdamW leaves what has no gradient."""
@@ -349,7 +338,7 @@ class LatentFamily(Family):
 
     def on_fit_start(self) -> None:
         if self.is_fixed:  # resumed or loaded in stage 2
-            stages.hold(self.encoder)
+            stages.freeze(self.encoder)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if "latent" not in batch and not self.is_fixed and self.global_step >= self.recipe.stage1_steps:
@@ -362,9 +351,9 @@ class LatentFamily(Family):
         self.collect(self._parts)
         return loss
 
-    def _evaluate(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, batch: dict[str, Tensor], split: str) -> tuple[Tensor, Tensor]:
         with self._latents_of(batch):
-            return super()._evaluate(batch)
+            return super()._evaluate(batch, split)
 
     # ------------------------------------------------------------------ the use of the latent
 
@@ -377,12 +366,12 @@ class LatentFamily(Family):
         return self.token_terms(x, zt, t, other, label) - self.token_terms(x, zt, t, own, label)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        first = self._rows_seen
-        super().validation_step(batch, batch_idx)
+        row, _ = self._evaluate(batch, "val")
         x = batch["x"]
-        row = (first + torch.arange(len(x), device=x.device)) * self.trainer.world_size + self.global_rank
         with self.evaluating(), self._latents_of(batch):
-            raw = self.encode(x) if "latent" in batch or not hasattr(self.encoder, "raw") else self.encoder.raw(x, None)
+            raw = self.encode(x)
+            if "latent" not in batch and declared.has(self.encoder, "raw"):
+                raw = self.encoder.raw(x, None)
             gain = x.new_zeros(0)
             if self._batches_probed < _PROBED and len(x) > 1:
                 gain = self.latent_gain(x, batch.get("label"), self.eval_seed, row)
@@ -395,6 +384,6 @@ class LatentFamily(Family):
         self.latent_use.reset()
         self.log_dict({f"val/{name}": value for name, value in use.items()}, sync_dist=True)
         late = self.global_step >= max(1, self.recipe.stage1_steps // 2)
-        if late and not self._warned and float(use["latent_mi"]) < _OF_USE:
+        if late and not self._warned and float(use["latent_mi"]) < _COLLAPSED_BELOW:
             self._warned = True
             rank_zero_warn(f"step {self.global_step}: {stages.collapsed(self.recipe, **use)}")

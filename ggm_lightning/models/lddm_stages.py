@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from ggm_lightning.models import contract
+from ggm_lightning.models import contract, declared
 from ggm_lightning.models.trained import Averages
 
 LOSSES = ("elbo", "plain")
@@ -67,27 +68,32 @@ class Recipe:
 
 def latent_shape(encoder: nn.Module, **networks: nn.Module | None) -> tuple[int, int]:
     """(S, d) of the encoder. Raises ValueError where it does not say, or a network says otherwise."""
-    if not hasattr(encoder, "num_latents") or not hasattr(encoder, "latent_dim"):
+    own = declared.by(encoder)
+    if own.num_latents is None or own.latent_dim is None:
         raise ValueError(
             f"the encoder {type(encoder).__name__} does not say how large its latent is; give it the attributes "
             "num_latents and latent_dim"
         )
+    declared.check("LDDM", "encoder", encoder)
     contract.check_call("LDDM", "encoder", encoder, "forward", 2, ())
     latent_network = networks.get("latent_network")
     if latent_network is not None:
+        declared.check("LDDM", "latent_network", latent_network)
         contract.check_call("LDDM", "latent_network", latent_network, "forward", 3, ())
-    s, d = int(encoder.num_latents), int(encoder.latent_dim)  # type: ignore[arg-type]
+    s, d = own.num_latents, own.latent_dim
     for name, network in networks.items():
-        theirs = (getattr(network, "num_latents", s), getattr(network, "latent_dim", d))
-        if theirs != (s, d):
+        theirs = declared.by(network)
+        their_s = s if theirs.num_latents is None else theirs.num_latents
+        their_d = d if theirs.latent_dim is None else theirs.latent_dim
+        if (their_s, their_d) != (s, d):
             raise ValueError(
-                f"latent mismatch: the encoder gives {s} latents of {d} numbers, {name} takes {theirs[0]} of "
-                f"{theirs[1]}; give both the same num_latents and latent_dim"
+                f"latent mismatch: the encoder gives {s} latents of {d} numbers, {name} takes {their_s} of {their_d}; "
+                "give both the same num_latents and latent_dim"
             )
     return s, d
 
 
-def hold(encoder: nn.Module) -> None:
+def freeze(encoder: nn.Module) -> None:
     """No gradients, no dropout from now on."""
     encoder.requires_grad_(False)
     for parameter in encoder.parameters():
@@ -97,7 +103,7 @@ def hold(encoder: nn.Module) -> None:
 
 def has_statistics(encoder: nn.Module) -> bool:
     """Whether its normalisation is measured (coordinates), and not given by construction (sphere, none)."""
-    return hasattr(encoder, "set_statistics") and getattr(encoder, "normalise", "coordinate") == "coordinate"
+    return declared.has(encoder, "set_statistics") and declared.by(encoder).normalise == "coordinate"
 
 
 @torch.no_grad()
@@ -131,6 +137,14 @@ def training_rows(trainer: Trainer, count: int, device: torch.device) -> Iterato
     for start in range(0, count, _CHUNK):
         index = [i * len(source) // count for i in range(start, min(start + _CHUNK, count))]
         yield source[index]["x"].to(device)
+
+
+def say_if_untrained(recipe: Recipe, is_fixed: bool) -> None:
+    if recipe.stage1_steps and not is_fixed:
+        rank_zero_warn(
+            "the latent's denoiser is untrained: this is a model of stage 1, whose samples say little; "
+            f"sample it after step {recipe.stage1_steps} (recipe.stage1_steps)"
+        )
 
 
 def collapsed(recipe: Recipe, latent_mi: Tensor, latent_std: Tensor) -> str:

@@ -11,24 +11,26 @@ The last step (s = 0) is the reconstruction. The same sum is D3PM's bound (arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, logs, markov, masking, noise, times, watch
-from ggm_lightning.core.markov import Grid, Process, Step
+from ggm_lightning.core import categorical, logs, masking, noise, rates, times
+from ggm_lightning.core.categorical import PLAIN, Sharpening
+from ggm_lightning.core.markov import Chain, Grid, Step
 from ggm_lightning.core.noise import StepNoise
+from ggm_lightning.core.rates import Rates
 from ggm_lightning.models.base import Family
-from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.sampling import arguments
-from ggm_lightning.sampling.request import Request, Samples, Trace
+from ggm_lightning.sampling.first_hitting import FirstHitting
+from ggm_lightning.sampling.naming import Maker
+from ggm_lightning.sampling.reverse import Bridged
 
-PROCESSES = ("uniform", "absorbing", "gaussian")
 PARAMETRISATIONS = ("prior", "posterior")
 
 
@@ -46,22 +48,45 @@ class StateLaw:
         return self.log_p.exp()
 
 
+class Absorption:
+    """The schedule of process absorbing: a site is masked with u(t) = 1 - e^-tau(t), whatever its class.
+
+    Args:
+        t_end, power: tau = t_end t^power.
+    """
+
+    def __init__(self, t_end: float, power: float) -> None:
+        self.t_end, self.power = t_end, power
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self.t_end * t.double() ** self.power)
+
+    def masked_fraction(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self.t_end * t.double() ** self.power)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """The time at which the masked fraction is u; 1 where that would be later."""
+        tau = -torch.log1p(-u) / self.t_end
+        return tau.clamp(max=1.0) ** (1 / self.power)
+
+
 class MarkovDiffusion(Family):
     """Diffusion by a process that is given as a matrix of rates.
 
     Infilling: known sites follow the bridge of their own value and the others see them only as they are at the time, so
     that its error has a floor (total variation .10 to .12 with 400 steps, on a law where ignoring what is known costs
-    .33; with process absorbing MD4 does better).
+    .33); with process absorbing sampler first_hitting is exact.
 
     The network is called as network(z, t, label=None) with z Int64[b, *shape] in 0..S-1 and t Float[b] in [0, 1]; it
     returns logits of x_0, Float[b, n, V] or Float[b, *shape, V], read as `parametrisation` says. Constants of a row do
     not matter; -inf excludes a class, and is an infinite bound where the data have it.
 
     Args:
-        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
-        process: uniform, absorbing (S = V + 1, the mask last) or gaussian; or the rates themselves, S x S numbers with
-            S >= V, process[a][b] the rate b -> a (the diagonal is not used). gaussian moves between neighbouring
-            levels, so is refused for classes that are names; rates of one's own go with any data.
+        network, num_classes, shape: see Family.
+        process: uniform, absorbing (S = V + 1, the mask last) or gaussian, which moves between neighbouring levels and
+            so is refused for classes that are names. Rates of one's own: S x S numbers with S >= V, process[a][b] the
+            rate b -> a (the diagonal is not used); a .npy file of them; or a class derived from core.rates.Rates, whose
+            rates may change with time.
         t_end: the process's time at t = 1. power: tau = t_end t^power.
         num_timesteps: T of loss and bound; a sampler may take any number of steps.
         width: of the gaussian process, in states.
@@ -69,8 +94,11 @@ class MarkovDiffusion(Family):
             its own x_t is looked at: P(x_t | x_0), which is known, is multiplied in, and equal logits have a bound of
             about N ln V. posterior: p(x_0 | x_t) itself, with all of P(x_t | x_0) left to the network; x_0 that cannot
             become x_t are left out. Either can say any law.
+        matrix: the numbers of a .npy file that `process` names. A checkpoint gives them, and so needs no file.
+        family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
+    samplers: Mapping[str, Maker] = MappingProxyType({"ancestral": Bridged})
     grids = ("uniform", "cosine")
     defaults_before = MappingProxyType({"parametrisation": "posterior"})
 
@@ -79,19 +107,16 @@ class MarkovDiffusion(Family):
         network: nn.Module,
         num_classes: int,
         shape: tuple[int, ...],
-        process: str | list[list[float]] = "uniform",
+        process: str | Rates | list[list[float]] = "uniform",
         t_end: float = 10.0,
         power: float = 2.0,
         num_timesteps: int = 100,
         width: float = 1.0,
         parametrisation: str = "prior",
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        matrix: list[list[float]] | None = None,
+        **family: Any,
     ) -> None:
-        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        super().__init__(network, num_classes, shape, **family)
         for name, value in (("t_end", t_end), ("power", power), ("num_timesteps", num_timesteps)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be positive and finite")
@@ -99,13 +124,25 @@ class MarkovDiffusion(Family):
             raise ValueError(f"parametrisation is '{parametrisation}'; choose {' or '.join(PARAMETRISATIONS)}")
         self.parametrisation = parametrisation
         self.t_end, self.power, self.num_timesteps = t_end, power, num_timesteps
-        self.needs_order = process == "gaussian"
-        self._process = Process(_rates(process, num_classes, width))
+        if matrix is not None and not rates.is_file(process):
+            raise ValueError(f"matrix is given beside process '{process}'; it goes with the name of a .npy file alone")
+        self.matrix = matrix
+        if matrix is None and rates.is_file(process):
+            self.matrix = rates.from_file(process)
+        self.rates = rates.of(process if self.matrix is None else self.matrix, num_classes, width)
+        self.needs_order = self.rates.needs_order
+        self._process = rates.process_of(self.rates, num_classes, t_end)
+        if process == "absorbing":
+            self.mask_id, self.schedule = num_classes, Absorption(t_end, power)
+            self.samplers = MappingProxyType({**type(self).samplers, "first_hitting": FirstHitting})
         self._grid: Grid | None = None
         law = torch.zeros(self._process.num_states, dtype=torch.float64)
         law[:num_classes] = 1 / num_classes
         # x_1 of data that are uniform: no state that q(x_1 | x) can be in has probability 0
-        self._prior = self._process.marginal(law, torch.tensor([t_end], dtype=torch.float64))[0]
+        self._prior = self._process.marginal(law, self.tau(torch.ones(1)))[0]
+
+    def carried_arguments(self) -> dict[str, Any]:
+        return {} if self.matrix is None else {"matrix": self.matrix}
 
     @property
     def prior_law(self) -> Tensor:
@@ -114,7 +151,7 @@ class MarkovDiffusion(Family):
         return self._prior
 
     @property
-    def process(self) -> Process:
+    def process(self) -> Chain:
         self._process = self._process.to(self.device)
         return self._process
 
@@ -133,7 +170,7 @@ class MarkovDiffusion(Family):
 
     def tau(self, t: Tensor) -> Tensor:
         """The process's time."""
-        return self.t_end * t.double() ** self.power
+        return self.rates.elapsed(self.t_end * t.double() ** self.power)
 
     # ------------------------------------------------------------------ corrupt
 
@@ -157,8 +194,7 @@ class MarkovDiffusion(Family):
         t: Tensor,
         step: Step,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
     ) -> Tensor:
         """log p(x_0 | x_t) site by site, Float64[b, n, V], from one call of the network."""
         logits = self.readout(zt, t, label)().reshape(len(zt), self.num_sites, self.num_classes).double()
@@ -167,7 +203,7 @@ class MarkovDiffusion(Family):
             logits = logits + reach
         else:
             logits = torch.where(reach > -torch.inf, logits, -torch.inf)
-        return categorical.log_probabilities(logits, temperature, top_p)
+        return sharpening.log_probabilities(logits)
 
     def reverse_law(
         self,
@@ -175,15 +211,14 @@ class MarkovDiffusion(Family):
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
         known: tuple[Tensor, Tensor] | None = None,
     ) -> StateLaw:
         """p(x_s | x_t) site by site; 0 <= s < t <= 1. known: (x_0 Int64[b, n], Bool[b, n]), sites that follow the
         bridge of their own value."""
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
+        arguments.check_law(self, zt, t, s, label, sharpening)
         step = self.process.step(self.tau(t), self.tau(s))
-        posterior = self.log_posterior(zt, t, step, label, temperature, top_p)
+        posterior = self.log_posterior(zt, t, step, label, sharpening)
         if known is not None:
             own = torch.log(nn.functional.one_hot(known[0], self.num_classes).double())
             posterior = torch.where(known[1][..., None], own, posterior)
@@ -234,36 +269,3 @@ class MarkovDiffusion(Family):
         row = torch.arange(num_samples, device=self.device)
         uniform = uniform or partial(noise.uniform, seed=0, step=0, row=row, num_sites=self.num_sites)
         return categorical.draw_common(self.prior_law, uniform("prior")).reshape(num_samples, *self.shape)
-
-    def draw(self, request: Request) -> Samples:
-        """See Family.sample; every step is one network call. Known sites follow the bridge of their own value."""
-        known, before = None, self.network_calls
-        uniform = request.uniform(self.num_sites)
-        z = self.prior_sample(request.num_samples, partial(uniform, step=0))
-        if request.clamp is not None:
-            known = request.clamp[0].flatten(1), request.clamp[1].flatten(1)
-            at_end = self.corrupt(known[0], request.times(1.0)[0], uniform("known", step=0))
-            z = torch.where(known[1], at_end, z.flatten(1)).reshape(z.shape)
-        trace, steps = Trace(request, request.num_steps), request.num_steps
-        trace.add(0, z)
-        grid = pairwise(times.sampling_grid(steps, request.grid or self.grids[0]))
-        for i, (t, s) in enumerate(request.bar(grid, steps)):
-            watch.at(i)
-            when = request.times(t, s)
-            law = self.reverse_law(z, when[0], when[1], request.label, request.temperature, request.top_p, known)
-            z = law.draw(partial(uniform, step=i)).reshape(z.shape)
-            trace.add(i + 1, z)
-        return Samples(z, self.network_calls - before, trace.states)
-
-
-def _rates(process: str | list[list[float]], num_classes: int, width: float) -> Tensor:
-    if not isinstance(process, str):
-        L = markov.from_rates(torch.tensor(process, dtype=torch.float64))
-        if len(L) < num_classes:
-            raise ValueError(f"process has {len(L)} states for {num_classes} classes; give a rate for every class")
-        return L
-    if process not in PROCESSES:
-        raise ValueError(f"process '{process}' is unknown; choose one of {', '.join(PROCESSES)}, or give the rates")
-    if process == "gaussian":
-        return markov.discretised_gaussian(num_classes, width)
-    return markov.uniform(num_classes) if process == "uniform" else markov.absorbing(num_classes)

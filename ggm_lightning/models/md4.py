@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import categorical, masking, noise, times
+from ggm_lightning.core import masking, noise, schedule_checks, times
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.models.base import Family
-from ggm_lightning.models.trained import Optimizer
-from ggm_lightning.sampling import arguments, first_hitting
-from ggm_lightning.sampling.request import Request, Samples
+from ggm_lightning.models.readout import MaskedTerms
+from ggm_lightning.sampling import arguments, plan
+from ggm_lightning.sampling.contract import Denoiser
+from ggm_lightning.sampling.first_hitting import FirstHitting
 
 
 class MD4(Family):
@@ -39,15 +43,17 @@ class MD4(Family):
     Infilling: exact with sampler first_hitting (up to eps); with ancestral its error vanishes with the steps.
 
     Args:
-        network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed: see Family.
-        schedule: alpha(t), a class of ggm_lightning.core.schedules; Linear is the paper's.
+        network, num_classes, shape: see Family.
+        schedule: alpha(t), a class of core/schedules.py or one of your own (docs/extend/schedule.md); Linear is the
+            paper's.
         num_timesteps: T of the finite-time bound L_T; None is continuous time, tighter and the paper's choice.
         count_prior: add the prior term, without which the sum is no bound; False is the published convention.
         leftover: sites still masked at t = 0 (N eps of them expected) are drawn from the network ("draw") or take its
             mode ("argmax", as published).
+        family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
-    samplers = ("ancestral", "first_hitting")
+    samplers = MappingProxyType({"ancestral": plan.Ancestral, "first_hitting": FirstHitting})
 
     def __init__(
         self,
@@ -58,18 +64,14 @@ class MD4(Family):
         num_timesteps: int | None = None,
         count_prior: bool = True,
         leftover: str = "draw",
-        optimizer: Optimizer = Optimizer(),
-        label_dropout: float = 0.0,
-        eval_samples: int = 1,
-        seed: int = 0,
-        eval_seed: int = 0,
+        **family: Any,
     ) -> None:
-        super().__init__(network, num_classes, shape, optimizer, label_dropout, eval_samples, seed, eval_seed)
+        super().__init__(network, num_classes, shape, **family)
         if num_timesteps is not None and num_timesteps < 1:
             raise ValueError(f"num_timesteps is {num_timesteps}; give a positive number, or null for continuous time")
         if leftover not in ("draw", "argmax"):
             raise ValueError(f"leftover is '{leftover}'; choose draw or argmax")
-        self.schedule = schedule
+        self.schedule = schedule_checks.checked(schedule)
         self.num_timesteps = num_timesteps
         self.count_prior = count_prior
         self.leftover = leftover
@@ -90,23 +92,19 @@ class MD4(Family):
         """Float[b], nats: weight(t) * (-sum over masked n of log mu_n(x_n | z_t, t)), whose mean over t ~ U(0,1) and
         z_t ~ q(. | x) is L_inf, eq. (5); for finite T, t in {1/T, ..., 1}, and the mean is L_T, eq. (4)."""
         arguments.check_terms(self, x, zt, t, label)
+        return self._terms(x, zt, t, label).rows()
+
+    def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> MaskedTerms:
         masked = (zt == self.mask_id).flatten(1)
-        nats = self.readout(zt, t, label).nats(x.flatten(1), masked)
         # nothing masked: 0, also where the weight is infinite
-        return torch.where(masked.any(-1), self.weight(t).to(nats.dtype) * nats, 0.0)
+        weight = torch.where(masked.any(-1), self.weight(t), 0.0)
+        return self.readout(zt, t, label).terms(x.flatten(1), masked, lambda nats: weight.to(nats.dtype) * nats)
 
     def weight(self, t: Tensor) -> Tensor:
         """Float64[b]: the factor of the cross-entropy at t, eq. (5), or eq. (4) for finite T."""
         if self.num_timesteps is None:
             return masking.continuous_weight(self.schedule, t.double())
         return masking.discrete_weight(self.schedule, t.double(), self.num_timesteps)
-
-    def mean_terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        """Scalar, nats: the mean of `terms`."""
-        if not self.fuses:
-            return self.terms(x, zt, t, label).mean()
-        masked = (zt == self.mask_id).flatten(1)
-        return self.readout(zt, t, label).weighted_nats(x.flatten(1), masked, self.weight(t) / len(x)).loss
 
     # ------------------------------------------------------------------ loss and bound
 
@@ -116,8 +114,8 @@ class MD4(Family):
         if self.num_timesteps is not None:
             t = masking.to_grid(t, self.num_timesteps)
         zt = self.corrupt(x, t, draws.uniform("mask", self.num_sites))
-        nats = self.mean_terms(x, zt, t, label) + self.reconstruction_nats
-        return nats / (self.num_sites * math.log(2))
+        loss, _ = self._terms(x, zt, t, label).loss()
+        return (loss.mean() + self.reconstruction_nats) / (self.num_sites * math.log(2))
 
     def nelbo(
         self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
@@ -140,50 +138,30 @@ class MD4(Family):
 
     # ------------------------------------------------------------------ reverse step
 
-    def prior_sample(self, num_samples: int) -> Tensor:
-        return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
-
     def reverse_law(
         self,
         zt: Tensor,
         t: Tensor,
         s: Tensor,
         label: Tensor | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        sharpening: Sharpening = PLAIN,
     ) -> MaskedLaw:
         """p(z_s | z_t) site by site, eq. (6); t, s Float64[b]. The network sees t."""
-        arguments.check_law(self, zt, t, s, label, temperature, top_p)
-        flat = zt.flatten(1)
-        r = self.schedule.reveal_probability(t.double(), s.double())
-        reveal = torch.where(flat == self.mask_id, r[:, None], 0.0)
+        arguments.check_law(self, zt, t, s, label, sharpening)
 
         def logits_at(sites: Tensor) -> Tensor:
             return self.logits_at(zt, t, label, sites)
 
-        return MaskedLaw(flat, reveal, logits_at, self.mask_id, temperature, top_p)
-
-    def draw(self, request: Request) -> Samples:
-        """Sampler first_hitting reveals one site per network call at the times of the continuous process: num_steps and
-        grid are not used (sampling/first_hitting.py)."""
-        return first_hitting.run(self, request) if request.sampler == "first_hitting" else super().draw(request)
+        return MaskedLaw.of_step(self.schedule, zt.flatten(1), t, s, logits_at, self.num_classes, sharpening)
 
     def finish(
         self,
         z: Tensor,
         label: Tensor | None,
-        uniform: Callable[[str], Tensor],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        uniform: Callable[[str], Tensor] | None,
+        sharpening: Sharpening = PLAIN,
+        denoiser: Denoiser | None = None,
     ) -> Tensor:
         """Fill the sites still masked at t = 0, all at once."""
-        left = (z == self.mask_id).flatten(1)
-        if not bool(left.any()):
-            return z
-        zero = torch.zeros(z.shape[0], dtype=torch.float64, device=z.device)
-        logits = self.logits_at(z, zero, label, left)
-        if self.leftover == "argmax":
-            values = logits.argmax(-1)
-        else:
-            values = categorical.draw(logits, uniform("value")[left], temperature, top_p)
-        return z.flatten(1).masked_scatter(left, values).reshape(z.shape)
+        drawn = None if self.leftover == "argmax" else uniform
+        return super().finish(z, label, drawn, sharpening, denoiser)

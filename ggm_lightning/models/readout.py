@@ -1,26 +1,28 @@
-"""What a network said of every site, before anybody asks for logits: the last step of the masked families' losses.
+"""What a network said of every site, before anybody asks for logits, and the last step of the losses.
 
 Logits are formed at the sites that are asked for; the cross-entropies of many classes without ever forming all of them
-(core/fused.py). Used by MD4 and GenMD4 (arXiv 2406.04329), LDDM (arXiv 2510.18114) and GGM (arXiv 2405.17035).
+(core/fused.py). Used by MD4 and GenMD4 (arXiv 2406.04329), LDDM (arXiv 2510.18114) and GGM (arXiv 2405.17035). A loss
+that has a faster form is chosen here and nowhere else, Blackout's (arXiv 2305.11089) too: a family writes one formula.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import fused, losses, watch
-from ggm_lightning.core.fused import WeightedNats
+from ggm_lightning.core import death, fused, losses, watch
+from ggm_lightning.core.softplus_loss import softplus_loss
+from ggm_lightning.models import declared
 
 
 def pays(network: nn.Module, switch: bool | None) -> bool:
     """Whether losses need no logits: the network stops before a linear head, and `switch`, or None and many classes."""
-    head = getattr(network, "head", None)
-    stops = hasattr(network, "features") or hasattr(network, "streams")
-    if not stops or not isinstance(head, nn.Linear):
+    head = declared.by(network).head
+    if not declared.stops_before_head(network) or not isinstance(head, nn.Linear):
         return False
     return head.out_features >= fused.MIN_CLASSES if switch is None else switch
 
@@ -42,29 +44,88 @@ class Readout:
     sites: Tensor | None = None
 
     def __call__(self, sites: Tensor | None = None) -> Tensor:
-        """Logits Float[k, V] at the True ones of Bool[b, n], or at all sites that there are."""
+        """Logits Float[k, V] at the True ones of Bool[b, n], at Int64[b, m], or at all sites that there are."""
+        if sites is not None and sites.dtype != torch.bool:
+            return Readout(self.values.take_along_dim(sites[..., None], 1), self.head, self.fuse, sites)()
         values = self.values.flatten(0, 1) if sites is None else self.values[sites]
         logits = values if self.head is None else self.head(values)
         watch.logits(logits, sites if self.sites is None else _places(self.sites))
         return logits
 
-    def nats(self, x0: Tensor, masked: Tensor, w: Tensor | None = None) -> Tensor:
-        """Float[b]: the sum over the masked sites (Bool[b, n]) of losses.cross_entropy at x0 Int64[b, n], or with w
-        Float[V] of losses.rate_divergence."""
-        if self.fuse and not torch.is_grad_enabled():
-            return self.weighted_nats(x0, masked, x0.new_ones(len(x0), dtype=torch.float32), w).nats
-        if w is None:
-            return losses.masked_cross_entropy(self(masked), x0, masked)
-        return losses.sum_over_sites(losses.rate_divergence(self(masked), x0[masked], w), masked)
+    def of_tokens(self, x: Tensor, fuse: bool) -> Tensor:
+        """Float[k], at each site the logit of one token alone, x Int64[k]; with `fuse` the other V - 1 are never formed
+        where there is a linear head."""
+        if fuse and isinstance(self.head, nn.Linear):
+            return fused.token_logits(self.values.flatten(0, 1), self.head.weight, x, self.head.bias)
+        return self().gather(1, x[:, None])[:, 0]
 
-    def weighted_nats(self, x0: Tensor, masked: Tensor, row_weight: Tensor, w: Tensor | None = None) -> WeightedNats:
-        """(sum over b of row_weight_b nats_b with its gradients, nats Float[b] without). No logits are kept: the
-        weights, Float[b], have to be known now. A row with no masked site counts 0, whatever its weight."""
-        weight = row_weight[:, None].expand(x0.shape)
+    def terms(
+        self, x0: Tensor, masked: Tensor, weigh: Callable[[Tensor], Tensor], w: Tensor | None = None
+    ) -> MaskedTerms:
+        """What the masked sites (Bool[b, n]) cost at x0 Int64[b, n]; nothing is computed yet."""
+        return MaskedTerms(self, x0, masked, weigh, w)
+
+
+@dataclass
+class MaskedTerms:
+    """The formula of the masked families: weigh(nats), row by row, where nats Float[b] is the sum over a row's masked
+    sites of losses.cross_entropy, or with w Float[V] of losses.rate_divergence.
+
+    `weigh` is linear and keeps rows apart. So what it makes of ones are the weights of the rows, which core/fused.py
+    has to know before it starts.
+    """
+
+    answer: Readout
+    x0: Tensor
+    masked: Tensor
+    weigh: Callable[[Tensor], Tensor]
+    w: Tensor | None
+
+    def rows(self) -> Tensor:
+        """Float[b], with gradients."""
+        if self.answer.fuse and not torch.is_grad_enabled():
+            nats = self._fused(self.x0.new_ones(len(self.x0), dtype=torch.float32)).nats
+        elif self.w is None:
+            nats = losses.masked_cross_entropy(self.answer(self.masked), self.x0, self.masked)
+        else:
+            divergence = losses.rate_divergence(self.answer(self.masked), self.x0[self.masked], self.w)
+            nats = losses.sum_over_sites(divergence, self.masked)
+        return self.weigh(nats)
+
+    def loss(self, states: int = 1) -> tuple[Tensor, Tensor]:
+        """(what is minimised, by its mean; the rows Float[b], of which nobody may ask gradients).
+
+        The former is Float[b / states], for the rows may be several corrupted states of the same examples, the first of
+        each and then the second. By core/fused.py it is the scalar mean at once, and no logits are kept.
+        """
+        if not self.answer.fuse:
+            rows = self.rows()
+            return rows.reshape(states, -1).mean(0), rows
+        ones = torch.ones(len(self.x0), dtype=torch.float64, device=self.x0.device)
+        total, nats = self._fused(self.weigh(ones) / len(self.x0))
+        return total, self.weigh(nats)
+
+    def _fused(self, row_weight: Tensor) -> fused.WeightedNats:
+        """A row with no masked site counts 0, whatever its weight."""
+        head, weight = self.answer.head, row_weight[:, None].expand(self.x0.shape)
         loss, nats = fused.masked_linear_cross_entropy(
-            self.values, self.head.weight, x0, weight, masked, self.head.bias, w, min_classes=0
+            self.answer.values, head.weight, self.x0, weight, self.masked, head.bias, self.w, min_classes=0
         )
-        return WeightedNats(loss, nats.sum(1))
+        return fused.WeightedNats(loss, nats.sum(1))
+
+
+def published_loss(
+    raw: Tensor, x0: Tensor, xt: Tensor, scale: Tensor | None, deaths: Callable[[], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Float64[b]: Blackout's y - m ln y, m = x0 - xt, mean over the sites; x0, xt Int64[b, n].
+
+    In one pass, with its gradient, where y = scale softplus(raw); scale Float64[b]. None: from deaths(), which gives
+    (y, ln y), each Float64[b, n].
+    """
+    if scale is not None:
+        return softplus_loss(raw, x0, xt, scale) / x0.shape[1]
+    y, log_y = deaths()
+    return death.published_loss(y, log_y, (x0 - xt).double()).mean(-1)
 
 
 def _places(sites: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,13 @@ from ggm_lightning.rundir.checkpoint import describe
 
 @runtime_checkable
 class Averages(Protocol):
-    """A callback that keeps averages of the weights, as callbacks/ema.py does."""
+    """A callback that keeps averages of the weights, as callbacks/ema.py does.
+
+    Attributes:
+        decay: share of the old average that a step keeps.
+    """
+
+    decay: float
 
     def put_average(self) -> None:
         """Puts the averaged weights into the module; the raw ones are kept aside."""
@@ -104,6 +110,7 @@ class Trained(LightningModule):
 
     optimizer: Optimizer
     resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
+    codec: Any = None  # what the ids stand for, where a checkpoint says so (rundir/restore.py)
     best_by = "val/nelbo"  # best.ckpt has its lowest value
     loss_name = "train/bpd"  # under which the training loss is logged; another where it is not bits per dimension
     # what a checkpoint of format 1 means where it does not name these arguments, which did not exist then: the
@@ -141,6 +148,10 @@ class Trained(LightningModule):
         every micro-batch. Ours (callbacks/progress.py) takes the loss from the device only when it shows it."""
         bar = self.trainer.progress_bar_callback
         return bar is not None and not hasattr(bar, "shows_step_means")
+
+    def carried_arguments(self) -> dict[str, Any]:
+        """Constructor arguments that a checkpoint holds beside those of the configuration: what files contained."""
+        return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, as torch's optimisers take it; a group may set its own lr and weight_decay."""

@@ -1,14 +1,16 @@
-"""Bidirectional attention, plain and with rotary positions (arXiv 2406.04329; rotary embedding arXiv 2104.09864)."""
+"""Attention, plain and with rotary positions (arXiv 2406.04329; rotary embedding arXiv 2104.09864), to all sites or, as
+in an autoregressive model, to those before."""
 
 from __future__ import annotations
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ggm_lightning.networks import initialise
+from ggm_lightning.networks.causal import Memory
 
 
 def rotary_tables(
@@ -53,10 +55,15 @@ def attend(
     keys: Float[Tensor, "b m heads h"],
     values: Float[Tensor, "b m heads h"],
     dropout: float = 0.0,
+    visible: Bool[Tensor, "... n m"] | None = None,
+    causal: bool = False,
 ) -> Float[Tensor, "b n d"]:
-    """softmax(q k^T / sqrt(h)) v with d = heads h, the probabilities dropped at the rate `dropout`."""
+    """softmax(q k^T / sqrt(h)) v with d = heads h, the probabilities dropped at the rate `dropout`. Each position sees
+    every other; with `visible` those where it is True, with `causal` itself and those before."""
     queries, keys, values = (rearrange(part, "b n heads h -> b heads n h") for part in (queries, keys, values))
-    mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+    mixed = F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=visible, dropout_p=dropout, is_causal=causal
+    )
     return rearrange(mixed, "b heads n h -> b n (heads h)")
 
 
@@ -101,7 +108,15 @@ class RotaryAttention(SelfAttention):
     """softmax(R q (R k)^T / sqrt(head_dim)) v, R turning pairs of features by angles that grow with the position.
 
     A head has an even number of features.
+
+    Args:
+        width, num_heads, dropout: see SelfAttention.
+        causal: a position sees itself and those before it, not those behind.
     """
+
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, causal: bool = False):
+        super().__init__(width, num_heads, dropout)
+        self.causal = causal
 
     def forward(  # type: ignore[override]
         self,
@@ -109,14 +124,24 @@ class RotaryAttention(SelfAttention):
         cos: Float[Tensor, "n h"],
         sin: Float[Tensor, "n h"],
         sites: Int[Tensor, "b m"] | None = None,
+        memory: Memory | None = None,
     ) -> Float[Tensor, "b m d"]:
-        """With `sites` these alone ask, and all answer."""
+        """With `sites` these alone ask, and all answer. With a memory (causal) x stands behind what it holds; cos and
+        sin are those of x."""
         if sites is None:
             queries, keys, values = self.project(x)
         else:
             queries, keys, values = self._project_at(x, sites)
         queries = rotate(queries, *((cos, sin) if sites is None else (cos[sites], sin[sites]))).to(values.dtype)
-        return self.out(self._mix(queries, rotate(keys, cos, sin).to(values.dtype), values))
+        keys = rotate(keys, cos, sin).to(values.dtype)
+        if memory is not None:
+            keys, values = memory.append(keys, values)
+        if not self.causal:
+            return self.out(self._mix(queries, keys, values))
+        dropout = self.dropout if self.training else 0.0
+        if sites is None and memory is None:
+            return self.out(attend(queries, keys, values, dropout, causal=True))
+        return self.out(attend(queries, keys, values, dropout, _before(queries.shape[1], keys, sites)))
 
     def _project_at(self, x: Tensor, sites: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries at the sites, keys and values everywhere."""
@@ -127,3 +152,11 @@ class RotaryAttention(SelfAttention):
         keys, values = F.linear(x, weights[1], biases[1]).chunk(2, -1)
         queries, keys, values = (part.unflatten(-1, (self.num_heads, -1)) for part in (queries, keys, values))
         return queries, keys, values
+
+
+def _before(num_queries: int, keys: Tensor, sites: Tensor | None) -> Bool[Tensor, "... m n"]:
+    """True where a query sees a key: the queries stand at `sites`, or at the last positions of the keys."""
+    position = torch.arange(keys.shape[1], device=keys.device)
+    if sites is None:
+        return position <= position[-num_queries:, None]
+    return (position <= sites[..., None])[:, None]  # the same for all heads

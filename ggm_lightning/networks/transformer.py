@@ -1,5 +1,6 @@
-"""The text network of MD4 (arXiv 2406.04329): a bidirectional transformer with rotary positions, gated feed-forward
-layers and adaLN conditioning on the time. Widths, activations and initial laws are those of the released code.
+"""The text network of MD4 (arXiv 2406.04329): a transformer with rotary positions, gated feed-forward layers and adaLN
+conditioning on the time, bidirectional unless it is to be causal. Widths, activations and initial laws are those of the
+released code.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import RotaryAttention, rotary_tables
 from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
+from ggm_lightning.networks.causal import Cache, Memory
 from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
 
 _NORM_EPS = 1e-5
@@ -54,7 +56,8 @@ class Block(nn.Module):
     """h = x + g1 Attention(LN(x) (1 + s1) + b1), then h + g2 FeedForward(LN(h) (1 + s2) + b2).
 
     (b1, s1, g1, b2, s2, g2) = `modulation(condition)`. Without conditioning the norms are RMSNorms with a scale, and
-    the residuals are plain. With `sites` only what comes out at these is computed, which all x still decide.
+    the residuals are plain. With `sites` only what comes out at these is computed, which all x still decide. With a
+    memory (of a causal attention) x stands behind what it holds.
     """
 
     def __init__(
@@ -75,13 +78,15 @@ class Block(nn.Module):
         cos: Float[Tensor, "n h"],
         sin: Float[Tensor, "n h"],
         sites: Int[Tensor, "b m"] | None = None,
+        memory: Memory | None = None,
     ) -> Float[Tensor, "b m d"]:
         own = x if sites is None else x.take_along_dim(sites[..., None], 1)
         if self.modulation is None:
-            x = self.residual(own, self.attention(self.attention_norm(x), cos, sin, sites))
+            x = self.residual(own, self.attention(self.attention_norm(x), cos, sin, sites, memory))
             return self.residual(x, self.feed_forward(self.feed_forward_norm(x)))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
-        x = self.residual(own, self.attention(modulate(x, shift1, scale1, _NORM_EPS), cos, sin, sites), gate1)
+        branch = self.attention(modulate(x, shift1, scale1, _NORM_EPS), cos, sin, sites, memory)
+        x = self.residual(own, branch, gate1)
         return self.residual(x, self.feed_forward(modulate(x, shift2, scale2, _NORM_EPS)), gate2)
 
     def residual(
@@ -104,7 +109,8 @@ class Transformer(BlockNetwork):
     logit for the mask. `features(z, t, label)` stops before the linear `head`, for losses that never form the logits:
     forward(z, t, label) is head(features(z, t, label)). With `visited_bits` both take Bool[b, n] more, as `visited`.
     For losses and samplers that look at few sites, features(..., sites=Int[b, m]) are those at m sites of each row: the
-    last block computes no others.
+    last block computes no others. With `causal` what is said at a site depends on z up to this site alone, and `extend`
+    reads a few tokens more at the cost of these.
 
     Args:
         num_classes: V, the number of tokens without the mask.
@@ -123,6 +129,7 @@ class Transformer(BlockNetwork):
         checkpoint_activations: recompute each block in the backward pass: less memory, about a third more time.
         compile_blocks: let `compile_network` compile the blocks.
         visited_bits: learn two vectors, of which each position gets one by its `visited` bit (GGM, arXiv 2405.17035).
+        causal: a position sees itself and those before it (autoregressive models, arXiv 1706.03762).
     """
 
     compiled = (Block,)
@@ -144,6 +151,7 @@ class Transformer(BlockNetwork):
         checkpoint_activations: bool = False,
         compile_blocks: bool = False,
         visited_bits: bool = False,
+        causal: bool = False,
     ):
         super().__init__()
         sizes = {"num_classes": num_classes, "num_heads": num_heads, "num_layers": num_layers}
@@ -153,6 +161,7 @@ class Transformer(BlockNetwork):
         self.num_classes, self.num_labels = num_classes, num_labels
         self.feature_dim, self.width = feature_dim, feature_dim * num_heads
         self.dropout, self.compile_blocks = dropout, compile_blocks
+        self.causal = causal
         self.condition = Conditioning(feature_dim, time_features, num_labels)
         self.embedding = nn.Embedding(num_classes + 1, feature_dim if outside_embed else self.width)
         self.widen = nn.Linear(feature_dim, self.width) if outside_embed else None
@@ -166,7 +175,7 @@ class Transformer(BlockNetwork):
             return Modulation(feature_dim, self.width, parts, _ACTIVATIONS[mlp], zero)  # type: ignore[arg-type]
 
         def block() -> Block:
-            attention = RotaryAttention(self.width, num_heads, dropout)
+            attention = RotaryAttention(self.width, num_heads, dropout, causal)
             feed_forward = GatedFeedForward(self.width, mlp, 2 / num_layers if depth_scaled_init else 1.0)
             return Block(attention, feed_forward, modulation(6), dropout)
 
@@ -208,9 +217,34 @@ class Transformer(BlockNetwork):
         x = self._embed(rearrange(z, "b ... -> b (...)"), visited)
         cos, sin = rotary_tables(x.shape[1], self.feature_dim, torch.promote_types(x.dtype, torch.float32), x.device)
         (x,) = self.blocks((x,), condition, cos, sin, last=sites)
+        return self._finish(x, condition)
+
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty one, for `extend`, of as many sites as there will be at most."""
+        if not self.causal:
+            raise ValueError("this network sees every site, and a new one changes all of them; set its causal: true")
+        return Cache(len(self.blocks), capacity)
+
+    def extend(
+        self, z: Int[Tensor, "b m"], t: Float[Tensor, " b"] | None, label: Int[Tensor, " b"] | None, cache: Cache
+    ) -> Float[Tensor, "b m d"]:
+        """The features of m tokens that stand behind those which the cache has seen; it then has seen these, too."""
+        start = cache.length
+        condition = self.condition(z.shape[0], t, label)
+        x = self._embed(z)
+        tables = rotary_tables(
+            start + z.shape[1], self.feature_dim, torch.promote_types(x.dtype, torch.float32), x.device
+        )
+        cos, sin = (table[start:] for table in tables)
+        for block, memory in zip(self.blocks, cache.blocks, strict=True):
+            # not block(...): where blocks are compiled, each length would be compiled anew
+            x = block.forward(x, condition, cos, sin, None, memory)
+        return self._finish(x, condition)
+
+    def _finish(self, x: Tensor, condition: Tensor | None) -> Tensor:
         if self.final_modulation is None:
             return self.final_norm(x)  # type: ignore[misc]
-        return modulate(x, *self.final_modulation(condition), _NORM_EPS)  # type: ignore[call-arg]
+        return modulate(x, *self.final_modulation(condition), _NORM_EPS)  # type: ignore[arg-type, call-arg]
 
     def _embed(self, z: Tensor, visited: Tensor | None = None) -> Tensor:
         if (visited is None) == self.visited_bits:

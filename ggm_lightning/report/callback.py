@@ -13,13 +13,24 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from ggm_lightning.callbacks.ema import EMA
-from ggm_lightning.callbacks.images import image_figures, reconstruction_figure
-from ggm_lightning.callbacks.samples import classes_in_turn, decode, refuse_sampler, undisturbed
+from ggm_lightning.models.trained import Averages, Trained
 from ggm_lightning.report.curve import curve_png
+from ggm_lightning.report.drawing import classes_in_turn, decode, refuse_sampler, undisturbed
+from ggm_lightning.report.images import image_figures, reconstruction_figure
 from ggm_lightning.report.page import write_report
+from ggm_lightning.report.protocols import (
+    CountsCharacters,
+    HasReferences,
+    HasShape,
+    Judges,
+    Reconstructs,
+    datamodule_of,
+    is_exact,
+    pieces_of,
+)
 from ggm_lightning.report.trace import trace_html
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog, Curve, read_metrics
+from ggm_lightning.sampling.sampler import Sampler
 
 SHOWN_TEXTS = 8
 
@@ -27,21 +38,23 @@ SHOWN_TEXTS = 8
 class Report(Callback):
     """Draws samples with the averaged weights and writes what became of the run into its folder.
 
-    The data module may add, each by a method or attribute of this name: `references()` -> name -> bits per dimension,
-    lines in the curve; `characters_per_token`, for bits per character; `judge(texts)` -> name -> number, a table
-    under the heading `judgement`; `codec.pieces(ids)` -> the text of each token, for the step-by-step view;
-    `rows("val")[indices]` -> real pictures, to stand beside samples that are images and to be filled in.
+    The data module may add (report/protocols.py): `references()` -> name -> bits per dimension, lines in the curve;
+    `characters_per_token`, for bits per character; `judge(texts)` -> name -> number, and `judgement`, the heading of
+    that table; `codec.pieces(ids)` -> the text of each token, for the step-by-step view; `rows("val")[indices]` -> real
+    pictures, to stand beside samples that are images and to be filled in.
     A network that takes labels is given all classes in turn. A model that draws nothing but has `reconstruct(x)` is
     shown by its reconstructions of held-out pictures.
 
     Args:
         num_samples: texts or images drawn; images are all shown, of texts the first eight, and all are judged.
         num_steps: sampling steps, as the model's `sample` defines them.
-        sampler: one of the model's; None takes its first.
+        sampler: one of the model's by name, or class_path and init_args of one of your own; None takes its first.
         seed: of the samples.
     """
 
-    def __init__(self, num_samples: int = 32, num_steps: int = 128, sampler: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, num_samples: int = 32, num_steps: int = 128, sampler: str | Sampler | None = None, seed: int = 0
+    ) -> None:
         for name, value in (("num_samples", num_samples), ("num_steps", num_steps)):
             if value < 1:
                 raise ValueError(f"Report: {name} is {value}; it must be at least 1")
@@ -66,21 +79,25 @@ class Report(Callback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         metrics = _metrics(trainer, folder)
-        datamodule = getattr(trainer, "datamodule", None)
-        if hasattr(pl_module, "reconstruct"):
+        datamodule = datamodule_of(trainer)
+        if isinstance(pl_module, Reconstructs):
             self._write_reconstructions(trainer, pl_module, folder, metrics)
             return
-        scale = getattr(datamodule, "characters_per_token", None)
-        scale = scale() if callable(scale) else scale
-        references = datamodule.references() if hasattr(datamodule, "references") else {}
-        curve_png(metrics, references, scale, folder / "curve.png", loss=getattr(pl_module, "loss_name", "train/bpd"))
+        scale = datamodule.characters_per_token if isinstance(datamodule, CountsCharacters) else None
+        references = datamodule.references() if isinstance(datamodule, HasReferences) else {}
+        loss = pl_module.loss_name if isinstance(pl_module, Trained) else Trained.loss_name
+        exact = is_exact(pl_module)
+        measure = ("bpd", "bits per dimension") if exact else None
+        curve_png(metrics, references, scale, folder / "curve.png", loss=loss, measure=measure)
         label = classes_in_turn(pl_module, self.num_samples)
         drawn = self._draw(trainer, pl_module, self.num_samples, label, trace=True)
         decoded = decode(trainer, drawn.x)
         texts = decoded if isinstance(decoded, list) else []
         draw = partial(self._draw, trainer, pl_module)
         figures = [] if isinstance(decoded, list) else image_figures(trainer, pl_module, drawn, label, draw)
-        judged = datamodule.judge(texts) if texts and hasattr(datamodule, "judge") else {}
+        tables: dict[str, dict[str, float]] = {}
+        if texts and isinstance(datamodule, Judges):
+            tables[datamodule.judgement] = datamodule.judge(texts)
         write_report(
             folder / "report.html",
             title=f"{type(pl_module).__name__}: {folder.resolve().name}",
@@ -89,8 +106,9 @@ class Report(Callback):
             samples=texts[:SHOWN_TEXTS],
             trace_fragment=_trace(drawn.trace, datamodule, pl_module),
             facts=self._facts(trainer, pl_module, metrics, drawn.network_calls),
-            tables={getattr(datamodule, "judgement", "Samples beside references"): judged},
+            tables=tables,
             figures=figures,
+            exact=exact,
         )
 
     def _write_reconstructions(self, trainer: Trainer, pl_module: Any, folder: Path, metrics: dict[str, Curve]) -> None:
@@ -145,10 +163,13 @@ class Report(Callback):
         }
         if "seconds" in metrics:
             facts["Time"] = _duration(metrics["seconds"][-1][1])
-        rate = "tokens" if len(getattr(pl_module, "shape", (1,))) == 1 else "examples"  # an image's are no tokens
+        of_images = isinstance(pl_module, HasShape) and len(pl_module.shape) > 1
+        rate = "examples" if of_images else "tokens"
         if f"train/{rate}_per_s" in metrics:
             facts["Speed"] = f"{metrics[f'train/{rate}_per_s'][-1][1]:,.0f} {rate} per second"
-        how = f"{self.num_steps} steps" if self.sampler is None else f"{self.num_steps} steps, {self.sampler}"
+        how = f"{self.num_steps} steps"
+        if self.sampler is not None:
+            how += f", {self.sampler.name if isinstance(self.sampler, Sampler) else self.sampler}"
         if network_calls is not None:
             drawn = f"{self.num_samples} samples in {how}, {network_calls} network calls, seed {self.seed}"
             facts["Sampling"] = drawn
@@ -191,15 +212,16 @@ def _trace(states: list[Any] | None, datamodule: Any, pl_module: LightningModule
     """Texts only: images have two or three axes."""
     if not states or states[0].dim() != 2:
         return ""
-    codec = getattr(datamodule, "codec", None)
-    pieces = getattr(codec, "pieces", None) or (lambda ids: [f"{i} " for i in ids])
+    pieces = pieces_of(datamodule) or (lambda ids: [f"{i} " for i in ids])
     return trace_html([state.cpu() for state in states], pieces, mask_id=pl_module.num_classes)  # type: ignore[arg-type]
 
 
 def _weights(trainer: Trainer) -> str:
-    """The averages are in the module when a fit has ended, see EMA.on_train_end."""
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]
-    return f"exponential moving average, decay {averages[0].decay:g}" if averages else "those of the last step"
+    """The averages are in the module when a fit has ended, see callbacks/ema.py."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Averages):
+            return f"exponential moving average, decay {callback.decay:g}"
+    return "those of the last step"
 
 
 def _hardware(trainer: Trainer) -> str:

@@ -66,7 +66,7 @@ def curve_png(
     _frame(axes, train, bound, [bits * unit for bits in references.values()])
     _label(axes, labels)
     figure.axes[-1].set_xlabel("optimiser steps", color=_QUIET)
-    axes.set_ylabel(kind if scale is None else "bits per character (upper bound)")
+    axes.set_ylabel(kind if scale is None else kind.replace("dimension", "character"))
     axes.set_title(title, loc="left", color=_INK, fontsize=12)
     figure.savefig(path, facecolor="white")
 

@@ -58,6 +58,15 @@ _ABOUT_BOUND = (
     "over them."
 )
 
+_ABOUT_EXACT = (
+    "Each is computed exactly, no bound, and averaged over held-out examples; ± is one standard error over them."
+)
+
+_ABOUT_EXACT_CURVE = (
+    "-log p of held-out examples, in a band of one standard error, and the training loss on single batches and "
+    "smoothed. Dashed: other models of the same data."
+)
+
 _ABOUT_CURVE = (
     "The bound on held-out examples, in a band of one standard error, and the training loss on single batches and "
     "smoothed. Dashed: other models of the same data."
@@ -89,7 +98,8 @@ def write_report(
     facts: dict[str, str],
     tables: dict[str, dict[str, float]],
     figures: Sequence[Figure] = (),
-    about_curve: str = _ABOUT_CURVE,
+    about_curve: str | None = None,
+    exact: bool = False,
 ) -> None:
     """Writes the whole report; parts that are empty are left out.
 
@@ -103,7 +113,8 @@ def write_report(
         facts: hardware, steps, parameters, time, ...
         tables: heading -> row -> number; numbers within 0 and 1 are shown as shares.
         figures: what is shown of images.
-        about_curve: what the learning curve shows.
+        about_curve: what the learning curve shows; None: the figures of `bound` and the training loss.
+        exact: whether the figures under `bound` are -log p itself.
     """
     head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -112,8 +123,8 @@ def write_report(
     )
     parts = [
         f"<header><h1>{html.escape(title)}</h1></header>",
-        _cards(bound),
-        _curve(curve_png_path, about_curve),
+        _cards(bound, exact),
+        _curve(curve_png_path, about_curve or (_ABOUT_EXACT_CURVE if exact else _ABOUT_CURVE)),
         *(_figure(figure) for figure in figures),
         _trace(trace_fragment),
         _samples(samples),
@@ -137,17 +148,18 @@ def _section(heading: str, note: str, body: str) -> str:
     return f"<section><h2>{html.escape(heading)}</h2>{note}{body}</section>"
 
 
-def _cards(bound: dict[str, tuple[float, float | None]]) -> str:
+def _cards(bound: dict[str, tuple[float, float | None]], exact: bool) -> str:
     cards = []
+    kind, about = ("", _ABOUT_EXACT) if exact else (", upper bound", _ABOUT_BOUND)
     for name, (value, stderr) in bound.items():
         error = "" if stderr is None else f'<div class="error">± {_digits(stderr, value)}</div>'
         cards.append(
-            f'<div class="card"><div class="name">{html.escape(name)}, upper bound</div>'
+            f'<div class="card"><div class="name">{html.escape(name)}{kind}</div>'
             f'<div class="value">{_digits(value, value)}</div>{error}</div>'
         )
     if not cards:
         return ""
-    return f'<section><div class="cards">{"".join(cards)}</div><p class="note">{_ABOUT_BOUND}</p></section>'
+    return f'<section><div class="cards">{"".join(cards)}</div><p class="note">{about}</p></section>'
 
 
 def _digits(number: float, like: float) -> str:

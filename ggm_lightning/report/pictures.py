@@ -38,7 +38,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return canvas
 
 
-def beside(*grids: np.ndarray) -> np.ndarray:
+def side_by_side(*grids: np.ndarray) -> np.ndarray:
     """Grids of equal height, more apart than their pictures are: uint8 [H, W, 3]."""
     apart = np.full((len(grids[0]), 4, 3), 255, np.uint8)
     parts = [part for one in grids for part in (one, apart)]

@@ -21,12 +21,9 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 OWN = "ggm_lightning"
 Spec = dict[str, Any]  # class_path and init_args
@@ -129,16 +126,20 @@ class _Builder:
         if self.first_format:
             described = {**getattr(cls, "defaults_before", {}), **described}
         described |= {name: value for name, value in given.items() if name in known}
-        inside = self.outline and where and issubclass(cls, nn.Module)
-        with torch.device("meta") if inside else nullcontext():
+        with self._without_memory(cls) if self.outline and where else nullcontext():
             return cls(**self.arguments(described, known, where or cls.__name__))
+
+    @staticmethod
+    def _without_memory(cls: type) -> AbstractContextManager[Any]:
+        import torch  # here: processes that encode text (data/encoding.py) build a codec, and start sooner without it
+
+        return torch.device("meta") if issubclass(cls, torch.nn.Module) else nullcontext()
 
     def class_of(self, path: Any, kind: type, where: str) -> type:
         if not isinstance(path, str):
             raise Refused(f"{where or 'the description'} names no class")
-        module, _, name = path.rpartition(".")
         try:
-            found = getattr(importlib.import_module(module), name)
+            found = named(path)
         except (ImportError, AttributeError) as error:
             raise Refused(f"there is no class {path} here ({error})") from None
         if not inspect.isclass(found):
@@ -215,6 +216,13 @@ class _Builder:
         if dataclasses.is_dataclass(kind) and "class_path" not in value:
             return kind(**self.arguments(value, parameters_of(kind), where))
         return self.object_of(value, kind, where, {})
+
+
+def named(class_path: str) -> Any:
+    """What stands under that name; to be called for names that are trusted, since it imports. Raises ImportError,
+    AttributeError."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 _NO = object()  # not of that type

@@ -15,7 +15,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
@@ -25,6 +25,29 @@ from ggm_lightning import moved
 
 KEY = "ggm_lightning"
 FORMAT = 2  # of what `describe` says; 1, without a number, was written until version 0.1.0
+
+
+@runtime_checkable
+class Configured(Protocol):
+    """A model that the command line made: it knows from which configuration."""
+
+    resolved_config: dict[str, Any] | None
+
+
+@runtime_checkable
+class OfData(Protocol):
+    """A model, or a codec of pictures, that says what one example looks like."""
+
+    num_classes: int
+    shape: tuple[int, ...]
+
+
+@runtime_checkable
+class HasCodec(Protocol):
+    """A data module, or a loaded model, with a codec (codecs/codec.py); None where there is none."""
+
+    @property
+    def codec(self) -> Any: ...
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -227,8 +250,8 @@ def describe(model: LightningModule) -> dict[str, Any]:
     """
     from ggm_lightning import __version__
 
-    config = getattr(model, "resolved_config", None)
-    codec = getattr(_datamodule(model), "codec", None) or getattr(model, "codec", None)
+    config = model.resolved_config if isinstance(model, Configured) else None
+    codec = _codec(model)
     return {
         "format": FORMAT,
         "version": __version__,
@@ -239,20 +262,28 @@ def describe(model: LightningModule) -> dict[str, Any]:
     }
 
 
-def _datamodule(model: LightningModule) -> Any | None:
-    trainer = getattr(model, "_trainer", None)  # `model.trainer` raises without one
-    return None if trainer is None else getattr(trainer, "datamodule", None)
+def _codec(model: LightningModule) -> Any:
+    """That of the data the model is trained on, or the one it was loaded with."""
+    trainer = model._trainer  # `model.trainer` raises without one
+    datamodule = None if trainer is None else vars(trainer).get("datamodule")
+    for owner in (datamodule, model):
+        if isinstance(owner, HasCodec) and owner.codec is not None:
+            return owner.codec
+    return None
 
 
 def _model_spec(model: LightningModule, spec: dict[str, Any]) -> dict[str, Any]:
     """The configuration's model section, with what the command line linked from the data filled in."""
     class_path = spec.get("class_path", f"{type(model).__module__}.{type(model).__qualname__}")
     init_args = dict(spec.get("init_args", {} if "class_path" in spec else spec))
-    linked = {"num_classes": getattr(model, "num_classes", None), "shape": getattr(model, "shape", None)}
+    linked: dict[str, Any] = {}
+    if isinstance(model, OfData):
+        linked = {"num_classes": model.num_classes, "shape": model.shape}
     init_args |= _filled(type(model), init_args, linked)
+    init_args |= getattr(model, "carried_arguments", dict)()  # a LightningModule of the user's own may not have it
     for name, value in init_args.items():
-        part = getattr(model, name, None)
-        if isinstance(value, dict) and "class_path" in value and isinstance(part, torch.nn.Module):
+        part = model._modules.get(name)
+        if isinstance(value, dict) and "class_path" in value and part is not None:
             nested = dict(value.get("init_args") or {})
             init_args[name] = {**value, "init_args": nested | _filled(type(part), nested, linked)}
     return {"class_path": class_path, "init_args": init_args}

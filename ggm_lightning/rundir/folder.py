@@ -36,7 +36,7 @@ def refuse_unwritable(folder: Path, remedy: str = "choose another folder by --ru
         raise OSError(f"{folder}: cannot be written ({reason}); {remedy}") from None
 
 
-def beside(path: Path, content: bytes) -> Path:
+def unused_path(path: Path, content: bytes) -> Path:
     """Where `content` may be written so that nothing else is lost: `path`, or, where that holds something else, the
     first of bounds-2.csv, bounds-3.csv, ... that is free or holds just this."""
     numbered = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2))

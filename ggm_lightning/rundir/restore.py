@@ -17,9 +17,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ggm_lightning.rundir import building
+from ggm_lightning.rundir import building, codecs
 from ggm_lightning.rundir.building import Refused
-from ggm_lightning.rundir.checkpoint import about, format_of, read
+from ggm_lightning.rundir.checkpoint import OfData, about, format_of, read
 
 _FALLBACK = "construct the model yourself and call model.load_state_dict(torch.load(path)['state_dict'])"
 _SPARE_BYTES = 2**30  # tables that a model makes itself, beside four times its weights
@@ -56,7 +56,7 @@ def restored(
     model = _built(described, format_of(checkpoint), weights, path, names)
     # the keys have been compared with the model's own state dict, which may leave foreign frozen parts out
     model.load_state_dict(weights, strict=False)
-    model.codec = _codec(described.get("codec"), model, path)  # type: ignore[assignment]
+    model.codec = _codec(described.get("codec"), model, path, names)  # type: ignore[assignment]
     return model.to(map_location).eval() if isinstance(map_location, str | torch.device) else model.eval()
 
 
@@ -176,25 +176,28 @@ def _refuse_size(outline: nn.Module, weights: dict[str, Tensor], path: str | Pat
         )
 
 
-def _codec(described: Any, model: LightningModule, path: str | Path) -> Any:
+def _codec(described: Any, model: LightningModule, path: str | Path, trust: Sequence[str]) -> Any:
     """The codec of the file, or None. Its vocabulary is compared before anything of that size is made."""
     if described is None:
         return None
-    from ggm_lightning.codecs.codec import codec_from_dict  # tokenizers are needed for texts only
-
-    wanted = getattr(model, "num_classes", None)
+    wanted = model.num_classes if isinstance(model, OfData) else None
     try:
-        claimed = described.get("num_classes", wanted)
-        codec = codec_from_dict(described) if claimed == wanted else None
+        section = codecs.current(described)
+        foreign = bool(building.foreign(section))  # of a class of yours the arguments may mean anything
+        claimed = wanted if foreign else section["init_args"].get("num_classes", wanted)
+        codec = codecs.codec_from_dict(section, trust) if claimed == wanted else None
+    except Refused as error:
+        raise ValueError(f"{path}: its codec is refused, {error}") from None
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{path}: its codec cannot be made ({reason}); use a file that `lightning fit` wrote"
         ) from None
-    found = getattr(codec, "num_classes", claimed)
+    found = claimed if codec is None else codec.num_classes
     if wanted is not None and found != wanted:
         raise ValueError(f"{path}: its codec has {found!r} classes, its model {wanted}; use another checkpoint")
-    sites, shape = getattr(model, "num_sites", None), getattr(codec, "shape", None)
-    if sites is not None and shape is not None and math.prod(shape) != sites:
-        raise ValueError(f"{path}: its codec has {math.prod(shape)} sites, its model {sites}; use another checkpoint")
+    if not foreign and isinstance(model, OfData) and isinstance(codec, OfData):
+        sites, theirs = math.prod(model.shape), math.prod(codec.shape)
+        if theirs != sites:
+            raise ValueError(f"{path}: its codec has {theirs} sites, its model {sites}; use another checkpoint")
     return codec

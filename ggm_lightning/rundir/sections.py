@@ -15,4 +15,9 @@ def differences(ours: Any, theirs: Any, key: str = "model") -> list[str]:
         return found
     if isinstance(ours, tuple | list) and isinstance(theirs, tuple | list) and list(ours) == list(theirs):
         return []
-    return [] if ours == theirs else [f"{key} is {ours}, there {theirs}"]
+    return [] if ours == theirs else [f"{key} is {_cut(str(ours))}, there {_cut(str(theirs))}"]
+
+
+def _cut(text: str) -> str:
+    """Rates of one's own are thousands of numbers."""
+    return text if len(text) <= 200 else f"{text[:197]}..."

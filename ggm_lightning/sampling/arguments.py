@@ -8,17 +8,22 @@ wait for it: that happens before sampling, and for losses and bounds on a CPU, b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ggm_lightning.core import categorical
 from ggm_lightning.core.arguments import seed_number, shown, whole_number
+from ggm_lightning.core.categorical import Sharpening
+from ggm_lightning.sampling.contract import Shaped
 
-if TYPE_CHECKING:
-    from ggm_lightning.models.base import Family
+
+def choice(names: Iterable[str]) -> str:
+    """How a message offers these names."""
+    names = tuple(names)
+    return f"choose {' or '.join(names)}" if len(names) > 1 else f"it has only {names[0]}"
 
 
 def whole_numbers(name: str, values: Any, device: torch.device, wanted: str) -> Tensor:
@@ -33,7 +38,7 @@ def whole_numbers(name: str, values: Any, device: torch.device, wanted: str) -> 
     return tensor.to(device, torch.int64)
 
 
-def labels(model: Family, label: Any, count: int, look: bool) -> Tensor | None:
+def labels(model: Shaped, label: Any, count: int, look: bool) -> Tensor | None:
     """Int64[count], the class of each row, or None.
 
     Args:
@@ -64,7 +69,7 @@ def rows(row: Any, count: int, device: torch.device) -> Tensor:
     return given
 
 
-def examples(model: Family, x: Any, look: bool) -> Tensor:
+def examples(model: Shaped, x: Any, look: bool) -> Tensor:
     """x as Int64[b, *shape]; `look`: whether its values may be looked at."""
     _check_sites(model, "x", x)
     if look:
@@ -73,7 +78,7 @@ def examples(model: Family, x: Any, look: bool) -> Tensor:
 
 
 def of_bound(
-    model: Family, x: Any, label: Any, row: Any, num_samples: Any, seed: Any
+    model: Shaped, x: Any, label: Any, row: Any, num_samples: Any, seed: Any
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """(x Int64[b, *shape], label Int64[b] or None, row Int64[b]): the arguments of `nelbo`."""
     look = model.device.type == "cpu"  # elsewhere a network's embedding finds out
@@ -83,7 +88,7 @@ def of_bound(
     return x, labels(model, label, len(x), look), rows(row, len(x), x.device)
 
 
-def check_terms(model: Family, x: Any, zt: Any, t: Any, label: Any) -> None:
+def check_terms(model: Shaped, x: Any, zt: Any, t: Any, label: Any) -> None:
     """The arguments of `terms`: shapes and types alone, as it is called within training steps, too."""
     _check_sites(model, "x", x)
     _check_state(model, zt, label, t=t)
@@ -91,13 +96,14 @@ def check_terms(model: Family, x: Any, zt: Any, t: Any, label: Any) -> None:
         raise ValueError(f"x has {len(x)} rows and zt {len(zt)}; give a state for each example")
 
 
-def check_law(model: Family, zt: Any, t: Any, s: Any, label: Any, temperature: Any, top_p: Any) -> None:
+def check_law(model: Shaped, zt: Any, t: Any, s: Any, label: Any, sharpening: Any) -> None:
     """The arguments of `reverse_law`: shapes and types alone."""
     _check_state(model, zt, label, t=t, s=s)
-    categorical.check_sharpening(temperature, top_p)
+    if not isinstance(sharpening, Sharpening):
+        raise ValueError(f"sharpening is {shown(sharpening)}; give a core.categorical.Sharpening, or leave it out")
 
 
-def _check_state(model: Family, zt: Any, label: Any, **when: Any) -> None:
+def _check_state(model: Shaped, zt: Any, label: Any, **when: Any) -> None:
     _check_sites(model, "zt", zt)
     for name, time in when.items():
         if not isinstance(time, Tensor) or time.shape != (len(zt),):
@@ -105,7 +111,7 @@ def _check_state(model: Family, zt: Any, label: Any, **when: Any) -> None:
     labels(model, label, len(zt), look=False)
 
 
-def _check_sites(model: Family, name: str, values: Any) -> None:
+def _check_sites(model: Shaped, name: str, values: Any) -> None:
     wanted = f"a tensor of whole numbers, shape (b, {', '.join(map(str, model.shape))})"
     if not isinstance(values, Tensor) or not _is_whole(values) or tuple(values.shape[1:]) != model.shape:
         raise ValueError(f"{name} is {shown(values)}; give {wanted}")

@@ -12,50 +12,42 @@ own times. What is masked when u falls below u(0) is left to `finish`, as in the
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from ggm_lightning.core import categorical, watch
-from ggm_lightning.sampling.request import Request, Samples, Trace
-
-if TYPE_CHECKING:
-    from ggm_lightning.models.md4 import MD4
+from ggm_lightning.sampling.plan import Plan, Sites
+from ggm_lightning.sampling.sampler import Run, Step
 
 
-def run(model: MD4, request: Request) -> Samples:
-    """As many network calls as there are unknown sites; num_steps is not used."""
-    before, n = model.network_calls, model.num_sites
-    uniform, alone = request.uniform(n), request.uniform(1)
-    z = request.clamped(model.prior_sample(request.num_samples)).flatten(1)
-    one, zero = request.times(1.0, 0.0)
-    u, last = model.schedule.masked_fraction(one), model.schedule.masked_fraction(zero)
-    steps = int((z == model.mask_id).sum(-1).max())
-    trace = Trace(request, steps)
-    trace.add(0, z.reshape(-1, *model.shape))
-    for i in request.bar(range(steps), steps):
-        masked = z == model.mask_id
-        u = next_masked_fraction(u, masked.sum(-1), alone("time", step=i)[:, 0])
-        row = torch.nonzero(masked.any(-1) & (u > last))[:, 0]
+class FirstHitting(Plan):
+    """As many steps as there are unknown sites; num_steps and grid are not used.
+
+    Law: exact, that of infinitely many steps, for every family in which one schedule masks all classes.
+    """
+
+    one_site = True
+
+    def start(self, run: Run) -> Tensor:
+        self._u = run.model.schedule.masked_fraction(run.t)  # of each row, at its own time
+        self._last = run.model.schedule.masked_fraction(run.s)
+        return super().start(run)
+
+    def steps(self, run: Run) -> Sequence[Step]:
+        """The times are the rows' own, see `choose`."""
+        return [(1.0, 0.0)] * int(run.masked.sum(1).max())
+
+    def choose(self, run: Run) -> Sites:
+        masked, none = run.masked, torch.zeros_like(run.masked)
+        self._u = next_masked_fraction(self._u, masked.sum(1), run.uniform("time", 1)[:, 0])
+        row = torch.nonzero(masked.any(1) & (self._u > self._last))[:, 0]
         if not len(row):
-            break
-        watch.at(i, request.row[row])
-        site = chosen(masked[row], alone("site", step=i)[row, 0])
-        label = None if request.label is None else request.label[row]
-        logits = model.logits_at(z[row].reshape(-1, *model.shape), model.schedule.inverse(u[row]), label, site[:, None])
-        u_value, here = alone("value", step=i)[row, 0], (torch.arange(len(row), device=row.device), site)
-        values = categorical.draw(logits, u_value, request.temperature, request.top_p, here)
-        z = z.index_put((row, site), values)
-        if i + 1 < steps:
-            trace.add(i + 1, z.reshape(-1, *model.shape))
-    z = z.reshape(-1, *model.shape)
-    watch.at(steps)
-    x = model.finish(z, request.label, partial(uniform, step=steps), request.temperature, request.top_p)
-    trace.add(steps, x)
-    return Samples(x, model.network_calls - before, trace.states)
+            return Sites(none)
+        site = chosen(masked[row], run.uniform("site", 1, row)[:, 0])
+        run.t = run.model.schedule.inverse(self._u)
+        return Sites(none.index_put((row, site), torch.ones_like(row, dtype=torch.bool)))
 
 
 def next_masked_fraction(

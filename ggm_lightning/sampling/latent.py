@@ -1,4 +1,4 @@
-"""The loops of LDDM: tokens and latent together, or the latent first.
+"""The samplers of LDDM (arXiv 2510.18114): tokens and latent together, or the latent first and then any plan.
 
 Samples are a function of (seed, row): step i draws from noise.uniform and noise.normal(stream, seed, step=i, row).
 
@@ -12,139 +12,195 @@ that are left then follow as in infilling with masked diffusion.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import Any, Protocol, cast
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ggm_lightning.core import gaussian, losses, noise, times, watch
-from ggm_lightning.core.gaussian import GaussianLaw
-from ggm_lightning.core.masking import MaskedLaw
-from ggm_lightning.sampling.request import Request, Samples, Trace
-
-if TYPE_CHECKING:
-    from ggm_lightning.models.lddm import FujiLDDM
-    from ggm_lightning.models.lddm_base import LatentFamily
+from ggm_lightning.core.arguments import shown, whole_number
+from ggm_lightning.core.categorical import Sharpening
+from ggm_lightning.core.gaussian import GaussianLaw, LatentClock
+from ggm_lightning.core.schedules import Schedule
+from ggm_lightning.sampling.contract import Denoiser, Denoises
+from ggm_lightning.sampling.plan import Ancestral
+from ggm_lightning.sampling.request import Request
+from ggm_lightning.sampling.sampler import Run, Sampler
 
 LATENT_STEPS = 32  # where the user does not say: coarser grids distort laws that are not symmetric
 _GROUPS = 4
 
 
-def _normal(model: LatentFamily, request: Request, stream: str, step: int, candidates: int = 1) -> Tensor:
-    """Float64[b candidates, S, d]; the first candidate's numbers do not depend on how many there are."""
-    s, d = model.latent_shape
-    e = noise.normal(stream, seed=request.seed, step=step, row=request.row, num_sites=candidates * s * d)
-    return e.reshape(-1, s, d)
+class HasLatent(Denoises, Protocol):
+    """A model of tokens and a latent Float[b, S, d]."""
+
+    latent_shape: tuple[int, int]
+    latent_schedule: Schedule
+    clock: LatentClock
+    infill_latents: int
+
+    def predict(
+        self, zt: Tensor, t: Tensor, latent: Tensor, latent_time: Tensor, label: Tensor | None
+    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """(logits Float[k, V] at sites, z_0 Float[b, S, d]) from one call of the joint network."""
+
+    def predict_latent(
+        self, zt: Tensor, t: Tensor, latent: Tensor, latent_time: Tensor, label: Tensor | None
+    ) -> Tensor:
+        """z_0 Float[b, S, d]."""
 
 
-def token_step(
-    model: LatentFamily,
-    zt: Tensor,
-    t: Tensor,
-    s: Tensor,
-    label: Tensor | None,
-    temperature: float,
-    top_p: float,
-    latent: Tensor,
-) -> MaskedLaw:
-    """p(x_s | x_t, z_1); the network runs when the law is first asked for logits."""
+class _Together(HasLatent, Protocol):
+    def joint_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None,
+        sharpening: Sharpening,
+        *,
+        latent: Tensor,
+        sampler: str,
+    ) -> Any: ...
 
-    def logits_at(sites: Tensor) -> Tensor:
-        return model.predict(zt, t, latent, torch.zeros_like(t), label)[0](sites)
 
-    return model.token_law(zt, t, s, logits_at, temperature, top_p)
+# ------------------------------------------------------------------ samplers
+
+
+class AfterLatent(Ancestral):
+    """Tokens by the plan `ancestral`, given a latent that `denoiser` has drawn first by "ddim" or "ddpm".
+
+    Args:
+        kind: of the latent's steps; their number is the option `latent_steps`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.denoiser_options = MappingProxyType({"latent_sampler": kind})
+
+
+class Together(Sampler):
+    """Both parts on one grid, one network call per step; rows whose tokens are all revealed are not sent any more.
+
+    Args:
+        kind: of the latent's steps, "ddim" or "ddpm".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def start(self, run: Run) -> Tensor:
+        model = cast(_Together, run.model)
+        self._latent = _normal(model, run.request, "latent prior", 0)
+        return super().start(run)
+
+    def move(self, run: Run) -> None:
+        model, request = cast(_Together, run.model), run.request
+        rows = torch.nonzero(run.masked.any(1))[:, 0]
+        if not len(rows):
+            return
+        watch.narrow(rows)
+        law = model.joint_law(
+            run.shaped(run.z[rows]),
+            run.t[rows],
+            run.s[rows],
+            request.labels(rows),
+            request.sharpening,
+            latent=self._latent[rows],
+            sampler=self.kind,
+        )
+        tokens = law.tokens.draw(partial(run.uniform, rows=rows))
+        run.put(run.z.index_copy(0, rows, tokens))
+        moved = law.latent.draw(_normal(model, request, "latent", run.step, row=request.row[rows]))
+        self._latent = self._latent.index_copy(0, rows, moved)
+
+    def finish(self, run: Run) -> Tensor:
+        request = run.request
+        uniform = partial(request.uniform(run.model.num_sites), step=run.step)
+        denoiser = given(cast(HasLatent, run.model), self._latent)
+        return run.model.finish(run.shaped(run.z), request.label, uniform, request.sharpening, denoiser)
+
+
+# ------------------------------------------------------------------ the latent first
+
+
+def _checked_kind(name: str, value: Any) -> str:
+    if value not in gaussian.STEPS:
+        raise ValueError(f"{name} is {shown(value)}; choose {' or '.join(gaussian.STEPS)}")
+    return value
+
+
+def _checked_steps(name: str, value: Any) -> int:
+    return whole_number(name, value, 1)
+
+
+# of `denoiser`: how the latent is drawn ("ddim" where nothing is said), and in how many steps (LATENT_STEPS)
+OPTIONS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
+    {"latent_sampler": _checked_kind, "latent_steps": _checked_steps}
+)
+
+
+def given(model: HasLatent, latent: Tensor) -> Denoiser:
+    """The denoiser of tokens beside these latents, Float[b, S, d] at their cleanest level."""
+
+    def logits(zt: Tensor, t: Tensor, label: Tensor | None, sites: Tensor, rows: Tensor) -> Tensor:
+        return model.predict(zt, t, latent[rows], torch.zeros_like(t), label)[0](sites)
+
+    return logits
+
+
+def latents(model: HasLatent, request: Request) -> Tensor:
+    """The latent of each row, Float64[b, S, d] at its cleanest level; with a clamp one that explains what is known."""
+    kind = request.options.get("latent_sampler", "ddim")
+    known = None if request.clamp is None else request.clamp[1].flatten(1)
+    if known is None or not bool(known.any()):
+        return draw_latents(model, request, kind)
+    candidates = draw_latents(model, request, kind, model.infill_latents)
+    z = request.clamped(model.prior_sample(request.num_samples))
+    return _explaining(model, request, candidates, z.flatten(1), known)
 
 
 def latent_step(
-    model: LatentFamily, masked: Tensor, latent: Tensor, t: Tensor, s: Tensor, label: Tensor | None, kind: str
+    model: HasLatent, masked: Tensor, latent: Tensor, t: Tensor, s: Tensor, label: Tensor | None, kind: str
 ) -> GaussianLaw:
     """p(z_s | z_t) with all tokens masked; t and s are the clock's."""
     z0 = model.predict_latent(masked, torch.ones_like(t), latent, t, label).double()
     return gaussian.step(kind, model.latent_schedule, latent.double(), z0, model.clock.time(t), model.clock.time(s))
 
 
-def _say_if_untrained(model: LatentFamily) -> None:
-    if model.recipe.stage1_steps and not model.is_fixed:
-        rank_zero_warn(
-            "the latent's denoiser is untrained: this is a model of stage 1, whose samples say little; "
-            f"sample it after step {model.recipe.stage1_steps} (recipe.stage1_steps)"
-        )
+def _normal(
+    model: HasLatent, request: Request, stream: str, step: int, candidates: int = 1, row: Tensor | None = None
+) -> Tensor:
+    """Float64[b candidates, S, d] of the rows with these numbers (None: all); the first candidate's numbers do not
+    depend on how many there are."""
+    s, d = model.latent_shape
+    row = request.row if row is None else row
+    e = noise.normal(stream, seed=request.seed, step=step, row=row, num_sites=candidates * s * d)
+    return e.reshape(-1, s, d)
 
 
-def joint(model: FujiLDDM, request: Request, kind: str) -> Samples:
-    """Both parts on one grid, one network call per step; known tokens are put back after every step."""
-    _say_if_untrained(model)
-    before, steps = model.network_calls, request.num_steps
-    uniform, trace = request.uniform(model.num_sites), Trace(request, steps)
-    z = request.clamped(model.prior_sample(request.num_samples))
-    latent = _normal(model, request, "latent prior", 0)
-    trace.add(0, z)
-    grid = pairwise(times.sampling_grid(steps, request.grid or model.grids[0]))
-    options = (request.label, request.temperature, request.top_p)
-    for i, (t, s) in enumerate(request.bar(grid, steps)):
-        watch.at(i)
-        here, there = request.times(t, s)
-        law = model.reverse_law(z, here, there, *options, latent=latent, sampler=kind)
-        z = request.clamped(law.tokens.draw(partial(uniform, step=i)).reshape(z.shape))
-        latent = law.latent.draw(_normal(model, request, "latent", i))
-        if i + 1 < steps:
-            trace.add(i + 1, z)
-    rest = partial(uniform, step=steps)
-    watch.at(steps)
-    x = model.finish(z, request.label, rest, request.temperature, request.top_p, latent=latent)
-    trace.add(steps, x)
-    return Samples(x, model.network_calls - before, trace.states)
-
-
-def sequential(model: LatentFamily, request: Request, kind: str) -> Samples:
-    """The latent to its cleanest level, then the tokens given it; a token step that reveals nothing costs no call."""
-    _say_if_untrained(model)
-    calls, latent_calls, steps = model.network_calls, model.latent_calls, request.num_steps
-    uniform, trace = request.uniform(model.num_sites), Trace(request, steps)
-    z = request.clamped(model.prior_sample(request.num_samples))
-    known = None if request.clamp is None else request.clamp[1].flatten(1)
-    if known is None or not bool(known.any()):
-        latent = draw_latents(model, request, kind)
-    else:
-        latent = _explaining(
-            model, request, draw_latents(model, request, kind, model.infill_latents), z.flatten(1), known
-        )
-    trace.add(0, z)
-    grid = pairwise(times.sampling_grid(steps, request.grid or model.grids[0]))
-    options = (request.label, request.temperature, request.top_p)
-    for i, (t, s) in enumerate(request.bar(grid, steps)):
-        watch.at(i)
-        here, there = request.times(t, s)
-        law = token_step(model, z, here, there, *options, latent)
-        z = request.clamped(law.draw(partial(uniform, step=i)).reshape(z.shape))
-        if i + 1 < steps:
-            trace.add(i + 1, z)
-    watch.at(steps)
-    x = model.finish(z, request.label, partial(uniform, step=steps), request.temperature, request.top_p, latent=latent)
-    trace.add(steps, x)
-    return Samples(x, model.network_calls - calls, trace.states, model.latent_calls - latent_calls)
-
-
-def draw_latents(model: LatentFamily, request: Request, kind: str, candidates: int = 1) -> Tensor:
+def draw_latents(model: HasLatent, request: Request, kind: str, candidates: int = 1) -> Tensor:
     """Float64[b candidates, S, d] at the cleanest level, the candidates of a row next to each other."""
     latent = _normal(model, request, "latent prior", 0, candidates)
     rows, row = len(latent), request.row.repeat_interleave(candidates)
     masked = model.prior_sample(rows)
     label = None if request.label is None else request.label.repeat_interleave(candidates)
-    steps = request.latent_steps or LATENT_STEPS
+    steps = request.options.get("latent_steps", LATENT_STEPS)
     grid = pairwise(times.sampling_grid(steps, "uniform"))
-    for i, when in enumerate(request.bar(grid, steps, unit="latent step")):
-        watch.at(i, row, "latent step")
-        t, s = (latent.new_full((rows,), value) for value in when)
-        law = latent_step(model, masked, latent, t, s, label, kind)
-        latent = law.draw(_normal(model, request, "latent", i, candidates))
+    with request.bar(steps, unit="latent step") as bar:
+        for i, when in enumerate(grid):
+            watch.at(i, row, "latent step")
+            t, s = (latent.new_full((rows,), value) for value in when)
+            law = latent_step(model, masked, latent, t, s, label, kind)
+            latent = law.draw(_normal(model, request, "latent", i, candidates))
+            bar.update()
     return latent
 
 
-def _explaining(model: LatentFamily, request: Request, latents: Tensor, z: Tensor, known: Tensor) -> Tensor:
+def _explaining(model: HasLatent, request: Request, latents: Tensor, z: Tensor, known: Tensor) -> Tensor:
     """One of each row's candidates, drawn with probability proportional to p(known tokens | latent)."""
     b = request.num_samples
     latents = latents.reshape(b, -1, *model.latent_shape)
@@ -161,17 +217,19 @@ def _explaining(model: LatentFamily, request: Request, latents: Tensor, z: Tenso
     return latents[torch.arange(b, device=chosen.device), chosen]
 
 
-def _log_known(
-    model: LatentFamily, request: Request, latent: Tensor, z: Tensor, known: Tensor, group: Tensor
-) -> Tensor:
+def _log_known(model: HasLatent, request: Request, latent: Tensor, z: Tensor, known: Tensor, group: Tensor) -> Tensor:
     """Float64[b], nats: sum over groups of log p(group's known tokens | groups before, latent)."""
     total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     for g in range(_GROUPS):
         asked = known & (group == g)
         if not bool(asked.any()):
             continue
-        state = torch.where(known & (group < g), z, model.mask_id)
+        rows = torch.nonzero(asked.any(1))[:, 0]
+        watch.narrow(rows)
+        state = torch.where(known & (group < g), z, model.mask_id)[rows]
         t = model.schedule.inverse((state == model.mask_id).double().mean(1))
-        logits = model.predict(state.reshape(-1, *model.shape), t, latent, torch.zeros_like(t), request.label)[0](asked)
-        total -= losses.masked_cross_entropy(logits, z, asked).double()
+        shaped, label = state.reshape(-1, *model.shape), request.labels(rows)
+        logits = model.predict(shaped, t, latent[rows], torch.zeros_like(t), label)[0](asked[rows])
+        nats = losses.masked_cross_entropy(logits, z[rows], asked[rows]).double()
+        total = total.index_add(0, rows, -nats)
     return total

@@ -1,37 +1,39 @@
-"""The loop of the families whose every step moves all sites: prior -> (network -> reverse step) x num_steps -> finish.
+"""The one loop of all samplers: start -> move x steps -> finish, with the trace, the bar, the counts and the watch.
 
 Samples are a function of (seed, row): step i draws from noise.uniform(stream, seed, step=i, row).
 """
 
 from __future__ import annotations
 
-from functools import partial
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from collections import Counter
+from copy import copy
 
-from ggm_lightning.core import times, watch
+from ggm_lightning.core import watch
+from ggm_lightning.sampling.contract import Denoises
 from ggm_lightning.sampling.request import Request, Samples, Trace
-
-if TYPE_CHECKING:
-    from ggm_lightning.models.base import Family
+from ggm_lightning.sampling.sampler import Run, Sampler
 
 
-def run(model: Family, request: Request) -> Samples:
-    """From z_1 along the grid to x; known sites are put back after every step."""
-    before, steps = model.network_calls, request.num_steps
-    uniform = request.uniform(model.num_sites)
-    trace = Trace(request, steps)
-    z = request.clamped(model.prior_sample(request.num_samples))
-    trace.add(0, z)
-    grid = pairwise(times.sampling_grid(steps, request.grid or model.grids[0]))
-    for i, (t, s) in enumerate(request.bar(grid, steps)):
-        watch.at(i)
-        when = request.times(t, s)
-        law = model.reverse_law(z, when[0], when[1], request.label, request.temperature, request.top_p)
-        z = request.clamped(law.draw(partial(uniform, step=i)).reshape(z.shape))
-        if i + 1 < steps:
-            trace.add(i + 1, z)
-    watch.at(steps)
-    x = model.finish(z, request.label, partial(uniform, step=steps), request.temperature, request.top_p)
-    trace.add(steps, x)
-    return Samples(x, model.network_calls - before, trace.states)
+def run(model: Denoises, request: Request, sampler: Sampler) -> Samples:
+    """From the prior to x."""
+    calls, rows, others = model.network_calls, model.rows_sent, Counter(model.other_calls)
+    this, sampler = Run(model, request), copy(sampler)
+    this.z = sampler.start(this).flatten(1)
+    steps = sampler.steps(this)
+    trace = Trace(request, len(steps))
+    trace.add(0, this.shaped(this.z))
+    costs = sampler.costs(this, len(steps))
+    with request.bar(sum(costs), sampler.unit) as bar:
+        for i, when in enumerate(steps):
+            watch.at(i)
+            this.enter(i, when)
+            sampler.move(this)
+            bar.update(costs[i])
+            if i + 1 < len(steps):
+                trace.add(i + 1, this.shaped(this.z))
+    this.step = len(steps)
+    watch.at(this.step)
+    x = sampler.finish(this)
+    trace.add(len(steps), x)
+    calls, rows = model.network_calls - calls, model.rows_sent - rows
+    return Samples(x, calls, trace.states, rows, model.other_calls - others)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ggm_lightning.core import categorical, noise
+from ggm_lightning.core import noise
 from ggm_lightning.core.arguments import seed_number, shown, whole_number
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.sampling import arguments
-
-if TYPE_CHECKING:
-    from ggm_lightning.models.base import Family
+from ggm_lightning.sampling.contract import Denoises, Shaped
 
 Clamp = tuple[Tensor, Tensor]
 TRACED = 256  # states kept of a long chain
-
-_T = TypeVar("_T")
 
 
 @dataclass
@@ -31,16 +29,19 @@ class Samples:
 
     Attributes:
         x: Int64[b, *shape].
-        network_calls: forward passes of the network, each on the whole batch.
+        network_calls: forward passes of the network, whatever their number of rows.
         trace: the states from the prior to x, each Int64[b, *shape] on the CPU, or None; at most TRACED + 1 of them,
             evenly spaced.
-        latent_calls: forward passes of the network that denoises a latent alone (LDDM), usually far cheaper.
+        rows: rows sent to the network, summed over its calls. A call is sent only the rows that need it, so that this,
+            and not network_calls x b, is what sampling costs.
+        other_calls: forward passes of a model's further networks, by their names; empty where there are none.
     """
 
     x: Tensor
     network_calls: int
     trace: list[Tensor] | None = None
-    latent_calls: int = 0
+    rows: int = 0
+    other_calls: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -48,45 +49,52 @@ class Request:
     """The arguments of `Family.sample`, checked: on the model's device, one row number and one clamp per sample.
 
     Attributes:
-        num_samples, num_steps, temperature, top_p, seed, trace, progress, label, latent_steps: see Family.sample.
+        num_samples, num_steps, seed, trace, progress, label: see Family.sample.
         clamp: (values Int64[b, *shape], known Bool[b, *shape]), values 0 where unknown; or None.
-        grid: None leaves the choice to the family.
-        sampler: one of the family's `samplers`.
+        sharpening: temperature, top_p and their like.
+        grid: of the times.
         row: Int64[b].
+        sampler: its name, for messages.
+        options: what the model's `denoiser` was given, see its family.
     """
 
     num_samples: int
     num_steps: int
     label: Tensor | None
     clamp: Clamp | None
-    temperature: float
-    top_p: float
     seed: int
     trace: bool
     grid: str | None
-    sampler: str
     row: Tensor
     progress: bool
-    latent_steps: int | None = None
+    sharpening: Sharpening = PLAIN
+    sampler: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-    def uniform(self, num_sites: int) -> Callable[..., Tensor]:
-        """noise.uniform(stream, step=...) of these rows and this seed, Float64[b, num_sites]."""
-        return partial(noise.uniform, seed=self.seed, row=self.row, num_sites=num_sites)
+    def uniform(self, num_sites: int, rows: Tensor | None = None) -> Callable[..., Tensor]:
+        """noise.uniform(stream, step=...) of this seed and of these `rows` Int64[m] of the batch (None: all),
+        Float64[m, num_sites]."""
+        row = self.row if rows is None else self.row[rows]
+        return partial(noise.uniform, seed=self.seed, row=row, num_sites=num_sites)
 
     def clamped(self, z: Tensor) -> Tensor:
-        """z, with what is known in its place."""
+        """z Int64[b, *shape], with what is known in its place."""
         return z if self.clamp is None else torch.where(self.clamp[1], self.clamp[0], z)
+
+    def labels(self, rows: Tensor) -> Tensor | None:
+        """Int64[m], the classes of these rows of the batch."""
+        return None if self.label is None else self.label[rows]
 
     def times(self, *when: float) -> list[Tensor]:
         """Each time as Float64[b]."""
         device = self.row.device
         return [torch.full((self.num_samples,), t, dtype=torch.float64, device=device) for t in when]
 
-    def bar(self, steps: Iterable[_T] | None, total: int, unit: str = "step") -> tqdm:
-        """The steps, with a bar and its time left where `progress` is set; drawn rarely where it lands in a file."""
+    def bar(self, total: int, unit: str = "step") -> tqdm:
+        """A bar with its time left where `progress` is set; drawn rarely where it lands in a file."""
         terminal = sys.stderr.isatty()
         often = {"mininterval": 0.1} if terminal else {"mininterval": 30.0, "delay": 30.0}  # nothing of a short chain
-        return tqdm(steps, "sampling", total, leave=False, unit=unit, disable=not self.progress, **often)
+        return tqdm(None, "sampling", total, leave=False, unit=unit, disable=not self.progress, **often)
 
 
 class Trace:
@@ -94,7 +102,7 @@ class Trace:
 
     def __init__(self, request: Request, num_steps: int) -> None:
         self.states: list[Tensor] | None = [] if request.trace else None
-        self._every = -(-num_steps // TRACED)
+        self._every = max(1, -(-num_steps // TRACED))
         self._last = num_steps
 
     def add(self, step: int, z: Tensor) -> None:
@@ -104,65 +112,51 @@ class Trace:
 
 
 def checked(
-    model: Family,
+    model: Denoises,
     num_samples: int,
     num_steps: int,
-    label: Tensor | None,
-    clamp: Clamp | None,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    trace: bool,
-    grid: str | None,
-    sampler: str | None,
-    row: Tensor | None,
-    progress: bool,
-    latent_steps: int | None = None,
+    label: Any = None,
+    clamp: Any = None,
+    seed: int = 0,
+    trace: bool = False,
+    grid: str | None = None,
+    row: Any = None,
+    progress: bool = False,
+    **further: Any,
 ) -> Request:
-    """Raises ValueError with one line: what, where, remedy."""
-    family = type(model).__name__
+    """`further`: the last attributes of Request, checked before. Raises ValueError with one line: what, where, remedy.
+
+    A `grid` of None becomes the family's first.
+    """
     num_samples = whole_number("num_samples", num_samples, 1)
     num_steps = whole_number("num_steps", num_steps, 1)
-    if latent_steps is not None:
-        latent_steps = whole_number("latent_steps", latent_steps, 1)
     seed = seed_number(seed)
-    categorical.check_sharpening(temperature, top_p)
-    for name, value in (("sampler", sampler), ("grid", grid)):
-        if not isinstance(value, str | None):
-            raise ValueError(f"{name} is {shown(value)}; give its name, or None for the family's first")
-    if sampler is not None and sampler in model.refused_samplers:
-        raise ValueError(f"sampler '{sampler}' is refused: {model.refused_samplers[sampler]}")
-    if sampler not in (None, *model.samplers):
-        raise ValueError(f"sampler '{sampler}' is unknown to {family}; {_choice(model.samplers)}")
-    if grid not in (None, *model.grids):
-        known = _choice(model.grids) if model.grids else "its process has its own times: leave grid out"
-        raise ValueError(f"grid '{grid}' is unknown to {family}; {known}")
-    chosen = model.samplers[0] if sampler is None else sampler
-    if latent_steps is not None and chosen not in model.latent_samplers:
-        which = f"take sampler {' or '.join(model.latent_samplers)}" if model.latent_samplers else "leave it out"
-        raise ValueError(f"latent_steps is {latent_steps}, but {family}'s '{chosen}' has no steps of a latent; {which}")
     return Request(
         num_samples,
         num_steps,
         _checked_label(label, num_samples, model),
         None if clamp is None else _checked_clamp(clamp, num_samples, model),
-        temperature,
-        top_p,
         seed,
         trace,
-        grid,
-        chosen,
+        _checked_grid(grid, model),
         arguments.rows(row, num_samples, model.device),
         progress,
-        latent_steps,
+        **further,
     )
 
 
-def _choice(names: tuple[str, ...]) -> str:
-    return f"choose {' or '.join(names)}" if len(names) > 1 else f"it has only {names[0]}"
+def _checked_grid(grid: Any, model: Denoises) -> str | None:
+    if not isinstance(grid, str | None):
+        raise ValueError(f"grid is {shown(grid)}; give its name, or None for the family's first")
+    if grid not in (None, *model.grids):
+        known = arguments.choice(model.grids) if model.grids else "its process has its own times: leave grid out"
+        raise ValueError(f"grid '{grid}' is unknown to {type(model).__name__}; {known}")
+    if grid is None and model.grids:
+        return model.grids[0]
+    return grid
 
 
-def _checked_label(label: Any, num_samples: int, model: Family) -> Tensor | None:
+def _checked_label(label: Any, num_samples: int, model: Denoises) -> Tensor | None:
     known = getattr(model.network, "num_labels", None)
     if label is None and known and not model.label_dropout:
         raise ValueError(
@@ -174,7 +168,7 @@ def _checked_label(label: Any, num_samples: int, model: Family) -> Tensor | None
     return arguments.labels(model, label, num_samples, look=True)
 
 
-def _checked_clamp(clamp: Any, num_samples: int, model: Family) -> Clamp:
+def _checked_clamp(clamp: Any, num_samples: int, model: Shaped) -> Clamp:
     shape = model.shape
     pair = "a pair (values, mask) of what is known and where (True)"
     if not isinstance(clamp, tuple | list) or len(clamp) != 2:

@@ -1,24 +1,25 @@
-"""The loop of chains that move a few sites at a time (GGM): along a path of chain times, down by the reverse kernel, up
-by noise (ReDeNoise), with known sites left out.
-
-Samples are a function of (seed, row): step i of the path draws from noise.uniform(stream, seed, step=i, row).
+"""Samplers of chains that move a few sites at a time (GGM, arXiv 2405.17035): along a path of chain times, down by the
+reverse kernel, up by noise (ReDeNoise), with known sites left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any, Protocol, cast
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from ggm_lightning.core import watch
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.sweeps import Sweeps
-from ggm_lightning.sampling.request import Request, Samples, Trace
+from ggm_lightning.sampling.contract import Denoises
+from ggm_lightning.sampling.sampler import Run, Sampler, Step
 
-if TYPE_CHECKING:
-    from ggm_lightning.models.ggm import GGM
-
+KERNELS = ("heat_bath", "gated", "parallel")
 PARALLEL_HEAT_BATH = (
     "sites drawn at once, each ignoring its present token, never reach the model's law (27-state example: total "
     "variation over .36 at any number of sweeps); use 'parallel'"
@@ -29,6 +30,30 @@ HIDDEN_BLOCK = (
     "sites, blocks of 2: total variation .19 with 1 sweep, .21 with 16; hide: own .19 and .02); set hide: own, or give "
     "more steps, which makes blocks smaller, or take sampler 'heat_bath' or 'gated'"
 )
+
+
+class Visits(Denoises, Protocol):
+    """A model that visits its sites in sweeps; its times count visits."""
+
+    block_size: int
+    hide: str
+    redenoise: int
+
+    @property
+    def sweeps(self) -> Sweeps: ...
+
+    def corrupt(self, x: Tensor, t: Tensor, uniform: Callable[[str], Tensor]) -> Tensor: ...
+
+    def reverse_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        sharpening: Sharpening = PLAIN,
+        sampler: str | None = None,
+        known: Tensor | None = None,
+    ) -> Any: ...
 
 
 def visits_at_once(num_steps: int, sweeps: Sweeps, block_size: int) -> int:
@@ -45,43 +70,69 @@ def visits_at_once(num_steps: int, sweeps: Sweeps, block_size: int) -> int:
     return size
 
 
-def run(model: GGM, request: Request, size: int) -> Samples:
-    """From X_T to 0 in steps of `size` visits, and with a clamp `redenoise` times one sweep up and down again.
+class Sweeping(Sampler):
+    """From X_T to 0 visit by visit, and with a clamp `redenoise` times one sweep up and down again. Steps whose sites
+    are known cost nothing: only rows in which a visited site is unknown are sent to the network.
 
-    A step whose sites are known in all rows is skipped. The bar counts network calls.
+    kernel heat_bath, exact: a visited site is drawn from p_t, one network call each. gated, exact at the same cost: it
+    is kept with probability 1 - eta. parallel: gated in blocks of one sweep, all sites of a block from the same state;
+    num_steps // R blocks per sweep. With hide: own, one call per site, its error is of order 1/R. With hide: block, one
+    call per block, it does not converge in sweeps, and a warning says so.
+
+    Args:
+        kernel: heat_bath, gated or parallel.
     """
-    n, device = model.num_sites, model.device
-    path = model.sweeps.grid(size)
-    known = None
-    if request.clamp is not None:
-        path = path + model.redenoise * model.sweeps.grid(size, first_sweeps=1)
-        known = request.clamp[1]
-    order = model.sweeps.order.tolist()
-    free = [True] * n if known is None else (~known.flatten(1).all(0)).tolist()
 
-    def cost(t: int, s: int) -> int:
-        """Network calls of a step."""
-        moves = s < t and any(free[i] for i in order[s % n : s % n + t - s])
-        return (t - s if model.hide == "own" else 1) if moves else 0
+    unit = "call"
 
-    steps = list(pairwise(path))
-    costs = [cost(t, s) for t, s in steps]
-    before, trace = model.network_calls, Trace(request, len(steps))
-    uniform = request.uniform(n)
-    z = request.clamped(model.prior_sample(request.num_samples, partial(uniform, step=0)))
-    trace.add(0, z)
-    with request.bar(None, sum(costs), unit="call") as bar:
-        for i, (t, s) in enumerate(steps):
-            watch.at(i)
-            when = torch.tensor([t, s], device=device)[:, None].expand(2, request.num_samples)
-            if s > t:
-                z = model.corrupt(z, when[1], partial(uniform, step=i))
-            elif costs[i]:
-                law = model.reverse_law(
-                    z, when[0], when[1], request.label, request.temperature, request.top_p, request.sampler, known
-                )
-                z = law.draw(partial(uniform, step=i)).reshape(z.shape)
-            z = request.clamped(z)
-            bar.update(costs[i])
-            trace.add(i + 1, z)
-    return Samples(z, model.network_calls - before, trace.states)
+    def __init__(self, kernel: str) -> None:
+        self.kernel = kernel
+
+    def start(self, run: Run) -> Tensor:
+        model = cast(Visits, run.model)
+        self._size = 1
+        if self.kernel == "parallel":
+            self._size = visits_at_once(run.request.num_steps, model.sweeps, model.block_size)
+            if model.hide == "block" and self._size > 1:
+                rank_zero_warn(HIDDEN_BLOCK)
+        return super().start(run)
+
+    def steps(self, run: Run) -> Sequence[Step]:
+        model = cast(Visits, run.model)
+        path = model.sweeps.grid(self._size)
+        if run.request.clamp is not None:
+            path = path + model.redenoise * model.sweeps.grid(self._size, first_sweeps=1)
+        self._path = list(pairwise(path))
+        return [(float(t), float(s)) for t, s in self._path]
+
+    def costs(self, run: Run, num_steps: int) -> list[int]:
+        """Network calls: none upwards, and none where the visited sites are known in all rows."""
+        model = cast(Visits, run.model)
+        order, free = model.sweeps.order.tolist(), (~run.known.all(0)).tolist()
+        self._costs = []
+        for t, s in self._path:
+            first = s % model.num_sites
+            asked = s < t and any(free[site] for site in order[first : first + t - s])
+            calls = t - s if model.hide == "own" else 1
+            self._costs.append(calls if asked else 0)
+        return self._costs
+
+    def move(self, run: Run) -> None:
+        model, request = cast(Visits, run.model), run.request
+        t, s = self._path[run.step]
+        when = torch.tensor([t, s], device=run.z.device)[:, None].expand(2, len(run.z))
+        if s > t:
+            run.put(model.corrupt(run.shaped(run.z), when[1], run.uniform).flatten(1))
+            return
+        if not self._costs[run.step]:
+            return
+        rows = torch.arange(len(run.z), device=run.z.device)
+        known = None
+        if request.clamp is not None:
+            visited = model.sweeps.order[s % model.num_sites :][: t - s]
+            rows = torch.nonzero(~run.known[:, visited].all(1))[:, 0]
+            known = request.clamp[1][rows]
+        watch.narrow(rows)
+        z, label = run.shaped(run.z[rows]), request.labels(rows)
+        law = model.reverse_law(z, when[0][rows], when[1][rows], label, request.sharpening, self.kernel, known)
+        run.put(run.z.index_copy(0, rows, law.draw(partial(run.uniform, rows=rows))))

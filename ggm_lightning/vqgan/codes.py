@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Integer, UInt8
+from jaxtyping import Bool, Int64, Integer, UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
-from ggm_lightning.codecs.codec import MASKED_GREY, MIDDLE_GREY, Codec, dict_hash
+from ggm_lightning.codecs.codec import Codec, dict_hash
+from ggm_lightning.codecs.pictures import MASKED_GREY, MIDDLE_GREY
 from ggm_lightning.data import header as headers
 from ggm_lightning.data.picture_files import FILTERS
 from ggm_lightning.data.picture_sources import DIGITS, Fit, Source, open_source
@@ -71,16 +72,10 @@ class Codes(Codec):
         self.num_classes, self.shape, self.picture = num_classes, tuple(shape), tuple(picture)
         self.batch_size = max(1, 2**21 // (self.picture[1] * self.picture[2]))  # 32 pictures of 256x256
 
-    @property
-    def tokenizer_hash(self) -> str:
-        """Of the weights and the sizes; where the file lies does not matter."""
-        return dict_hash({k: v for k, v in self.to_dict().items() if k not in ("vqgan", "absolute")})
-
-    def to_dict(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """The weights and the sizes; where the file lies does not matter."""
         return {
             "kind": "vqgan",
-            "vqgan": self.vqgan,
-            "absolute": self.absolute,
             "num_classes": self.num_classes,
             "shape": list(self.shape),
             "picture": list(self.picture),
@@ -117,6 +112,12 @@ class Codes(Codec):
             for i in range(0, len(pictures), self.batch_size)
         ]
         return np.concatenate(parts)
+
+    def sites_of(self, pixels: Bool[np.ndarray, "side side"]) -> Bool[np.ndarray, "h w"]:
+        """The codes whose patch holds one of the pixels."""
+        height, width = self.shape
+        patches = pixels.reshape(height, self.picture[1] // height, width, self.picture[2] // width)
+        return np.asarray(patches.any(axis=(1, 3)))
 
     @torch.no_grad()
     def decode(  # type: ignore[override]

@@ -85,7 +85,7 @@ def evaluated(name: str, model: Any, seconds: float) -> dict[str, Any]:
             "stderr": float(nats.std()) / math.sqrt(SAMPLES),
             "phase": from_uniform(phases(source, drawn.x)),
             "network_calls": drawn.network_calls,
-            "latent_calls": getattr(drawn, "latent_calls", 0),
+            "latent_calls": drawn.other_calls["latent_network"],
             "seconds": spent,
         }
         result["steps"][str(steps)] = row

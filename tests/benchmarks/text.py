@@ -105,7 +105,7 @@ def start_up(folder: Path, tokens: int = 9_035_582_198) -> tuple[float, int]:
     """(seconds, bytes) to open, order and read first a set of the size of OpenWebText: a sparse file of 18 GB."""
     import zlib
 
-    from ggm_lightning.codecs.codec import Integers
+    from ggm_lightning.codecs.text import Integers
     from ggm_lightning.data.blocks import BLOCK_BYTES
     from ggm_lightning.data.header import sealed
 

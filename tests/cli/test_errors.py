@@ -24,7 +24,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from ggm_lightning.codecs.codec import Integers
+from ggm_lightning.codecs.text import Integers
 from ggm_lightning.data.rows import RowSource
 from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.models.md4 import MD4

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import ggm_lightning
-from ggm_lightning.callbacks.samples import columns_of
 from ggm_lightning.cli import drawing, infill_input
 from ggm_lightning.cli.main import main
-from ggm_lightning.codecs.codec import MASKED_GREY, Images
+from ggm_lightning.codecs.pictures import MASKED_GREY, Images
 from ggm_lightning.models.md4 import MD4
+from ggm_lightning.report.drawing import columns_of
 from tests.cli.test_main import error_of
 
 DIGITS = Path(__file__).parents[2] / "experiments" / "md4_digits.yaml"
@@ -218,8 +218,8 @@ def test_colour_pictures_and_levels_of_every_number() -> None:
     for num_classes in (2, 17, 256):
         codec = Images(num_classes, (3, 4, 5))
         x = np.random.default_rng(0).integers(num_classes, size=(1, 3, 4, 5))
-        assert (infill_input._levels(codec.decode(x)[0], codec) == x[0]).all()  # undoes decode
-    assert [int(v) for v in infill_input._levels(np.full((1, 1, 3), 200, np.uint8), Images(3, (1, 1, 1)))[0, 0]] == [2]
+        assert (codec.encode_pictures(codec.decode(x).transpose(0, 3, 1, 2)) == x).all()  # undoes decode
+    assert Images(3, (1, 1, 1)).encode_pictures(np.full((1, 1, 1, 1), 200, np.uint8)).tolist() == [[[[2]]]]
     for one, other in (("left", "right"), ("top", "bottom")):
         halves = [infill_input._half(word, (5, 7)) for word in (one, other)]
         assert (halves[0] != halves[1]).all()

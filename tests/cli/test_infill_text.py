@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ggm_lightning.cli import infill_input
-from ggm_lightning.codecs.codec import Bytes, Characters, Codec, Integers, Subwords
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.text import Bytes, Characters, Integers, Subwords
 from tests.codecs.tokenizers_of_all_kinds import byte_level, unigram, word_piece
 
 SITES = 29

@@ -217,8 +217,13 @@ def test_infill_leaves_the_rest_untouched(run: Path, tmp_path: Path, capsys: pyt
         (["fitt"], "unknown command 'fitt'; did you mean 'fit'?"),
         (["fit"], "missing: data, model; give --config"),
         (["fit", "--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
-        (["fit", "M", "--trainer.max_step=1"], "unknown key 'trainer.max_step'; did you mean 'max_steps'?"),
-        (["fit", "M", "--model.optimzer.lr=1"], "unknown key 'model.optimzer.lr'; did you mean 'optimizer'?"),
+        (["fit", "M", "--trainer.max_step=1"], "unknown key 'trainer.max_step'; did you mean --trainer.max_steps?"),
+        (["fit", "M", "--model.optimzer.lr=1"], "unknown key 'model.optimzer.lr'; did you mean --model.optimizer.lr?"),
+        (["fit", "M", "--max_steps", "10"], "unknown key 'max_steps'; did you mean --trainer.max_steps?"),
+        (["fit", "--config", "md4_dmo"], "among the package's experiments/ and configs/; did you mean 'md4_demo'?"),
+        (["copy", "md4_dmo"], "md4_dmo: the package has no such file; did you mean 'md4_demo'?"),
+        (["copy"], "copy needs a name"),
+        (["list", "--foo"], "unknown key 'foo'"),
         (["fit", "M", "--model.optimizer.lr=abc"], "model.optimizer.lr: expected float, got 'abc'"),
         (["fit", "M", "--data.global_batch_size=x"], "data.global_batch_size: expected int, got 'x'"),
         (["fit", "M", "--data.foo=1"], "unknown key 'data.foo'; known there: num_symbols"),
@@ -326,5 +331,5 @@ def test_building_the_trainer_loads_no_optional_library() -> None:
 def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     printed = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "sample", "infill", "evaluate"):
+    for command in ("list", "copy", "prepare", "fit", "validate", "test", "predict", "sample", "infill", "evaluate"):
         assert f"\n  {command}" in printed

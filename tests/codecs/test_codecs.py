@@ -9,20 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from ggm_lightning.codecs.codec import (
-    BLANK,
-    MASKED_GREY,
-    MIDDLE_GREY,
-    REPLACEMENT,
-    Bytes,
-    Characters,
-    Codec,
-    Images,
-    Integers,
-    Subwords,
-    codec_from_dict,
-)
+from ggm_lightning.codecs.codec import BLANK, Codec
+from ggm_lightning.codecs.pictures import MASKED_GREY, MIDDLE_GREY, Images
+from ggm_lightning.codecs.text import REPLACEMENT, Bytes, Characters, Integers, Subwords
 from ggm_lightning.data.toy.demo import train_bpe
+from ggm_lightning.rundir.codecs import codec_from_dict
 
 TEXT = "Größe ½ 7 naïve snowmen ☃☃ and a cow\n  indented\ttab"
 
@@ -111,12 +102,12 @@ def test_the_dict_is_plain_json_and_gives_the_codec_back(subwords: Subwords) -> 
 
 
 def test_the_hash_ignores_the_spacing_of_a_tokenizer_file(subwords: Subwords) -> None:
-    spaced = json.dumps(json.loads(subwords.to_dict()["tokenizer"]), indent=3)
+    spaced = json.dumps(json.loads(subwords.to_dict()["init_args"]["tokenizer_json"]), indent=3)
     assert Subwords(spaced).tokenizer_hash == subwords.tokenizer_hash
 
 
 def test_padding_and_truncation_asked_for_by_a_file_are_ignored(subwords: Subwords) -> None:
-    wanted = json.loads(subwords.to_dict()["tokenizer"])
+    wanted = json.loads(subwords.to_dict()["init_args"]["tokenizer_json"])
     wanted["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
     wanted["padding"] = {
         "strategy": {"Fixed": 64},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 
-from ggm_lightning.codecs.codec import Bytes, Characters, Integers, Subwords
+from ggm_lightning.codecs.text import Bytes, Characters, Integers, Subwords
 from ggm_lightning.codecs.tokenizer_file import END_OF_TEXT, end_token
 from tests.codecs.tokenizers_of_all_kinds import TEXTS, byte_level, unigram, with_special, word_piece
 
@@ -102,7 +102,7 @@ def test_a_text_that_spells_an_end_is_text(special: bool) -> None:
     text = f"a {END_OF_TEXT} in a {END_OF_TEXT}{END_OF_TEXT} text<pad>"
     ids = one.encode(text)
     assert not {one.token_id(END_OF_TEXT), one.token_id("<pad>")} & set(ids)
-    assert one._text(ids) == text
+    assert one.text(ids) == text
     (measured,), loss = one.encode_measured([text])
     assert measured.tolist() == ids
     assert (loss.control_words, loss.first_control_word, loss.exact) == (4, END_OF_TEXT, True)
@@ -126,7 +126,7 @@ def test_nothing_is_left_to_chance() -> None:
     assert len({tuple(raw.encode(TEXTS[0]).ids) for _ in range(20)}) > 1
     for description in (bpe, pieces):
         assert len({tuple(codec(description).encode(TEXTS[0])) for _ in range(20)}) == 1
-        assert codec(description).to_dict()["tokenizer"] == json.dumps(
+        assert codec(description).identity()["tokenizer"] == json.dumps(
             description, ensure_ascii=False, separators=(",", ":")
         )
 
@@ -146,7 +146,7 @@ def test_what_is_exact_by_construction_decodes_every_text() -> None:
         one = codec(description)
         assert one.exact
         found, loss = one.encode_measured(NASTY)
-        assert [one._text(ids.tolist()) for ids in found] == NASTY
+        assert [one.text(ids.tolist()) for ids in found] == NASTY
         assert loss.exact
     assert Bytes().exact
     removed = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(False)])

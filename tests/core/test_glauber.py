@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import categorical, glauber, noise, sweeps
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.sweeps import Sweeps
 
 B, N, V, R = 4, 5, 7, 3
@@ -173,8 +174,8 @@ def test_mixing_there_and_back(pi: Tensor) -> None:
 def test_sharpening_acts_on_the_data_law_and_keeps_the_noise_floor(pi: Tensor) -> None:
     p0, a = laws(B), torch.tensor([1.0, 0.7, 0.2, 0.05], dtype=torch.float64)
     log_p = glauber.log_mixed(p0.log(), pi.log(), a)
-    assert glauber.sharpened(log_p, pi.log(), a, 1.0, 1.0) is log_p
-    cold = glauber.sharpened(log_p, pi.log(), a, 0.5, 0.8).exp()
+    assert glauber.sharpened(log_p, pi.log(), a, PLAIN) is log_p
+    cold = glauber.sharpened(log_p, pi.log(), a, Sharpening(0.5, 0.8)).exp()
     expected = a[:, None] * categorical.probabilities(p0.log(), 0.5, 0.8) + (1 - a[:, None]) * pi
     torch.testing.assert_close(cold, expected, rtol=0, atol=1e-12)
     naive = categorical.probabilities(log_p, 0.5, 0.8)

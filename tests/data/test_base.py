@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ggm_lightning.codecs.codec import Codec, Integers
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.text import Integers
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.order import TrainOrder
 from ggm_lightning.data.rows import Rows, RowSource, check_ids
@@ -74,8 +75,9 @@ def test_batches_are_dicts_of_int64(tmp_path: Path) -> None:
     data = Numbered(global_batch_size=4, eval_batch_size=3)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    assert sorted(batch) == ["label", "x"]
-    assert batch["x"].dtype == batch["label"].dtype == torch.int64
+    assert sorted(batch) == ["label", "row", "x"]
+    assert batch["x"].dtype == batch["label"].dtype == batch["row"].dtype == torch.int64
+    assert batch["row"].tolist() == [0, 1, 2, 3]
     assert batch["x"].shape == (4, *SHAPE)
     assert (batch["x"].numpy() == data.x["train"][batch["label"]]).all()
     assert [len(b["x"]) for b in data.val_dataloader()] == [3, 3, 1]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from ggm_lightning.codecs.codec import Integers
+from ggm_lightning.codecs.text import Integers
 from ggm_lightning.data import blocks, shard_writer, tokens
 from ggm_lightning.data.header import HEADER, read_header, sealed, staleness
 from ggm_lightning.data.rows import check_ids

@@ -10,7 +10,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from ggm_lightning.codecs.codec import Bytes
+from ggm_lightning.codecs.text import Bytes
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.zeroshot_sets import SETS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ggm_lightning.codecs.codec import Subwords
+from ggm_lightning.codecs.text import Subwords
 from ggm_lightning.data import file_kinds
 from ggm_lightning.data.documents import Piece, Reader, Survey, find_files, held_out_last
 from ggm_lightning.data.toy.demo import reference_text, train_bpe

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ggm_lightning.codecs.codec import Characters, Codec, Integers
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.text import Characters, Integers
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.rows import Rows, RowSource
 

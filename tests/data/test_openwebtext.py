@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from ggm_lightning.cli.main import main
-from ggm_lightning.codecs.codec import Subwords
+from ggm_lightning.codecs.text import Subwords
 from ggm_lightning.data import tokenising
 from ggm_lightning.data.blocks import BLOCK_BYTES
 from ggm_lightning.data.header import sealed
@@ -133,7 +133,7 @@ def test_nine_billion_tokens_start_at_once(tmp_path: Path) -> None:
         "splits": {"train": {**counts, "files": [file]}},
     }  # fmt: skip
     (tmp_path / "header.json").write_bytes(sealed(header))
-    (tmp_path / "tokenizer.json").write_text(codec.to_dict()["tokenizer"])
+    (tmp_path / "tokenizer.json").write_text(codec.to_dict()["init_args"]["tokenizer_json"])
     code = (
         "import resource, torch, numpy, sys\n"
         "from ggm_lightning.data.tokens import TokenShards, Windows\n"
@@ -167,8 +167,8 @@ def test_prepare_ahead_of_time(tmp_path: Path, tokenizer: Path, capsys: pytest.C
     assert "train-00000.bin: sha256 " in capsys.readouterr().err
     for wrong, message in (
         (["prepare"], "'data' is missing; give --config"),
-        ([*arguments, "--data.trian", "x"], "unknown key 'data.trian'; did you mean 'train'?"),
-        ([*arguments, "--verfy", "true"], "unknown key 'verfy'; did you mean 'verify'?"),
+        ([*arguments, "--data.trian", "x"], "unknown key 'data.trian'; did you mean --data.train?"),
+        ([*arguments, "--verfy", "true"], "unknown key 'verfy'; did you mean --verify?"),
     ):
         with pytest.raises(SystemExit):
             main(wrong)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from ggm_lightning.codecs.codec import Bytes, Images
+from ggm_lightning.codecs.pictures import Images
+from ggm_lightning.codecs.text import Bytes
 from ggm_lightning.data.pixels import Mirrored, PixelData, PixelFile, PixelWriter, read_header
 from ggm_lightning.data.rows import Rows, check_ids, check_labels
 from ggm_lightning.data.tokens import write_shards

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ggm_lightning.codecs.codec import Bytes
 from ggm_lightning.codecs.loss import Loss
+from ggm_lightning.codecs.text import Bytes
 from ggm_lightning.data import encoding, shard_writer, tokenising
 from ggm_lightning.data import text as text_module
 from ggm_lightning.data.openwebtext import OpenWebText

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggm_lightning.codecs.codec import Bytes
+from ggm_lightning.codecs.text import Bytes
 from ggm_lightning.data import file_kinds, tokenising
 from ggm_lightning.data.text import TextData
 from ggm_lightning.data.tokens import TokenShards

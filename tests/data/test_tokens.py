@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggm_lightning.codecs.codec import Bytes, Integers
+from ggm_lightning.codecs.text import Bytes, Integers
 from ggm_lightning.data import shard_writer
 from ggm_lightning.data.header import staleness
 from ggm_lightning.data.prepared import folder_lock

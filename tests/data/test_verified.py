@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from ggm_lightning.codecs.codec import Integers
+from ggm_lightning.codecs.text import Integers
 from ggm_lightning.data import blocks, shard_writer, verified
 from ggm_lightning.data.rows import check_ids
 from ggm_lightning.data.tokens import TokenShards, Windows, write_shards
@@ -142,6 +142,22 @@ def test_where_the_folder_cannot_be_written_each_process_compares_for_itself(
     for times in (1, 2):
         _read_all(TokenShards(folder))
         assert len(compared) == times * BLOCKS
+
+
+def test_nothing_is_left_in_the_folder_of_another_user(
+    folder: Path, compared: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it could be written, as by root. Control: in one's own it is remembered."""
+    before = sorted(folder.iterdir())
+    owner = os.geteuid()
+    monkeypatch.setattr(verified.os, "geteuid", lambda: owner + 1)
+    _read_all(TokenShards(folder))
+    assert sorted(folder.iterdir()) == before
+    _read_all(TokenShards(folder))
+    assert len(compared) == 2 * BLOCKS
+    monkeypatch.undo()
+    TokenShards(folder).read("train", np.array([0]), 5)
+    assert len(sorted(folder.iterdir())) == len(before) + 1
 
 
 def test_a_spoiled_memory_is_begun_anew(folder: Path, compared: list[int]) -> None:

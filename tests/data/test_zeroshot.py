@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ggm_lightning.codecs.codec import END_OF_TEXT, Subwords
+from ggm_lightning.codecs.text import END_OF_TEXT, Subwords
 from ggm_lightning.data import zeroshot
 from ggm_lightning.data.detokenise import DETOKENISERS
 from ggm_lightning.data.tokens import TokenShards

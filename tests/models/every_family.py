@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ggm_lightning.core.schedules import Linear
+from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.genmd4 import GenMD4
@@ -27,7 +28,7 @@ _BLACKOUT = {"num_timesteps": 20, "t_end": 10.0}
 _COUNTS = {"output": "distribution", "loss": "cross_entropy", "network_input": "counts", "time_input": "unit"}
 
 
-def _transformer(**options: bool) -> nn.Module:
+def _transformer(**options: object) -> nn.Module:
     return Transformer(V, num_labels=LABELS, **_SMALL, **options)
 
 
@@ -37,6 +38,10 @@ def _joint() -> tuple[nn.Module, nn.Module]:
 
 def _latent() -> nn.Module:
     return LatentDenoiser(num_labels=LABELS, **_SMALL, **_LATENT)
+
+
+def _ar(**more: object) -> Family:
+    return AutoregressiveModel(_transformer(time_features="none", causal=True), V, (N,), **more)
 
 
 def _ggm(**more: object) -> Family:
@@ -52,6 +57,7 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "seq, stage 1": lambda **more: SeqLDDM(*_joint(), _latent(), V, (N,), recipe=Recipe(stage1_steps=10**6), **more),
     "seq": lambda **more: SeqLDDM(*_joint(), _latent(), V, (N,), schedule=Linear(0.1), **more),
     "blackout": lambda **more: Blackout(_transformer(), V, (N,), **{**_BLACKOUT, **_COUNTS, **more}),
+    "ar": _ar,
     "markov": lambda **more: MarkovDiffusion(_transformer(), V, (N,), num_timesteps=10, **more),
 }
 

@@ -158,7 +158,7 @@ def fuji_law(model: FujiLDDM, num_steps: int) -> Tensor:
     start[-1] = PRIOR
 
     def moved(rows: Tensor, mass: Tensor, t: float, s: float) -> Tensor:
-        law = model.reverse_law(rows, *when(t, s, rows), latent=GRID.reshape(-1, 1, 1), sampler="ddpm")
+        law = model.joint_law(rows, *when(t, s, rows), latent=GRID.reshape(-1, 1, 1), sampler="ddpm")
         found = product(law.tokens.probs(), states, UNKNOWN).T * mass  # [state', z_t]
         if s == 0:  # in the last step the latent has done its work
             return found
@@ -221,10 +221,37 @@ def latent_first_law(
     start[-1] = kept
 
     def moved(rows: Tensor, mass: Tensor, t: float, s: float) -> Tensor:
-        law = latent_first.token_step(model, rows, *when(t, s, rows), None, 1.0, 1.0, z.reshape(-1, 1, 1))
+        law = model.reverse_law(rows, *when(t, s, rows), denoiser=model.given(z.reshape(-1, 1, 1)))
         return product(law.probs(), states, UNKNOWN).T * mass
 
     return in_cells(evolved(start, states, model.grids[0], num_steps, moved).sum(1), states)
+
+
+def latent_then_one_by_one(model: LatentFamily, kind: str) -> Tensor:
+    """Sampler first_hitting: latents, one of infill_latents candidates, then one unknown token after the other, in
+    either order. The networks here do not look at the tokens' time."""
+    z, mass = latents(model, kind, latent_first.LATENT_STEPS)
+    kept = resampled(mass, likelihood_of_known(model, z), model.infill_latents)
+    denoiser, rows = model.given(z.reshape(-1, 1, 1)), torch.arange(len(z))
+    zero = torch.zeros(len(z), dtype=torch.float64)
+
+    def values(state: Tensor, site: int) -> Tensor:
+        """p(x_site | state, z), Float64[z, V]."""
+        logits = denoiser(state.expand(len(z), N), zero, None, torch.full((len(z), 1), site), rows)
+        return logits.double().softmax(-1)
+
+    total = torch.zeros(V ** len(UNKNOWN), dtype=torch.float64)
+    empty = torch.where(KNOWN, VALUES, V)
+    for first, second in itertools.permutations(UNKNOWN.tolist()):
+        p = values(empty, first)
+        for v in range(V):
+            state = empty.clone()
+            state[first] = v
+            both = p[:, v, None] * values(state, second)
+            filled = state.expand(V, N).clone()
+            filled[:, second] = torch.arange(V)
+            total = total.index_add(0, cell(filled), 0.5 * kept @ both)
+    return total
 
 
 def drawn_law(model: Family, num_steps: int, num_samples: int, **options: object) -> Tensor:

@@ -101,6 +101,12 @@ def _latent_first(family: str, sampler: str, build: Callable[[int], Family]) -> 
     return Line(family, sampler, "K = 1, 16, 64", VANISHES.format("K and latent steps"), cases)
 
 
+def _hitting(family: str, build: Callable[[int], Family]) -> Line:
+    law = partial(chains.latent_then_one_by_one, kind="ddim")
+    cases = tuple(Case(partial(build, K), 1, law) for K in (1, 16, 64))
+    return Line(family, "first_hitting", "K = 1, 16, 64", VANISHES.format("K and latent steps"), cases)
+
+
 def _blackout(sampler: str) -> Line:
     model = partial(models.blackout, sampler == "posterior")
     cases = tuple(Case(model, T, partial(chains.blackout_law, sampler=sampler, num_steps=T)) for T in (50, 400))
@@ -118,6 +124,7 @@ def _rounds() -> Line:
     return Line("GGM", "gated", "R = 32, redenoise: 4, 16, 64", VANISHES.format("the rounds"), cases)
 
 
+_ABSORBING = (Case(partial(models.markov, "absorbing"), 1, None),)
 LINES = (
     Line("MD4", "first_hitting", f"any ({DRAWS:,} draws)", EXACT, (Case(models.md4, 1, None),)),
     _md4("MD4", models.md4, 10, 100),
@@ -130,8 +137,11 @@ LINES = (
     *(_fuji(kind) for kind in ("ddim", "ddpm")),
     *(_latent_first("FUJI", sampler, models.fuji) for sampler in ("seq_ddim", "seq_ddpm")),
     *(_latent_first("SEQ", sampler, models.seq) for sampler in ("ddim", "ddpm")),
+    _hitting("FUJI", models.fuji),
+    _hitting("SEQ", models.seq),
     *(_blackout(sampler) for sampler in ("capped", "poisson", "stochastic", "posterior", "rounded")),
     *(_markov(process) for process in ("uniform", "absorbing", "gaussian")),
+    Line("MarkovDiffusion", "first_hitting", f"absorbing ({DRAWS:,} draws)", EXACT, _ABSORBING),
 )
 
 if __name__ == "__main__":

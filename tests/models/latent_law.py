@@ -32,8 +32,9 @@ DZ = float(GRID[1] - GRID[0])
 class LogSNR(Schedule):
     """ln SNR linear in t: `high` at t = first, `low` at t = 1."""
 
+    floor = 0.1
+
     def __init__(self, high: float = 4.0, low: float = -8.0, first: float = 0.0) -> None:
-        super().__init__(0.0)
         self.high, self.slope, self.first = high, (high - low) / max(1 - first, 1e-300), first
         self.low = low
 
@@ -51,8 +52,6 @@ class LogSNR(Schedule):
 
     def inverse(self, u: Tensor) -> Tensor:
         return 1 - (torch.special.logit(1 - u) - self.low) / self.slope
-
-    _a0 = _u0 = _du0 = _u0_inverse = None  # type: ignore[assignment]
 
 
 class Code(nn.Module):
@@ -203,7 +202,7 @@ def law_of_fuji(model: FujiLDDM) -> Tensor:
             when = torch.full((2, count), k / steps, dtype=torch.float64)
             when[1] = (k - 1) / steps
             zt = STATES[state].expand(count, 2)
-            law = model.reverse_law(zt, when[0], when[1], latent=GRID.reshape(-1, 1, 1), sampler="ddpm")
+            law = model.joint_law(zt, when[0], when[1], latent=GRID.reshape(-1, 1, 1), sampler="ddpm")
             moved = token_moves(law.tokens.probs()).T * density[state]  # [state', z_t]
             if k > 1:
                 moved = moved @ (normal(GRID[:, None], law.latent.mean[:, 0, 0], law.latent.std) * DZ).T
@@ -228,7 +227,7 @@ def law_of_seq(model: SeqLDDM) -> Tensor:
         after = torch.zeros_like(tokens)
         for state in range(9):
             when = torch.tensor([[k / steps], [(k - 1) / steps]], dtype=torch.float64).expand(2, count)
-            law = model.reverse_law(STATES[state].expand(count, 2), when[0], when[1], latent=latent)
+            law = model.reverse_law(STATES[state].expand(count, 2), when[0], when[1], denoiser=model.given(latent))
             after += token_moves(law.probs()).T * tokens[state]
         tokens = after
     return _clean(tokens.sum(1) * DZ)

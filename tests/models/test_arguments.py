@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ggm_lightning.core.categorical import Sharpening
 from ggm_lightning.data.arrays import ArrayData
 from ggm_lightning.data.latents import cache_latents
 from ggm_lightning.data.rows import Rows
@@ -21,7 +22,7 @@ from ggm_lightning.networks.transformer import Transformer
 from tests.models.test_fused_training import N, family
 
 B, V, CLASSES = 2, 7, 3
-FAMILIES = ("md4", "genmd4", "ggm", "blackout", "fuji", "seq")
+FAMILIES = ("md4", "genmd4", "ar", "ggm", "blackout", "fuji", "seq")
 X = torch.arange(B * 5).reshape(B, 5) % V
 T = torch.full((B,), 0.5, dtype=torch.float64)
 
@@ -68,7 +69,10 @@ KNOWN = torch.tensor([True, False, True, False, False])
         ({"top_p": "0.9"}, "top_p is '0.9'", "(0, 1]"),
         ({"sampler": ["ancestral"]}, "sampler is a list of 1", "give its name"),
         ({"grid": 3}, "grid is 3", "give its name"),
-        ({"latent_steps": 2.5}, "latent_steps is 2.5", "a whole number of at least 1"),
+        ({"latent_steps": 2.5}, "latent_steps is 2.5", "no steps of a latent; leave it out"),
+        ({"eta": 0.02}, "eta is 0.02, but MD4's 'ancestral' has no eta", "leave it out"),
+        ({"sampler": "no.such.Sampler"}, "sampler 'no.such.Sampler' is not found", "give package.module.Class"),
+        ({"sampler": "pathlib.Path"}, "sampler 'pathlib.Path' is no sampler", "derive it from"),
         ({"row": 4}, "row has shape ()", "[2]"),
         ({"row": [0.5, 1.5]}, "row is a tensor of float32", "in whole numbers"),
         ({"label": [0, 1]}, "label is a list of 2", "takes no labels; leave it out"),
@@ -137,13 +141,14 @@ def test_terms_and_reverse_law_of_every_family(name: str) -> None:
     model: Family = family(name)
     x = torch.zeros(B, N, dtype=torch.int64)
     latent = {"latent": torch.zeros(B, *model.latent_shape)} if hasattr(model, "latent_shape") else {}
-    half = torch.ones(B, dtype=torch.int64) if name == "ggm" else T
+    half = torch.ones(B, dtype=torch.int64) if name in ("ggm", "ar") else T
     refused(lambda: model.terms(x, x, 0.5, **latent), "t is 0.5", "shape (2,)")
     refused(lambda: model.terms(x[:, 1:], x, half, **latent), "x is a tensor of int64", f"(b, {N})")
     refused(lambda: model.terms(x[:1], x, half, **latent), "x has 1 rows and zt 2")
-    refused(lambda: model.reverse_law(x.double(), half, half * 0, **latent), "zt is a tensor of float64")
-    refused(lambda: model.reverse_law(x, half, 0.0, **latent), "s is 0.0", "shape (2,)")
-    refused(lambda: model.reverse_law(x, half, half * 0, temperature=0, **latent), "temperature is 0")
+    refused(lambda: model.reverse_law(x.double(), half, half * 0), "zt is a tensor of float64")
+    refused(lambda: model.reverse_law(x, half, 0.0), "s is 0.0", "shape (2,)")
+    refused(lambda: model.reverse_law(x, half, half * 0, sharpening=0.5), "sharpening is 0.5", "Sharpening")
+    refused(lambda: Sharpening(temperature=0), "temperature is 0")
 
 
 def test_labels_of_a_loss() -> None:

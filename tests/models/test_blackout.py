@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ggm_lightning.core.categorical import Sharpening
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.networks.ncsnpp import NCSNpp
@@ -220,7 +221,7 @@ def test_distribution_head_trains_and_never_forgets_the_dead() -> None:
     law = model.reverse_law(zt, t, s, sampler="posterior").probs().detach()
     assert float(law[..., :4].abs().max()) == 0
     assert (law.sum(-1) - 1).abs().max() < 1e-12
-    sharp = model.reverse_law(zt, t, s, temperature=0.1, sampler="posterior").probs()
+    sharp = model.reverse_law(zt, t, s, sharpening=Sharpening(0.1), sampler="posterior").probs()
     assert float(sharp.max()) > float(law.max())
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.genmd4 import GenMD4
@@ -64,6 +65,7 @@ TOKENS: dict[str, Callable[..., Family]] = {
     "genmd4": lambda net: GenMD4(net, V, (N,)),
     "ggm": lambda net: GGM(net, V, (N,)),
     "ggm, law of x_0": lambda net: GGM(net, V, (N,), loss="ce_x0"),
+    "ar": lambda net: AutoregressiveModel(net, V, (N,)),
     "markov": lambda net: MarkovDiffusion(net, V, (N,), num_timesteps=5),
 }
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import fused
-from ggm_lightning.models import blackout, readout
+from ggm_lightning.models import readout
+from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.genmd4 import GenMD4
@@ -36,7 +37,7 @@ class Deaths(nn.Module):
         return self.layers(z)
 
 
-def transformer(**more: bool) -> Transformer:
+def transformer(**more: object) -> Transformer:
     network = Transformer(V, feature_dim=4, num_heads=2, num_layers=1, **more)
     nn.init.normal_(network.head.weight, std=0.3)  # it starts at zero, where much would not matter
     return network
@@ -52,6 +53,8 @@ def family(name: str) -> Family:
         return MD4(network, V, (N,), num_timesteps=7)
     if name == "genmd4":
         return GenMD4(transformer(), V, (N,))
+    if name == "ar":
+        return AutoregressiveModel(transformer(time_features="none", causal=True), V, (N,))
     if name == "ggm":
         return GGM(transformer(visited_bits=True), V, (N,))
     if name == "blackout":
@@ -78,13 +81,13 @@ def losses_of(model: Family, switch: bool) -> list[float]:
     return found
 
 
-FAMILIES = ["md4", "md4_bias", "genmd4", "ggm", "fuji", "seq", "blackout", "blackout_scaled"]
+FAMILIES = ["md4", "md4_bias", "genmd4", "ar", "ggm", "fuji", "seq", "blackout", "blackout_scaled"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_same_curve(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    functions = ((fused, "masked_linear_cross_entropy"), (fused, "token_logits"), (blackout, "softplus_loss"))
+    functions = ((fused, "masked_linear_cross_entropy"), (fused, "token_logits"), (readout, "softplus_loss"))
     for module, function in functions:
         whole = getattr(module, function)
         monkeypatch.setattr(module, function, lambda *a, f=whole, **k: calls.append(1) or f(*a, **k))
@@ -106,7 +109,7 @@ def test_control_weights_on_the_wrong_rows_are_seen(monkeypatch: pytest.MonkeyPa
     assert max(abs(a / b - 1) for a, b in zip(plain, wrong, strict=True)) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["md4", "genmd4", "fuji"])
+@pytest.mark.parametrize("name", ["md4", "genmd4", "ar", "fuji"])
 def test_the_bound_is_the_same_without_logits(name: str) -> None:
     model = family(name)
     x = torch.randint(model.num_classes, (3, N), generator=torch.Generator().manual_seed(2))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ggm_lightning.core.categorical import Sharpening
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.trained import Optimizer
 
@@ -92,9 +93,9 @@ def test_temperature_and_nucleus_reach_the_law(model: GenMD4) -> None:
     t, s = torch.tensor([0.8], dtype=torch.float64), torch.tensor([0.3], dtype=torch.float64)
     law = model.reverse_law(z, t, s).probs()
     assert torch.allclose(law.sum(-1), torch.ones(1, N, dtype=torch.float64))
-    cold = model.reverse_law(z, t, s, temperature=0.05).probs()
+    cold = model.reverse_law(z, t, s, sharpening=Sharpening(0.05)).probs()
     assert (cold[..., :V].max(-1).values / cold[..., :V].sum(-1) > 0.9).all()
-    nucleus = model.reverse_law(z, t, s, top_p=0.1).probs()
+    nucleus = model.reverse_law(z, t, s, sharpening=Sharpening(top_p=0.1)).probs()
     assert ((nucleus[..., :V] > 0).sum(-1) == 1).all()
 
 

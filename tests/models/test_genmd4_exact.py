@@ -183,7 +183,8 @@ def gradients(model: GenMD4, x: Tensor, t: Tensor) -> dict[str, Tensor]:
     q = log_q(model, x[None], t)[:, 0].exp().detach()
     first, second = (torch.tensor(pair) for pair in zip(*itertools.product(range(len(m)), repeat=2), strict=True))
     rows, when = x.expand(len(first), -1), t.expand(len(first))
-    l1, l2, surrogate = model.leave_one_out(rows, z[first], z[second], when)
+    _, terms, surrogate = model.leave_one_out(rows, z[first], z[second], when)
+    l1, l2 = terms.chunk(2)
     weight = q[first] * q[second]
     found = {}
     for name, value in (("unbiased", (l1 + l2) / 2 + surrogate), ("pathwise", (l1 + l2) / 2)):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ggm_lightning.core.categorical import Sharpening
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.networks.transformer import Transformer
 
@@ -239,10 +240,10 @@ def test_progress_counts_network_calls(capsys: pytest.CaptureFixture[str], monke
 def test_a_low_temperature_draws_the_mode_in_the_end() -> None:
     model = GGM(Elementwise(), V, (N,))
     z = torch.randint(V, (B, N), generator=torch.Generator().manual_seed(3))
-    law = model.reverse_law(z, at(2), at(1), temperature=1e-5)
+    law = model.reverse_law(z, at(2), at(1), sharpening=Sharpening(1e-5))
     assert law.log_p.exp().max(-1).values.min() > 1 - 1e-12
     assert torch.equal(law.log_p.argmax(-1), model.reverse_law(z, at(2), at(1)).log_p.argmax(-1))
-    noisy = model.reverse_law(z, at(20), at(19), temperature=1e-5).log_p.exp()
+    noisy = model.reverse_law(z, at(20), at(19), sharpening=Sharpening(1e-5)).log_p.exp()
     assert noisy.min() > (1 - model.sweeps.survival[3]) / V - 1e-12  # the floor of sweep 3 stays
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ggm_lightning.core import counting
 from tests.models.test_fused_training import N, family
 
-FAMILIES = ("md4", "md4_bias", "genmd4", "ggm", "blackout", "blackout_scaled", "fuji", "seq", "markov")
+FAMILIES = ("md4", "md4_bias", "genmd4", "ar", "ggm", "blackout", "blackout_scaled", "fuji", "seq", "markov")
 
 
 class Waits(TorchDispatchMode):

@@ -34,11 +34,11 @@ def subclasses(cls: type) -> set[type]:
 
 
 def shipped_families() -> set[type[Family]]:
-    """Every family of the package."""
+    """Every family of the package that fills gaps."""
     for module in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
         importlib.import_module(module.name)
     own = {cls for cls in subclasses(Family) if cls.__module__.startswith(families.__name__)}
-    return {cls for cls in own if not inspect.isabstract(cls)}
+    return {cls for cls in own if not inspect.isabstract(cls) and not cls.fills_beginnings_only}
 
 
 def without_a_line(classes: set[type[Family]]) -> set[str]:

@@ -15,14 +15,15 @@ ROWS = 997
 
 def labels_seen(model: Family, label: Tensor | None, step: int) -> list[Tensor]:
     """What each of the model's networks was given as label in one training step."""
-    seen: list[Tensor] = []
+    asked: list[Tensor] = []
     for module in model.modules():
         if module.__class__.__name__ == "Conditioning" and module.label_table is not None:
-            module.label_table.register_forward_pre_hook(lambda table, given: seen.append(given[0]))
+            module.label_table.register_forward_pre_hook(lambda table, given: asked.append(given[0]))
     x = torch.randint(V, (ROWS, N), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         model.loss(x, label, step=step)
-    return seen
+    # the calls of two rows look at whether a network is causal
+    return [given for given in asked if len(given) >= ROWS]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -140,12 +140,12 @@ def test_bounds_and_samples_of_a_row_do_not_depend_on_its_batch(make) -> None:
 def test_network_calls_of_each_kind_are_counted() -> None:
     model = small(SeqLDDM)
     drawn = model.sample(2, 3, latent_steps=7, trace=True)
-    assert (drawn.latent_calls, drawn.network_calls) == (7, 3)
+    assert (drawn.other_calls["latent_network"], drawn.network_calls) == (7, 3)
     assert len(drawn.trace) == 4
     for before, after in pairwise(drawn.trace):
         assert ((before == V) | (before == after)).all()
     joint = small(FujiLDDM).sample(2, 5)
-    assert (joint.latent_calls, joint.network_calls) == (0, 5)
+    assert (joint.other_calls.total(), joint.network_calls) == (0, 5)
 
 
 def test_temperature_and_top_p_act_on_tokens() -> None:
@@ -186,7 +186,7 @@ def test_infilling_with_independent_clocks_is_the_exact_conditional() -> None:
 def test_infilling_latent_first_resamples_latents() -> None:
     model = seq(gaussian.Sqrt(), UNIT, infill_latents=16)
     drawn = model.sample(8, 2, clamp=(torch.tensor([1, 0]), KNOWN), latent_steps=5)
-    assert drawn.latent_calls == 5
+    assert drawn.other_calls["latent_network"] == 5
     assert 17 <= drawn.network_calls <= 18  # 16 candidates, then one or two steps that reveal something
     share = conditional_share(model, "ddpm", KNOWN, 10_000, 2)
     assert share == pytest.approx(EXACT, abs=0.03)

@@ -179,7 +179,7 @@ def test_control_a_gradient_of_zeros_would_move_the_encoder(tmp_path: Path, monk
         def loss(self, *args, **kwargs):
             return super().loss(*args, **kwargs) + 0 * sum(p.sum() for p in self.encoder.parameters())
 
-    monkeypatch.setattr(lddm_stages, "hold", lambda encoder: encoder.eval())
+    monkeypatch.setattr(lddm_stages, "freeze", lambda encoder: encoder.eval())
     fitted(trained(ZeroGradients), tmp_path, FIRST_STAGE + 1, LAST)
     after, last = (read(tmp_path, step)["current_model_state"] for step in (FIRST_STAGE + 1, LAST))
     moved = (last["encoder.project.weight"] - after["encoder.project.weight"]).abs().max()

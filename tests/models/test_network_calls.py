@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import ggm_lightning
+from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.genmd4 import GenMD4
@@ -81,7 +82,8 @@ def models(family: str) -> list[Family]:
         ]
     if family == "MarkovDiffusion":
         return [MarkovDiffusion(Recorder(logits), V, shape, RING, num_timesteps=5)]
-    return [{"MD4": MD4, "GenMD4": GenMD4, "GGM": GGM}[family](Recorder(logits), V, shape)]
+    others = {"MD4": MD4, "GenMD4": GenMD4, "GGM": GGM, "AutoregressiveModel": AutoregressiveModel}
+    return [others[family](Recorder(logits), V, shape)]
 
 
 def recorded(family: str, part: str) -> list[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
@@ -102,7 +104,7 @@ def test_every_family_stands_in_the_table() -> None:
     families = {name for name in public if issubclass(getattr(ggm_lightning, name), Family)}
     assert {family for family, *_ in ROWS} == families - {"Family"}
     assert len(families) >= 7
-    assert len(ROWS) == 10
+    assert len(ROWS) == 11
 
 
 @pytest.mark.parametrize(("family", "call", "given", "back"), ROWS, ids=IDS)
@@ -158,6 +160,9 @@ def check_inputs(family: str, part: str, args: tuple[Any, ...], named: dict[str,
         assert float(z.abs().max()) < V
     if family != "Blackout":
         assert 0 <= float(t.min()) <= float(t.max()) <= 1
+    if family == "AutoregressiveModel":
+        assert not t.any()
+        assert bool((z.flatten(1)[:, 0] == V).all() or len(z) == 2)  # those that look whether it is causal: two rows
     if family == "GGM":
         assert named["visited"].dtype == torch.bool
         assert named["visited"].shape == (len(z), N)

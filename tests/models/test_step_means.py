@@ -16,7 +16,8 @@ from lightning.pytorch.trainer.connectors.logger_connector import result
 from torch import Tensor, nn
 
 from ggm_lightning.callbacks.progress import Progress
-from ggm_lightning.codecs.codec import Codec, Integers
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.text import Integers
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.rows import Rows, RowSource
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM

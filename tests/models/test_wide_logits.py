@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ggm_lightning.core import births, glauber
 from ggm_lightning.core.births import BirthLaw
 from ggm_lightning.core.markov import Step
+from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.genmd4 import GenMD4
@@ -42,7 +43,7 @@ class Table(nn.Module):
         self.logits = nn.Parameter(logits.clone())
 
     def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None, **inputs: Tensor) -> Tensor:
-        return self.logits.repeat(len(z) // len(self.logits), 1, 1)
+        return self.logits.repeat(-(-len(z) // len(self.logits)), 1, 1)[: len(z)]
 
 
 class Joint(Table):
@@ -71,6 +72,7 @@ def blackout_of(bound: str, reading: str) -> Callable[[Tensor], Family]:
 FAMILIES: dict[str, Callable[[Tensor], Family]] = {
     "md4": lambda logits: MD4(Table(logits), V, (N,)),
     "genmd4": lambda logits: GenMD4(Table(logits), V, (N,)),
+    "ar": lambda logits: AutoregressiveModel(Table(logits), V, (N,)),
     "ggm ce_x0": lambda logits: GGM(Table(logits), V, (N,), loss="ce_x0"),
     "ggm blocks": lambda logits: GGM(Table(logits), V, (N,), loss="ce_x0", block_size=3, hide="block"),
     "fuji": lambda logits: FujiLDDM(Joint(logits), Encoder(), V, (N,), recipe=Recipe(stage1_steps=0)),
@@ -282,6 +284,7 @@ def test_a_single_class_costs_nothing(n: int) -> None:
     models = {
         "md4": MD4(Table(zeros), 1, (n,)),
         "genmd4": GenMD4(Table(zeros), 1, (n,)),
+        "ar": AutoregressiveModel(Table(zeros), 1, (n,)),
         "ggm": GGM(Table(zeros), 1, (n,)),
         "fuji": FujiLDDM(Joint(zeros), Encoder(), 1, (n,), recipe=Recipe(stage1_steps=0)),
         **{process: MarkovDiffusion(Table(zeros), 1, (n,), process=process) for process in markov_names()},
@@ -308,6 +311,7 @@ def test_one_site_alone_has_the_right_bound() -> None:
     x = torch.arange(V)[:, None]
     models = [MD4(Table(zeros), V, (1,)), GenMD4(Table(zeros), V, (1,)), GGM(Table(zeros), V, (1,), loss="ce_x0")]
     models += [MarkovDiffusion(Table(zeros), V, (1,), process=process) for process in markov_names()]
+    models += [AutoregressiveModel(Table(zeros), V, (1,))]
     models += [blackout_1(bound) for bound in ("continuous", "poisson", "capped", "posterior")]
     for model in models:
         nats = model.nelbo(x.repeat(49, 1), num_samples=64).reshape(49, V).mean(1)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import os
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from ggm_lightning.codecs.text import Integers
 from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.checkpoint import KEY, AtomicCheckpointIO, describe, read
 
@@ -221,13 +220,13 @@ def test_load_gives_the_model_back(monkeypatch, saved, model):
         assert torch.equal(loaded.state_dict()[name], weight)
 
 
-def test_codec_comes_along(monkeypatch, tmp_path, model):
-    codecs = ModuleType("codecs")
-    codecs.codec_from_dict = lambda about: SimpleNamespace(about=about, num_classes=V)
-    monkeypatch.setitem(sys.modules, "ggm_lightning.codecs.codec", codecs)
+@pytest.mark.parametrize("codec", [{"kind": "integers", "num_classes": V}, Integers(V).to_dict()])
+def test_codec_comes_along(tmp_path, model, codec):
     path = tmp_path / "x.ckpt"
-    AtomicCheckpointIO().save_checkpoint(checkpoint_of(model, codec={"kind": "bytes"}), path)
-    assert load(path).codec.about == {"kind": "bytes"}
+    AtomicCheckpointIO().save_checkpoint(checkpoint_of(model, codec=codec), path)
+    loaded = load(path).codec
+    assert type(loaded) is Integers
+    assert loaded.num_classes == V
 
 
 def test_description_of_a_model_made_without_the_command_line(tmp_path, model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import ClassVar
@@ -10,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ggm_lightning.core.categorical import PLAIN, Sharpening
+from ggm_lightning.sampling import naming
 from ggm_lightning.sampling.loop import run
 from ggm_lightning.sampling.request import TRACED, Samples, checked
+from ggm_lightning.sampling.reverse import Reverse
 
 B, SHAPE, V, STEPS = 3, (2, 5), 7, 4
 
@@ -19,22 +23,29 @@ B, SHAPE, V, STEPS = 3, (2, 5), 7, 4
 class Counting:
     """Every step adds one to each site and records what it was asked."""
 
-    samplers, grids = ("counting",), ("cosine", "uniform")
+    samplers: ClassVar = {"counting": Reverse}
     refused_samplers: ClassVar = {"guessing": "it is wrong; use counting"}
+    denoiser_options: ClassVar = {}
+    grids, mask_id, schedule = ("cosine", "uniform"), None, None
 
     def __init__(self) -> None:
         self.device, self.shape, self.num_classes, self.num_sites = torch.device("cpu"), SHAPE, V, 10
-        self.network_calls, self.network = 0, object()
+        self.network_calls, self.rows_sent, self.network = 0, 0, object()
+        self.other_calls: Counter[str] = Counter()
         self.times: list[tuple[float, float]] = []
         self.uniforms: list[Tensor] = []
 
-    def prior_sample(self, num_samples: int) -> Tensor:
+    def prior_sample(self, num_samples: int, uniform: object = None) -> Tensor:
         return torch.zeros(num_samples, *SHAPE, dtype=torch.long)
 
+    def moving(self, zt: Tensor) -> None:
+        return None
+
     def reverse_law(
-        self, zt: Tensor, t: Tensor, s: Tensor, label: Tensor | None, temperature: float, top_p: float
+        self, zt: Tensor, t: Tensor, s: Tensor, label: Tensor | None, sharpening: Sharpening = PLAIN
     ) -> SimpleNamespace:
         self.network_calls += 1
+        self.rows_sent += len(zt)
         self.times.append((float(t[0]), float(s[0])))
 
         def draw(uniform: Callable[[str], Tensor]) -> Tensor:
@@ -43,16 +54,13 @@ class Counting:
 
         return SimpleNamespace(draw=draw)
 
-    def finish(self, z: Tensor, label: Tensor | None, uniform: object, temperature: float, top_p: float) -> Tensor:
+    def finish(self, z: Tensor, label: Tensor | None, uniform: object, sharpening: Sharpening) -> Tensor:
         return z % V
 
 
-def sample(model: Counting, num_steps: int = STEPS, **options: object) -> Samples:
-    arguments = {
-        "label": None, "clamp": None, "temperature": 1.0, "top_p": 1.0, "seed": 0, "trace": True, "grid": "uniform",
-        "sampler": None, "row": None, "progress": False,
-    }  # fmt: skip
-    return run(model, checked(model, B, num_steps, **{**arguments, **options}))
+def sample(model: Counting, num_steps: int = STEPS, sampler: object = None, **options: object) -> Samples:
+    chosen = naming.chosen(model, sampler, {})[0]
+    return run(model, checked(model, B, num_steps, **{"trace": True, "grid": "uniform", **options}), chosen)
 
 
 def test_steps_times_trace_and_calls() -> None:
@@ -60,6 +68,7 @@ def test_steps_times_trace_and_calls() -> None:
     drawn = sample(model)
     assert model.times == [(1.0, 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0.0)]
     assert drawn.network_calls == STEPS
+    assert drawn.rows == STEPS * B
     assert [int(state[0, 0, 0]) for state in drawn.trace] == [0, 1, 2, 3, 4]
     assert drawn.x.shape == (B, *SHAPE)
     assert sample(Counting(), trace=False).trace is None

@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ggm_lightning.codecs.codec import MIDDLE_GREY, codec_from_dict
+from ggm_lightning.codecs.codec import dict_hash
+from ggm_lightning.codecs.pictures import MIDDLE_GREY
 from ggm_lightning.data.header import HEADER
+from ggm_lightning.rundir.codecs import codec_from_dict
 from ggm_lightning.vqgan import codes as vqgan
 from ggm_lightning.vqgan import files as vqgan_files
 from ggm_lightning.vqgan.codes import Codes, VQGANCodes
@@ -123,9 +125,14 @@ def test_a_checkpoint_names_the_vqgan_and_holds_none_of_it(model: Path, tmp_path
     assert len(str(described)) < 1000
     again = codec_from_dict(described)
     x = torch.zeros(1, 8, 8, dtype=torch.long)
+    moved = {**described, "init_args": {**described["init_args"], "vqgan": "moved"}}
+    of_before = {"kind": "vqgan", **described["init_args"]}
+    known = {name: value for name, value in of_before.items() if name not in ("vqgan", "absolute")}
+    assert codec_from_dict(of_before).to_dict() == described
+    assert codec.tokenizer_hash == dict_hash(known)  # that of version 0.1.0
     assert again.tokenizer_hash == codec.tokenizer_hash == VQGANCodes("nowhere", str(model)).codec.tokenizer_hash
     assert (again.decode(x) == codec.decode(x)).all()
-    assert codec_from_dict(described | {"vqgan": "moved"}).decode(x).shape == (1, 16, 16, 3)  # found where it was
+    assert codec_from_dict(moved).decode(x).shape == (1, 16, 16, 3)  # found where it was
     released(place, code_dim=5, latent_dim=3, extra="retrained")
     with pytest.raises(ValueError, match=r"but the codes are of the VQGAN .*; put that one back"):
         again.decode(x)

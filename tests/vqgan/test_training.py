@@ -13,7 +13,7 @@ from torch import nn
 
 import ggm_lightning
 from ggm_lightning.cli.main import main
-from ggm_lightning.codecs.codec import Images
+from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data.toy.digits import digits
 from ggm_lightning.metrics.codebook import Reconstruction, perplexity
 from ggm_lightning.vqgan.network import Autoencoder
@@ -158,7 +158,7 @@ def test_the_whole_chain(run: Path, tmp_path: Path) -> None:
     assert (pictures[1500:] == first).all((1, 2, 3)).any()  # a held-out picture as it was
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
     assert all(name.startswith(("network.", "schedule.", "bounds.")) for name in checkpoint["state_dict"])
-    assert checkpoint["ggm_lightning"]["codec"]["kind"] == "vqgan"
+    assert checkpoint["ggm_lightning"]["codec"]["class_path"] == "ggm_lightning.vqgan.codes.Codes"
     out = tmp_path / "out"
     arguments = ["--input", str(folder / "example.png"), "--mask", "right", "--num_steps", "3", "--out", str(out)]
     main(["infill", "--ckpt_path", str(folder / "last.ckpt"), *arguments])

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float64, Integer
 from torch import Tensor
 
-from ggm_lightning.codecs.codec import Characters, Codec
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.text import Characters
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.rows import Rows, RowSource
 from ggm_lightning.data.toy.synthetic import SPLIT_NUMBER

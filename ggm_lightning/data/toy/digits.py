@@ -11,7 +11,8 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from ggm_lightning.codecs.codec import Codec, Images
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.order import permuted
 from ggm_lightning.data.rows import Rows, RowSource

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float64, Integer
 from torch import Tensor
 
-from ggm_lightning.codecs.codec import Characters, Codec, Integers
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.text import Characters, Integers
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.rows import Rows, RowSource
 

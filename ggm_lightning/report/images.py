@@ -11,9 +11,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from ggm_lightning.callbacks.samples import columns_of, decode
+from ggm_lightning.networks.labels import labels_of_model
+from ggm_lightning.report.drawing import columns_of, decode
 from ggm_lightning.report.page import Figure
-from ggm_lightning.report.pictures import beside, grid, save_png
+from ggm_lightning.report.pictures import grid, save_png, side_by_side
+from ggm_lightning.report.protocols import HasRows, Reconstructs, datamodule_of, fills_gaps, originals_of
 from ggm_lightning.report.trace import trace_gif
 
 Draw = Callable[..., Any]  # of Report: draw(num_samples, label, clamp) -> Samples
@@ -26,7 +28,7 @@ def image_figures(
     trainer: Trainer, pl_module: LightningModule, drawn: Any, label: Tensor | None, draw: Draw
 ) -> list[Figure]:
     """Writes samples.png, trace.gif and, where the data module hands out rows, held_out.png, infilled.png and
-    example.png into the run folder.
+    example.png (for models that fill gaps) into the run folder.
 
     Where the data module has `originals` (the pictures behind held-out rows that are codes), chain.png shows them
     beside their reconstructions and the samples.
@@ -37,8 +39,9 @@ def image_figures(
         draw: draws more, for the infilling.
     """
     folder, columns = Path(trainer.default_root_dir), columns_of(label)
-    rows = getattr(trainer.datamodule, "rows", None)  # type: ignore[attr-defined]
-    originals = getattr(trainer.datamodule, "originals", None)  # type: ignore[attr-defined]
+    datamodule = datamodule_of(trainer)
+    rows = datamodule.rows if isinstance(datamodule, HasRows) else None
+    originals = originals_of(datamodule)
     chosen = None
     if rows is not None:
         known = len(rows("val")) if originals is None else len(originals)
@@ -54,7 +57,8 @@ def image_figures(
     figures = [Figure("Samples", note, images)]
     if originals is not None:
         figures.insert(0, _chain(folder, originals[chosen], held_out, grid(decode(trainer, drawn.x), columns), columns))  # type: ignore[arg-type]
-    if rows is not None:
+    # a model that goes on from a beginning cannot fill in the right half
+    if rows is not None and fills_gaps(pl_module):
         fillings = min(FILLINGS, len(drawn.x))
         few = _held_out(rows("val"), min(INFILLED, len(drawn.x) // fillings), None, known)
         pictures = None if originals is None else originals[few]
@@ -70,9 +74,10 @@ def image_figures(
     return [*figures, Figure("Step by step", note, {"trace.gif": folder / "trace.gif"})]
 
 
-def reconstruction_figure(trainer: Trainer, pl_module: Any, count: int) -> Figure:
+def reconstruction_figure(trainer: Trainer, pl_module: LightningModule, count: int) -> Figure:
     """Writes reconstructed.png: held-out pictures, and what the autoencoder makes of them."""
-    rows = trainer.datamodule.rows("val")  # type: ignore[attr-defined]
+    assert isinstance(pl_module, Reconstructs)
+    rows = datamodule_of(trainer).rows("val")
     batch = rows[_held_out(rows, count, None, len(rows))]
     label = batch.get("label")
     x = batch["x"] if label is None else batch["x"][label.argsort(stable=True)]
@@ -81,14 +86,14 @@ def reconstruction_figure(trainer: Trainer, pl_module: Any, count: int) -> Figur
     restored = pl_module.reconstruct(x.to(device)).cpu()
     pl_module.to(home)
     path = Path(trainer.default_root_dir) / "reconstructed.png"
-    save_png(beside(grid(decode(trainer, x)), grid(decode(trainer, restored))), path)  # type: ignore[arg-type]
+    save_png(side_by_side(grid(decode(trainer, x)), grid(decode(trainer, restored))), path)  # type: ignore[arg-type]
     note = "Left: held-out pictures, not selected. Right: the same from their codes alone."
     return Figure("Reconstructions", note, {"held-out pictures, reconstructions": path})
 
 
 def _chain(folder: Path, real: np.ndarray, restored: np.ndarray, drawn: np.ndarray, columns: int | None) -> Figure:
     """Writes chain.png."""
-    save_png(beside(grid(real, columns), restored, drawn), folder / "chain.png")
+    save_png(side_by_side(grid(real, columns), restored, drawn), folder / "chain.png")
     note = (
         "Left: held-out pictures. Middle: the same from their codes alone, which is as good as pictures of codes can "
         "be. Right: pictures of codes drawn from this model. Nothing is selected."
@@ -125,7 +130,7 @@ def _infilling(
     x = real["x"]
     known = torch.zeros_like(x, dtype=torch.bool)
     known[..., : x.shape[-1] // 2] = True
-    takes_labels = getattr(getattr(pl_module, "network", None), "num_labels", 0) and "label" in real
+    takes_labels = labels_of_model(pl_module) and "label" in real
     label = real["label"].repeat_interleave(fillings).to(pl_module.device) if takes_labels else None
     clamp = tuple(part.repeat_interleave(fillings, 0) for part in (x, known))
     filled = decode(trainer, draw(len(x) * fillings, label, clamp).x.cpu())
@@ -133,7 +138,7 @@ def _infilling(
     original = decode(trainer, x) if pictures is None else pictures
     folder = Path(trainer.default_root_dir)
     columns = (grid(given, 1), grid(filled, fillings), grid(original, 1))  # type: ignore[arg-type]
-    save_png(beside(*columns), folder / "infilled.png")
+    save_png(side_by_side(*columns), folder / "infilled.png")
     save_png(original[0], folder / "example.png", smallest_side=1)  # type: ignore[arg-type]
     also = " and the class" if takes_labels else ""
     note = (

@@ -1,0 +1,157 @@
+"""What a sampler is: a class whose constructor takes its own options, and whose methods are the parts of one run.
+
+sampling/loop.py calls them in order, on a copy of the sampler, so that a run may keep in attributes what it needs from
+step to step:
+
+    check(model) -> start(run) -> steps(run) -> move(run), once for each of them -> finish(run)
+
+A sampler that reveals masked sites is a `Plan` (sampling/plan.py) and says only which.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ggm_lightning.core import times, watch
+from ggm_lightning.sampling.contract import Denoiser, Denoises
+from ggm_lightning.sampling.request import Request
+
+Step = tuple[float, float]  # (t, s): from the time t down to s
+
+
+class Run:
+    """One run of a sampler, as it stands.
+
+    Attributes:
+        model, request: of the run.
+        z: Int64[b, n], the state.
+        step: number of the step that is made, from 0.
+        t, s: Float64[b], its times; t is what the network is told, and a sampler with times of its own sets it.
+        denoiser: of samplers that ask for one.
+    """
+
+    denoiser: Denoiser
+
+    def __init__(self, model: Denoises, request: Request) -> None:
+        self.model, self.request = model, request
+        self.z = torch.empty(0)
+        self.step = 0
+        self.t, self.s = request.times(1.0, 0.0)
+        self._looked_at: tuple[Tensor, Tensor, Tensor] | None = None  # sites, times, logits
+
+    def enter(self, step: int, when: Step) -> None:
+        """The next step begins."""
+        self.step, self._looked_at = step, None
+        self.t, self.s = self.request.times(*when)
+
+    # ------------------------------------------------------------------ the state
+
+    @property
+    def masked(self) -> Tensor:
+        """Bool[b, n]."""
+        return self.z == self.model.mask_id
+
+    @property
+    def known(self) -> Tensor:
+        """Bool[b, n], the sites of the clamp."""
+        if self.request.clamp is None:
+            return torch.zeros_like(self.z, dtype=torch.bool)
+        return self.request.clamp[1].flatten(1)
+
+    @property
+    def free(self) -> Tensor:
+        """Bool[b, n]: neither masked nor known, so that a plan may hide them again."""
+        return ~self.masked & ~self.known
+
+    def shaped(self, z: Tensor) -> Tensor:
+        """Int64[m, *shape] of Int64[m, n]."""
+        return z.reshape(len(z), *self.model.shape)
+
+    def put(self, z: Tensor) -> None:
+        """z is the state now, with what is known in its place."""
+        self.z = self.request.clamped(self.shaped(z)).flatten(1)
+
+    # ------------------------------------------------------------------ what it is asked
+
+    def uniform(self, stream: str, num_sites: int | None = None, rows: Tensor | None = None) -> Tensor:
+        """Uniforms in (0, 1) of this step, Float64[b, n], or Float64[m, num_sites] of the rows Int64[m]: a function of
+        (seed, stream, step, row, site). No two purposes may share a stream; "value" is that of the values."""
+        return self.request.uniform(num_sites or self.model.num_sites, rows)(stream, step=self.step)
+
+    def reveal_probability(self) -> Tensor:
+        """Float64[b, n]: of each site to leave the mask between t and s, as the reverse process has it."""
+        law = self.model.reverse_law(self.shaped(self.z), self.t, self.s, self.request.label, self.request.sharpening)
+        return law.reveal
+
+    def logits(self, sites: Tensor) -> Tensor:
+        """Logits Float[k, V] at the True ones of `sites` Bool[b, n], in row-major order, of the state at the times
+        `t`: one network call, to which only rows with such a site are sent. What a step has asked for once is not asked
+        again."""
+        if self._looked_at is not None and self._looked_at[1] is self.t:
+            asked, _, logits = self._looked_at
+            if not bool((sites & ~asked).any()):
+                return logits[sites[asked]]
+        rows = torch.nonzero(sites.any(1))[:, 0]
+        logits = self.logits_of_rows(rows, sites[rows])
+        self._looked_at = sites, self.t, logits
+        return logits
+
+    def logits_of_rows(self, rows: Tensor, sites: Tensor) -> Tensor:
+        """Logits Float[k, V] of the rows Int64[m] at `sites`, Bool[m, n] or Int64[m, j] (see Denoiser)."""
+        watch.narrow(rows)
+        z = self.shaped(self.z[rows])
+        return self.denoiser(z, self.t[rows], self.request.labels(rows), sites, rows)
+
+
+class Sampler(ABC):
+    """One way through a model's reverse process; what may be chosen about it are its constructor's arguments.
+
+    Attributes:
+        name: by which messages and results call it: the family's short name, or that of the class.
+        asks_denoiser: whether the model's `denoiser` is used, and so its options may be given.
+        denoiser_options: those that this sampler settles.
+        unit: what the bar counts, see `costs`.
+    """
+
+    name: str = ""
+    asks_denoiser = False
+    denoiser_options: Mapping[str, Any] = MappingProxyType({})
+    unit = "step"
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.name = cls.__name__
+
+    def check(self, model: Denoises) -> None:  # noqa: B027 - most samplers fit wherever they are offered
+        """Raises ValueError where the sampler does not fit the model."""
+
+    def start(self, run: Run) -> Tensor:
+        """The state before the first step, Int64[b, *shape]: of the prior, with what is known in its place."""
+        uniform = partial(run.request.uniform(run.model.num_sites), step=0)
+        return run.request.clamped(run.model.prior_sample(run.request.num_samples, uniform))
+
+    def steps(self, run: Run) -> Sequence[Step]:
+        """The times of each step: `num_steps` on the request's grid."""
+        grid = times.sampling_grid(run.request.num_steps, run.request.grid or times.GRIDS[0])
+        return list(pairwise(grid))
+
+    def costs(self, run: Run, num_steps: int) -> list[int]:
+        """Of each step, for the bar."""
+        return [1] * num_steps
+
+    @abstractmethod
+    def move(self, run: Run) -> None:
+        """Makes one step: `run.put` sets the next state."""
+
+    def finish(self, run: Run) -> Tensor:
+        """x Int64[b, *shape] from the state after the last step."""
+        uniform = partial(run.request.uniform(run.model.num_sites), step=run.step)
+        return run.model.finish(run.shaped(run.z), run.request.label, uniform, run.request.sharpening)
