@@ -146,10 +146,11 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def settled(section: dict[str, Any]) -> dict[str, Any]:
+def without_appends(section: dict[str, Any]) -> dict[str, Any]:
     """`name+` as `name` where no file below had a list to append to."""
     return {
-        key.removesuffix("+"): settled(value) if isinstance(value, dict) else value for key, value in section.items()
+        key.removesuffix("+"): without_appends(value) if isinstance(value, dict) else value
+        for key, value in section.items()
     }
 
 

@@ -160,7 +160,7 @@ def run(experiment: dict[str, Any], args: list[str]) -> None:
     parser.add_function_arguments(evaluate, as_group=False, skip={"section", "overrides", "named"})
     given = parser.parse_args(args)
     named = trusted_names(None, experiment)
-    section = config_files.settled(experiment).get("data")
+    section = config_files.without_appends(experiment).get("data")
     evaluate(**given.as_dict(), section=section, overrides=overrides, named=named)
 
 

@@ -66,7 +66,7 @@ def sections(
     named: dict[str, Source] = {}
     patterns = [path for given in files or [] for path in packaged.expand(given)]
     for file in map(packaged.find_data, patterns):
-        found = config_files.settled(config_files.load_file(file)).get("data")
+        found = config_files.without_appends(config_files.load_file(file)).get("data")
         if not isinstance(found, dict):
             raise ValueError(f"--data {file}: no section `data` in it; give class_path and init_args below data:")
         name = Path(file).stem if Path(file).stem not in named else file

@@ -138,7 +138,7 @@ def _experiment(args: list[str], tell: bool = False) -> tuple[dict[str, Any], li
         note = packaged.note(path, files[-1])
         if note and tell:
             print(note, file=sys.stderr)
-    return config_files.settled(merged), files, rest
+    return config_files.without_appends(merged), files, rest
 
 
 def _behind_trust(rest: list[str]) -> str:

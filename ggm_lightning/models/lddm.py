@@ -36,6 +36,7 @@ from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.models import contract
 from ggm_lightning.models import lddm_stages as stages
 from ggm_lightning.models.lddm_base import LatentFamily
+from ggm_lightning.models.lddm_stages import TrainingTimes
 from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling import latent as latent_first
 from ggm_lightning.sampling.contract import Denoiser
@@ -102,12 +103,12 @@ class FujiLDDM(LatentFamily):
     def decoder_time(self, t: Tensor) -> Tensor:
         return t
 
-    def training_times(self, step: int, row: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def training_times(self, step: int, row: Tensor, total: int) -> TrainingTimes:
         t = self.on_grid(times.stratified(seed=self.seed, step=step, row=row, total=total))
         tz = t
         if self.independent_clocks:
             tz = self.on_grid(gaussian.independent_times(seed=self.seed, step=step, row=row, total=total))
-        return t, tz, tz, self.clock.weight(tz)
+        return TrainingTimes(t, tz, tz, self.clock.weight(tz))
 
     def predict_latent(
         self, zt: Tensor, t: Tensor, latent: Tensor, latent_time: Tensor, label: Tensor | None
@@ -198,14 +199,14 @@ class SeqLDDM(LatentFamily):
     def decoder_time(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
-    def training_times(self, step: int, row: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def training_times(self, step: int, row: Tensor, total: int) -> TrainingTimes:
         t = self.on_grid(times.stratified(seed=self.seed, step=step, row=row, total=total))
         u = gaussian.independent_times(seed=self.seed, step=step, row=row, total=total)
         if self.in_first_stage(step):
-            return t, u, torch.zeros_like(u), torch.ones_like(u)
+            return TrainingTimes(t, u, torch.zeros_like(u), torch.ones_like(u))
         if self.recipe.latent_loss == "elbo":
-            return t, torch.zeros_like(t), *self.clock.importance(u)
-        return t, torch.zeros_like(t), u, torch.ones_like(u)
+            return TrainingTimes(t, torch.zeros_like(t), *self.clock.importance(u))
+        return TrainingTimes(t, torch.zeros_like(t), u, torch.ones_like(u))
 
     def predict_latent(
         self, zt: Tensor, t: Tensor, latent: Tensor, latent_time: Tensor, label: Tensor | None

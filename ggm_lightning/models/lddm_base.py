@@ -26,7 +26,7 @@ from ggm_lightning.metrics.latent import LatentUse
 from ggm_lightning.models import contract, declared
 from ggm_lightning.models import lddm_stages as stages
 from ggm_lightning.models.base import Family
-from ggm_lightning.models.lddm_stages import Recipe
+from ggm_lightning.models.lddm_stages import Recipe, TrainingTimes
 from ggm_lightning.models.readout import MaskedTerms, Readout
 from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling import latent as latent_first
@@ -111,8 +111,8 @@ class LatentFamily(Family):
         """The clock's time of the latent that tokens at t see."""
 
     @abstractmethod
-    def training_times(self, step: int, row: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(t of the tokens, of the latent they see, of the latent to predict, factor of its error in the bound)."""
+    def training_times(self, step: int, row: Tensor, total: int) -> TrainingTimes:
+        """Of these rows of a global batch of `total`."""
 
     @abstractmethod
     def predict_latent(
@@ -219,25 +219,25 @@ class LatentFamily(Family):
         """token_loss + c_z latent_loss, mean over the rows; the latter is off in stage 1."""
         recipe, uniform = self.recipe, draws.uniform
         encoder_learns, with_latent = self.learning(draws.step)
-        t, seen, asked, factor = self.training_times(draws.step, draws.row, draws.total)
+        t, shown, predicted, weight = self.training_times(draws.step, draws.row, draws.total)
         zt = self.corrupt(x, t, uniform("mask", self.num_sites))
         u = uniform("encoder", 2)
         hidden = u[:, 0] < u[:, 1] * (recipe.p_r if encoder_learns else recipe.p_r_given)
         with torch.set_grad_enabled(encoder_learns and torch.is_grad_enabled()):
             z0 = self.encode(x, hidden[:, None] & (zt == self.mask_id).flatten(1))
         keep = (uniform("latent dropout", 1) >= recipe.p_cfg)[:, :, None]
-        latent = self.noised(z0, seen, "latent", draws.seed, draws.step, draws.row) * keep
-        answer, z0_hat = self.predict(zt, t, latent, seen, label)
+        latent = self.noised(z0, shown, "latent", draws.seed, draws.step, draws.row) * keep
+        answer, z0_hat = self.predict(zt, t, latent, shown, label)
         token_loss, _ = self._masked(x, zt, answer, partial(self._token_loss, t=t)).loss()
         total_loss = token_loss.mean()
         self._parts = {"train/token_loss": total_loss.detach()}
         if with_latent:
-            if asked is not seen:
-                noisy = self.noised(z0, asked, "asked latent", draws.seed, draws.step, draws.row)
-                z0_hat = self.predict_latent(zt, asked, noisy, asked, label)
+            if predicted is not shown:
+                noisy = self.noised(z0, predicted, "asked latent", draws.seed, draws.step, draws.row)
+                z0_hat = self.predict_latent(zt, predicted, noisy, predicted, label)
             error = (keep * (z0_hat.float() - z0.float()) ** 2).flatten(1)
             bits = self.num_sites * math.log(2)
-            error = error.sum(1) * factor.float() / bits if recipe.latent_loss == "elbo" else error.mean(1)
+            error = error.sum(1) * weight.float() / bits if recipe.latent_loss == "elbo" else error.mean(1)
             self._parts["train/latent_loss"] = error.detach().mean()
             total_loss = total_loss + recipe.c_z * error.mean()
         return total_loss

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -23,6 +24,24 @@ from ggm_lightning.models import contract, declared
 from ggm_lightning.models.trained import Averages
 
 LOSSES = ("elbo", "plain")
+
+
+class TrainingTimes(NamedTuple):
+    """Times of the rows of a step, Float64[b] each.
+
+    Attributes:
+        tokens: of x_t.
+        shown: of the latent with which the tokens are denoised.
+        predicted: of the latent that is to be denoised itself.
+        weight: of its squared error in the bound.
+    """
+
+    tokens: Tensor
+    shown: Tensor
+    predicted: Tensor
+    weight: Tensor
+
+
 _CHUNK = 256  # rows encoded at once when statistics are measured
 
 
