@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
+from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.codecs.loss import Loss, difference, none_lost, tried
 
 
@@ -39,3 +43,32 @@ def test_the_difference_is_shown_where_it_begins() -> None:
 def test_texts_that_were_tried() -> None:
     loss = tried(["ab", "c☃d", "\ufffd", "E"], ["ab", "c\ufffdd", "\ufffd", "e"], lambda i: {1: 0, 3: 0}[i])
     assert (loss.lost, loss.changed, loss.first_changed) == (1, 2, "'c☃d' became 'c\ufffdd'")
+
+
+class Letters(Codec):
+    """Small letters alone: capitals are made small, all else becomes "a", and is counted where `counts` says so."""
+
+    num_classes = 26
+
+    def __init__(self, counts: bool) -> None:
+        self.counts = counts
+
+    def text(self, ids: list[int]) -> str:
+        return "".join([chr(97 + i) for i in ids])
+
+    def encode_array(self, text: str) -> np.ndarray:
+        small = text.lower()
+        if self.counts:
+            self.replaced += sum(not "a" <= c <= "z" for c in small)
+        return np.array([ord(c) - 97 if "a" <= c <= "z" else 0 for c in small], dtype=np.int64)
+
+
+@pytest.mark.parametrize(("counts", "lost"), [(True, 3), (False, 0)])
+def test_texts_are_tried_with_any_codec_and_what_it_counts_is_lost(counts: bool, lost: int) -> None:
+    codec = Letters(counts)
+    codec.encode("+" * 13)  # not of these texts
+    found, loss = codec.encode_measured(["heron", "a Pond", "", "a-b+c"])
+    assert [len(ids) for ids in found] == [5, 6, 0, 5]
+    assert loss == Loss(4, 16, lost, 2, "'a Pond' became 'aapond'")
+    _, none = codec.encode_measured(["heron"])  # control
+    assert none.exact
