@@ -95,16 +95,23 @@ def test_a_limited_validation_sees_the_same_rows_on_any_number_of_ranks(tmp_path
     assert abs(bounds(all_rows)[0][0] / bounds(one)[0][0] - 1) > 1e-3  # control: other rows have another bound
 
 
+BLOCKS = ["--model.init_args.block_size=5", "--model.init_args.hide=block", "--model.init_args.loss=ce_x0"]
+ALL_SITES = [
+    "--model.init_args.order=random",
+    "--model.init_args.noise_draws=4",
+    "--model.init_args.network=ggm_lightning.networks.hollow.HollowTransformer",
+    "--model.init_args.network.init_args.num_layers=1",
+    "--model.init_args.network.init_args.num_merges=1",
+    "--model.init_args.network.init_args.feature_dim=8",
+]
+
+
 @pytest.mark.slow
-def test_ggm_with_measured_frequencies_on_two_ranks_and_resumed(tmp_path: Path) -> None:
-    """Blocks of a common size and the law measured on the data are the same on every rank and after a restart."""
-    own = [
-        "--model.init_args.noise_law=unigram",
-        "--model.init_args.block_size=5",
-        "--model.init_args.hide=block",
-        "--model.init_args.loss=ce_x0",
-        "--checkpoint_every_n_steps=2",
-    ]
+@pytest.mark.parametrize("kind", [BLOCKS, ALL_SITES], ids=["blocks", "all sites"])
+def test_ggm_with_measured_frequencies_on_two_ranks_and_resumed(kind: list[str], tmp_path: Path) -> None:
+    """Blocks of a common size, the law measured on the data and classes drawn from it are the same on every rank and
+    after a restart."""
+    own = ["--model.init_args.noise_law=unigram", "--checkpoint_every_n_steps=2", *kind]
     one = fit(tmp_path, "one", *own, "--trainer.max_steps=4", experiment="ggm_markov")
     split = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.max_batch_per_device=3"]
     fit(tmp_path, "two", *own, *split, "--trainer.max_steps=2", "--trainer.max_epochs=-1", experiment="ggm_markov")

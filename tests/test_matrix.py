@@ -32,6 +32,7 @@ from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.markov import MarkovDiffusion
+from ggm_lightning.networks.hollow import HollowTransformer
 from ggm_lightning.networks.latent import JointDenoiser, LatentDenoiser
 from ggm_lightning.networks.latent_encoder import LatentEncoder
 from ggm_lightning.networks.ncsnpp import NCSNpp
@@ -99,6 +100,11 @@ def glauber(data: DiscreteData) -> GGM:
     return GGM(network, data.num_classes, data.shape, num_sweeps=1, block_size=math.prod(data.shape), hide="block")
 
 
+def all_sites(data: DiscreteData) -> GGM:
+    network = HollowTransformer(data.num_classes, feature_dim=8, num_heads=2, num_layers=1, num_merges=1)
+    return GGM(network, data.num_classes, data.shape, num_sweeps=1, order="random")
+
+
 def latent(family: type[Family], data: DiscreteData) -> Family:
     """Both stages of the recipe: the encoder is trained in the first step and held in the second."""
     parts: dict[str, nn.Module] = {"network": JointDenoiser(data.num_classes, **LATENT)}
@@ -126,6 +132,7 @@ FAMILIES: dict[str, Callable[[DiscreteData], Family]] = {
     "GenMD4": functools.partial(masked, GenMD4),
     "AutoregressiveModel": autoregressive,
     "GGM": glauber,
+    "GGM, all sites": all_sites,
     "FujiLDDM": functools.partial(latent, FujiLDDM),
     "SeqLDDM": functools.partial(latent, SeqLDDM),
     "Blackout": blackout,
@@ -133,7 +140,8 @@ FAMILIES: dict[str, Callable[[DiscreteData], Family]] = {
     "MarkovDiffusion, gaussian": functools.partial(markov, "gaussian"),
 }
 COUNTING = {"Blackout", "MarkovDiffusion, gaussian"}
-DRAWING = {"GGM": {"sampler": "parallel"}}  # a network call per block instead of one per site and sweep
+# a network call per block instead of one per site and sweep
+DRAWING = {family: {"sampler": "parallel"} for family in ("GGM", "GGM, all sites")}
 
 
 @pytest.fixture(scope="module")

@@ -207,12 +207,12 @@ class SiteLaw:
 
 
 def step_nats(
-    log_p: Float64[Tensor, "k v"],
+    log_p: Float[Tensor, "k v"],
     x0: Int64[Tensor, " k"],
-    log_pi: Float64[Tensor, " v"],
-    a: Float64[Tensor, " k"],
-    keep: Float64[Tensor, " k"],
-) -> Float64[Tensor, " k"]:
+    log_pi: Float[Tensor, " v"],
+    a: Float[Tensor, " k"],
+    keep: Float[Tensor, " k"],
+) -> Float[Tensor, " k"]:
     """E over X_{t+1,i} ~ q(.|x0) of KL( q(X_{t,i} | X_{t+1,i}, x0) || gated kernel ), nats: a term of eq. (8) with the
     own token summed out, which the network does not see anyway.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ggm_lightning.core import noise
 
 SCHEDULES = ("linear", "geometric")
-ORDERS = ("raster", "permuted")
+ORDERS = ("raster", "permuted", "random")
 
 
 def default_last_survival(num_sites: int) -> float:
@@ -43,10 +43,11 @@ def survival(num_sweeps: int, last: float, schedule: str = "linear") -> Float64[
 
 
 def site_order(num_sites: int, kind: str = "raster", seed: int = 0) -> Int64[Tensor, " n"]:
-    """sigma: the sites in the order in which a forward sweep visits them; 'permuted' is one fixed permutation."""
+    """sigma: the sites in the order in which a forward sweep visits them; 'permuted' is one fixed permutation. A
+    'random' one, new in every sweep, is drawn where it is used (core/hollow.py): here the sites as they stand."""
     if kind not in ORDERS:
         raise ValueError(f"order '{kind}' is unknown; choose {' or '.join(ORDERS)}")
-    if kind == "raster":
+    if kind != "permuted":
         return torch.arange(num_sites)
     return noise.uniform("order", seed=seed, step=0, row=torch.zeros(1).long(), num_sites=num_sites)[0].argsort()
 

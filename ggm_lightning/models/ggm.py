@@ -13,7 +13,7 @@ paper leaves open (schedule, pi, conditioning, bound, infilling) is our choice a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -27,9 +27,10 @@ from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.glauber import Pair, SiteLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.sweeps import Sweeps
-from ggm_lightning.models import declared
+from ggm_lightning.models import ggm_hollow, ggm_options
 from ggm_lightning.models.base import Family
-from ggm_lightning.sampling import arguments, sweeping
+from ggm_lightning.sampling import arguments, random_order, sweeping
+from ggm_lightning.sampling.naming import Maker
 
 _COUNTED = 2**24  # tokens of the training data that the unigram law is measured on
 
@@ -45,22 +46,30 @@ class GGM(Family):
     loss ce_x0 it is log p0(x|y) - log pi(x) instead. Constants matter to bce alone. -inf excludes a token from p0 or
     p_t; but in p_t noise may put any token anywhere, so that the bound is then infinite for all data.
 
+    With order: random nothing is hidden, and what is returned at all sites is used: it may depend on no token and no
+    bit of the site itself. That is looked at, once for training, for a bound and for sampling.
+
     Samplers (sampling/sweeping.py): heat_bath and gated, exact, make all R n visits; parallel makes B = num_steps // R
-    blocks per sweep. With a clamp `redenoise` rounds of one sweep up and down follow.
+    blocks per sweep. With a clamp `redenoise` rounds of one sweep up and down follow. With order: random
+    (sampling/random_order.py) parallel makes one call for each block, of any size.
 
     Infilling: the network takes known tokens for as noisy as the time says. With heat_bath the error vanishes with R;
-    with gated and parallel it has a floor, which rounds of `redenoise` lower (of hide: block they do not).
+    with gated and parallel it has a floor, which rounds of `redenoise` lower (of hide: block they do not). With
+    order: random known sites are the last of every sweep, and the error of all samplers vanishes with `redenoise`.
 
     Times: t = 0..T = R n counts visits; `corrupt`, `terms` and `reverse_law` take t as the time of the state they get.
 
     Args:
         network, num_classes, shape: see Family.
         loss: bce, the paper's; ce_xt or ce_x0, cross-entropies of X_{t,i} or X_{0,i}, which have the same optimum. In
-            nats per classified token and logged as train/<loss>; it is no likelihood.
+            nats per classified token and logged as train/<loss>; it is no likelihood. With order: random: bce, its
+            label summed out; bce_sampled, with a drawn one; ce_x0; or bound, the bound itself (the network then returns
+            log p0 - log pi, as for ce_x0; all V logits of all sites are formed).
         num_sweeps: R. The exact samplers need R n network calls.
         schedule: linear or geometric survival over the sweeps (core/sweeps.py).
         last_survival: a_R, strictly between 0 and 1; None: min(0.01, 0.1/n).
-        order: raster, or permuted by one fixed permutation. order_seed: of the permutation.
+        order: raster, or permuted by one fixed permutation (order_seed chooses it); or random, a new one for each row
+            and sweep, with a hollow network (networks/hollow.py): all sites learn from one call, and none is hidden.
         noise_law: pi: uniform; unigram, the training data's own frequencies (measured when a fit begins, kept in the
             checkpoint); or a list of V probabilities.
         block_size: visits that training and the sampler "parallel" may make at once: in each step of training a number
@@ -69,10 +78,14 @@ class GGM(Family):
             block is hidden and predicted in one call, which ignores what its tokens say of each other: good for
             training, but sampler "parallel" then does not converge in sweeps.
         redenoise: rounds of ReDeNoise behind infilling: one sweep of noise on the unknown sites, and back.
+        noise_draws: with order: random and more classes than this, bce takes its sums over classes from so many draws.
+        corrector_steps: with order: random, so many calls of parallel Gibbs behind a sample, each on n/8 of its sites.
         family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
-    samplers = MappingProxyType({kernel: partial(sweeping.Sweeping, kernel) for kernel in sweeping.KERNELS})
+    samplers: Mapping[str, Maker] = MappingProxyType(
+        {kernel: partial(sweeping.Sweeping, kernel) for kernel in sweeping.KERNELS}
+    )
     refused_samplers = MappingProxyType({"parallel_heat_bath": sweeping.PARALLEL_HEAT_BATH})
     grids = ()
     network_keywords = ("visited",)
@@ -92,21 +105,17 @@ class GGM(Family):
         block_size: int = 1,
         hide: str = "own",
         redenoise: int = 4,
+        noise_draws: int = 1024,
+        corrector_steps: int = 0,
         **family: Any,
     ) -> None:
         super().__init__(network, num_classes, shape, **family)
         n = self.num_sites
-        if loss not in ("bce", "ce_xt", "ce_x0"):
-            raise ValueError(f"loss is '{loss}'; choose bce, ce_xt or ce_x0")
-        if hide not in ("own", "block"):
-            raise ValueError(f"hide is '{hide}'; choose own or block")
-        if not 1 <= block_size <= n:
-            raise ValueError(
-                f"block_size is {block_size}; a block has between 1 and {n} sites, all sites of an example"
-            )
-        if redenoise < 0:
-            raise ValueError(f"redenoise is {redenoise}; it must be at least 0 rounds")
-        _check_bits(network)
+        self.random_order = order == "random"
+        if self.random_order:
+            self.samplers = {kernel: partial(random_order.RandomOrder, kernel) for kernel in sweeping.KERNELS}
+        self.noise_draws, self.corrector_steps = noise_draws, corrector_steps
+        ggm_options.check(network, n, order, loss, block_size, hide, redenoise, noise_draws, corrector_steps)
         self.objective, self.loss_name = loss, f"train/{loss}"
         last = sweeps.default_last_survival(n) if last_survival is None else last_survival
         self._sweeps = Sweeps(sweeps.site_order(n, order, order_seed), sweeps.survival(num_sweeps, last, schedule))
@@ -135,7 +144,10 @@ class GGM(Family):
 
     def corrupt(self, x: Tensor, t: Tensor, uniform: Callable[[str], Tensor]) -> Tensor:
         """X_t Int64[b, *shape] given x, t Int64[b] in 0..T, eq. (2); `uniform(stream)` gives Float64[b, n]."""
-        x_t = glauber.corrupt(x.flatten(1), self.sweeps.survival_at(t), self.log_pi.exp(), uniform)
+        survival = self.sweeps.survival_at(t)
+        if self.random_order:
+            survival = ggm_hollow.survival_at(self, t, uniform("order").argsort(1))
+        x_t = glauber.corrupt(x.flatten(1), survival, self.log_pi.exp(), uniform)
         return x_t.reshape(x.shape)
 
     def pairs(
@@ -167,7 +179,7 @@ class GGM(Family):
         logits = losses.at_least_float32(logits)
         log_pi = self.log_pi.to(logits.dtype)
         law = glauber.log_conditional(logits, log_pi)  # eq. (3); the constant log(Pi(phi)/beta) falls out
-        return glauber.log_mixed(law, log_pi, a.to(law.dtype)) if self.objective == "ce_x0" else law
+        return glauber.log_mixed(law, log_pi, a.to(law.dtype)) if self.objective in ("ce_x0", "bound") else law
 
     # ------------------------------------------------------------------ loss
 
@@ -175,6 +187,8 @@ class GGM(Family):
         """Nats per classified token, mean over the rows, unit weights. At the start, o = 0, bce is the entropy of the
         classes given the token (uniform pi: of Bernoulli(Pi_r(phi))).
         """
+        if self.random_order:
+            return ggm_hollow.training_loss(self, x, label, draws)
         uniform = partial(draws.uniform, num_sites=self.num_sites)
         # from the step alone: known to the host, and the same on every rank
         size = 1 + noise.integer_seed("block size", seed=draws.seed, step=draws.step) % self.block_size
@@ -196,13 +210,18 @@ class GGM(Family):
 
     # ------------------------------------------------------------------ bound
 
-    def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def terms(
+        self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None, visited: Tensor | None = None
+    ) -> Tensor:
         """Float64[b], nats: T times the term of eq. (8) that belongs to the visit t-1 -> t, given the state zt at time
         t Int64[b] in 1..T. Its mean over uniform t and zt ~ q(X_t | x) is the sum in eq. (8).
 
-        The visited site's own token is summed out: zt there does not matter.
+        The visited site's own token is summed out: zt there does not matter. With order: random t says the sweep
+        alone, visited Bool[b, n] what it has visited, and all n sites count: see core/hollow.py, eq. (12).
         """
         arguments.check_terms(self, x, zt, t, label)
+        if self.random_order:
+            return ggm_hollow.terms(self, x, zt, (t - 1) // self.num_sites, visited, label)[0]
         return self._terms(x, zt, t, label)[0]
 
     def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -236,12 +255,21 @@ class GGM(Family):
         total, deviations = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device), []
         with self.evaluating():
             for j, u in enumerate(times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)):
-                t = (u * chain.num_steps).long() + 1
                 uniform = partial(_evaluation_noise, seed=seed, step=j, row=row, num_sites=self.num_sites)
-                nats, deviation = self._terms(x, self.corrupt(x, t, uniform), t, label)
+                nats, deviation = self._drawn_terms(x, u, uniform, label)
                 total += nats
                 deviations.append(deviation)
             return total / num_samples + glauber.prior_nats(flat, self.log_pi, last), torch.stack(deviations)
+
+    def _drawn_terms(
+        self, x: Tensor, u: Tensor, uniform: Callable[[str], Tensor], label: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """_terms at the visit, or with order: random at the sweep and its visits, that u Float64[b] in [0, 1) says."""
+        if self.random_order:
+            r, visited, zt = ggm_hollow.draw_state(self, x, u, uniform)
+            return ggm_hollow.terms(self, x, zt, r, visited, label)
+        t = (u * self.sweeps.num_steps).long() + 1
+        return self._terms(x, self.corrupt(x, t, uniform), t, label)
 
     # ------------------------------------------------------------------ reverse step
 
@@ -262,16 +290,23 @@ class GGM(Family):
         sharpening: Sharpening = PLAIN,
         sampler: str | None = None,
         known: Tensor | None = None,
-    ) -> SiteLaw:
+        order: Tensor | None = None,
+    ) -> SiteLaw | ggm_hollow.BlockLaw:
         """The law of X_s given X_t = zt: the sites visited by s..t-1 move, all at once, the others stay.
 
         t, s Int64[b] in 0..T with the same t - s in all rows, which is 1 unless the sampler is "parallel".
         The data law p0 in p_t is what is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp):
-        tokens that the network is shown even in a hidden block.
+        tokens that the network is shown even in a hidden block. `order` Int64[b, n]: that of the sweep, where random.
         """
         arguments.check_law(self, zt, t, s, label, sharpening)
         chain, first = self.sweeps, s.long()
         size = chain.step_size(first, t.long(), simultaneous=sampler == "parallel")
+        gated = sampler in ("gated", "parallel")
+        if self.random_order:
+            r, visited, sites = ggm_hollow.block(self, first, size, order, known)
+            return ggm_hollow.block_law(self, zt, r, visited, sites, label, sharpening, gated)
+        if order is not None:
+            raise ValueError("reverse_law: order is given, but the model has one of its own; leave it out")
         r, sites = first // self.num_sites, chain.block_sites(first, size)[0]
         if self.hide == "block" or size == 1:
             hidden = self._inputs(zt, r, chain.visited_in_sweep(first), sites)
@@ -286,8 +321,13 @@ class GGM(Family):
         a = chain.survival[r]
         log_p = glauber.sharpened(self.log_conditional(logits.double(), a), self.log_pi, a, sharpening)
         row = torch.arange(len(zt), device=zt.device).repeat_interleave(size)
-        gated = sampler in ("gated", "parallel")
         return SiteLaw(zt.flatten(1), row, sites.flatten(), log_p, self.log_pi, chain.log_odds[r], gated)
+
+    def gibbs_law(
+        self, z: Tensor, sites: Tensor, label: Tensor | None = None, sharpening: Sharpening = PLAIN
+    ) -> ggm_hollow.BlockLaw:
+        """The corrector's, of a hollow network: `sites` Int64[b, m] of clean rows z, each given all other tokens."""
+        return ggm_hollow.gibbs_law(self, z, sites, label, sharpening)
 
     # ------------------------------------------------------------------ Lightning
 
@@ -322,17 +362,9 @@ class GGM(Family):
         mean, square = (metric.compute() for metric in self.calibration.values())
         for metric in self.calibration.values():
             metric.reset()
-        if self.objective == "bce":
+        if self.objective.startswith("bce"):
             self.log_dict({"val/calibration": mean, "val/calibration_rms": square.sqrt()}, sync_dist=True)
 
 
 def _evaluation_noise(stream: str, **counters: Any) -> Tensor:
     return noise.uniform(f"eval {stream}", **counters)
-
-
-def _check_bits(network: nn.Module) -> None:
-    if not declared.by(network).visited_bits:  # of ours, which take the argument in any case
-        raise ValueError(
-            f"GGM: the network {type(network).__name__} was built without the visited bits; set its visited_bits: true "
-            "(a class of your own takes the keyword argument visited, Bool[b, n])"
-        )

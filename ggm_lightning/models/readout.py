@@ -59,6 +59,17 @@ class Readout:
             return fused.token_logits(self.values.flatten(0, 1), self.head.weight, x, self.head.bias)
         return self().gather(1, x[:, None])[:, 0]
 
+    def mean_cross_entropy(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Scalar, nats: the mean over all sites of -log softmax(logits + offset) at x Int64[b, n]; offset Float[V]."""
+        if not self.fuse:
+            logits = losses.at_least_float32(self())
+            return losses.cross_entropy(logits + offset.to(logits.dtype), x.flatten()).mean()
+        bias = offset if self.head.bias is None else offset + self.head.bias
+        weight = torch.full(x.shape, 1 / x.numel(), device=x.device)
+        return fused.masked_linear_cross_entropy(
+            self.values, self.head.weight, x, weight, bias=bias, min_classes=0
+        ).loss
+
     def terms(
         self, x0: Tensor, masked: Tensor, weigh: Callable[[Tensor], Tensor], w: Tensor | None = None
     ) -> MaskedTerms:

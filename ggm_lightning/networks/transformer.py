@@ -19,12 +19,12 @@ from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
 from ggm_lightning.networks.causal import Cache, Memory
 from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
 
-_NORM_EPS = 1e-5
+NORM_EPS = 1e-5
 _HIDDEN_MULTIPLE = 32
 
 # flax's gelu is the tanh approximation. The same function also stands in front of each adaLN Dense.
-_ACTIVATIONS = {"glu": torch.sigmoid, "swiglu": F.silu, "geglu": partial(F.gelu, approximate="tanh")}
-_CONDITIONINGS = ("adaln_zero", "adaln")
+ACTIVATIONS = {"glu": torch.sigmoid, "swiglu": F.silu, "geglu": partial(F.gelu, approximate="tanh")}
+CONDITIONINGS = ("adaln_zero", "adaln")
 
 
 def hidden_width(width: int) -> int:
@@ -37,7 +37,7 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, width: int, mlp: str = "glu", init_scale: float = 1.0):
         super().__init__()
-        self.activation, self.init_scale = _ACTIVATIONS[mlp], init_scale
+        self.activation, self.init_scale = ACTIVATIONS[mlp], init_scale
         hidden = hidden_width(width)
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
@@ -68,8 +68,8 @@ class Block(nn.Module):
         self.dropout = dropout
         if modulation is None:
             width = attention.out.out_features
-            self.attention_norm = nn.RMSNorm(width, eps=_NORM_EPS)
-            self.feed_forward_norm = nn.RMSNorm(width, eps=_NORM_EPS)
+            self.attention_norm = nn.RMSNorm(width, eps=NORM_EPS)
+            self.feed_forward_norm = nn.RMSNorm(width, eps=NORM_EPS)
 
     def forward(
         self,
@@ -85,9 +85,9 @@ class Block(nn.Module):
             x = self.residual(own, self.attention(self.attention_norm(x), cos, sin, sites, memory))
             return self.residual(x, self.feed_forward(self.feed_forward_norm(x)))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
-        branch = self.attention(modulate(x, shift1, scale1, _NORM_EPS), cos, sin, sites, memory)
+        branch = self.attention(modulate(x, shift1, scale1, NORM_EPS), cos, sin, sites, memory)
         x = self.residual(own, branch, gate1)
-        return self.residual(x, self.feed_forward(modulate(x, shift2, scale2, _NORM_EPS)), gate2)
+        return self.residual(x, self.feed_forward(modulate(x, shift2, scale2, NORM_EPS)), gate2)
 
     def residual(
         self, x: Float[Tensor, "b n d"], branch: Float[Tensor, "b n d"], gate: Float[Tensor, "b 1 d"] | None = None
@@ -155,9 +155,9 @@ class Transformer(BlockNetwork):
     ):
         super().__init__()
         sizes = {"num_classes": num_classes, "num_heads": num_heads, "num_layers": num_layers}
-        check_sizes(feature_dim, dropout, mlp, _ACTIVATIONS, num_labels, **sizes)
-        if conditioning not in _CONDITIONINGS:
-            raise ValueError(f"conditioning is {conditioning!r}; choose one of {', '.join(_CONDITIONINGS)}")
+        check_sizes(feature_dim, dropout, mlp, ACTIVATIONS, num_labels, **sizes)
+        if conditioning not in CONDITIONINGS:
+            raise ValueError(f"conditioning is {conditioning!r}; choose one of {', '.join(CONDITIONINGS)}")
         self.num_classes, self.num_labels = num_classes, num_labels
         self.feature_dim, self.width = feature_dim, feature_dim * num_heads
         self.dropout, self.compile_blocks = dropout, compile_blocks
@@ -172,7 +172,7 @@ class Transformer(BlockNetwork):
             if self.condition.empty:
                 return None
             zero = conditioning == "adaln_zero"
-            return Modulation(feature_dim, self.width, parts, _ACTIVATIONS[mlp], zero)  # type: ignore[arg-type]
+            return Modulation(feature_dim, self.width, parts, ACTIVATIONS[mlp], zero)  # type: ignore[arg-type]
 
         def block() -> Block:
             attention = RotaryAttention(self.width, num_heads, dropout, causal)
@@ -181,7 +181,7 @@ class Transformer(BlockNetwork):
 
         self.blocks = Stack([block() for _ in range(num_layers)], checkpoint_activations)
         self.final_modulation = modulation(2)
-        self.final_norm = nn.RMSNorm(self.width, eps=_NORM_EPS) if self.condition.empty else None
+        self.final_norm = nn.RMSNorm(self.width, eps=NORM_EPS) if self.condition.empty else None
         self.head = nn.Linear(self.width, num_classes, bias=False)
         self.reset_parameters()
 
@@ -244,7 +244,7 @@ class Transformer(BlockNetwork):
     def _finish(self, x: Tensor, condition: Tensor | None) -> Tensor:
         if self.final_modulation is None:
             return self.final_norm(x)  # type: ignore[misc]
-        return modulate(x, *self.final_modulation(condition), _NORM_EPS)  # type: ignore[arg-type, call-arg]
+        return modulate(x, *self.final_modulation(condition), NORM_EPS)  # type: ignore[arg-type, call-arg]
 
     def _embed(self, z: Tensor, visited: Tensor | None = None) -> Tensor:
         if (visited is None) == self.visited_bits:

@@ -17,6 +17,7 @@ from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.markov import MarkovDiffusion
 from ggm_lightning.models.md4 import MD4
+from ggm_lightning.networks.hollow import HollowTransformer
 from ggm_lightning.networks.latent import JointDenoiser, LatentDenoiser
 from ggm_lightning.networks.latent_encoder import LatentEncoder
 from ggm_lightning.networks.transformer import Transformer
@@ -48,11 +49,17 @@ def _ggm(**more: object) -> Family:
     return GGM(_transformer(visited_bits=True), V, (N,), num_sweeps=3, block_size=2, **more)
 
 
+def _all_sites(**more: object) -> Family:
+    network = HollowTransformer(V, num_labels=LABELS, **_SMALL)
+    return GGM(network, V, (N,), num_sweeps=3, order="random", **more)
+
+
 FAMILIES: dict[str, Callable[..., Family]] = {
     "md4": lambda **more: MD4(_transformer(), V, (N,), schedule=Linear(0.1), **more),
     "genmd4": lambda **more: GenMD4(_transformer(), V, (N,), **more),
     "ggm": _ggm,
     "ggm, whole blocks": lambda **more: _ggm(hide="block", **more),
+    "ggm, all sites": _all_sites,
     "fuji": lambda **more: FujiLDDM(*_joint(), V, (N,), schedule=Linear(0.1), independent_clocks=True, **more),
     "seq, stage 1": lambda **more: SeqLDDM(*_joint(), _latent(), V, (N,), recipe=Recipe(stage1_steps=10**6), **more),
     "seq": lambda **more: SeqLDDM(*_joint(), _latent(), V, (N,), schedule=Linear(0.1), **more),

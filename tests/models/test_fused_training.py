@@ -20,6 +20,7 @@ from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.markov import MarkovDiffusion
 from ggm_lightning.models.md4 import MD4
+from ggm_lightning.networks.hollow import HollowTransformer
 from ggm_lightning.networks.transformer import Transformer
 from tests.models import small_lddm
 
@@ -57,6 +58,11 @@ def family(name: str) -> Family:
         return AutoregressiveModel(transformer(time_features="none", causal=True), V, (N,))
     if name == "ggm":
         return GGM(transformer(visited_bits=True), V, (N,))
+    if name.startswith("hollow"):
+        network = HollowTransformer(V, feature_dim=4, num_heads=2, num_layers=1, num_merges=1)
+        nn.init.normal_(network.head.weight, std=0.3)
+        loss, noise_draws = name.removeprefix("hollow_").split(" of ")
+        return GGM(network, V, (N,), loss=loss, order="random", noise_draws=int(noise_draws))
     if name == "blackout":
         return Blackout(Deaths(), V, (N,))
     if name == "blackout_scaled":
@@ -81,7 +87,7 @@ def losses_of(model: Family, switch: bool) -> list[float]:
     return found
 
 
-FAMILIES = ["md4", "md4_bias", "genmd4", "ar", "ggm", "fuji", "seq", "blackout", "blackout_scaled"]
+FAMILIES = ["md4", "md4_bias", "genmd4", "ar", "ggm", "hollow_ce_x0 of 1", "fuji", "seq", "blackout", "blackout_scaled"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ggm_lightning.core import counting
 from tests.models.test_fused_training import N, family
 
-FAMILIES = ("md4", "md4_bias", "genmd4", "ar", "ggm", "blackout", "blackout_scaled", "fuji", "seq", "markov")
+HOLLOW = ("hollow_bce of 7", "hollow_bce of 99", "hollow_bce_sampled of 1", "hollow_ce_x0 of 1", "hollow_bound of 1")
+FAMILIES = (*HOLLOW, "md4", "md4_bias", "genmd4", "ar", "ggm", "blackout", "blackout_scaled", "fuji", "seq", "markov")
 
 
 class Waits(TorchDispatchMode):

@@ -1,0 +1,118 @@
+"""Samplers of GGM with order: random (arXiv 2405.17035): each sweep goes through its sites in an order of its own,
+drawn for each row, in blocks of one network call each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ggm_lightning.core import watch
+from ggm_lightning.core.categorical import PLAIN, Sharpening
+from ggm_lightning.sampling.sampler import Run, Sampler, Step
+from ggm_lightning.sampling.sweeping import Visits, visits_at_once
+
+_CORRECTED = 8  # a call of the corrector draws one out of so many sites anew
+
+
+class RandomVisits(Visits, Protocol):
+    """A model whose network says something of all sites in one call, whatever the order of the visits."""
+
+    corrector_steps: int
+
+    def reverse_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        sharpening: Sharpening = PLAIN,
+        sampler: str | None = None,
+        known: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> Any: ...
+
+    def gibbs_law(
+        self, z: Tensor, sites: Tensor, label: Tensor | None = None, sharpening: Sharpening = PLAIN
+    ) -> Any: ...
+
+
+class RandomOrder(Sampler):
+    """From X_T to 0 block by block, with a clamp `redenoise` times one sweep up and down again, and then
+    `corrector_steps` calls of parallel Gibbs.
+
+    kernel heat_bath and gated: blocks of one site, exact. parallel: gated, num_steps // R blocks per sweep of any size;
+    its error is of order 1/R and falls with smaller blocks. Known sites are the last ones that a sweep would visit: the
+    network takes them for as little noised as the sweep allows, so that the error of infilling vanishes with
+    `redenoise`. Only rows in which a site of the block is unknown are sent to the network.
+
+    Args:
+        kernel: heat_bath, gated or parallel.
+    """
+
+    unit = "call"
+
+    def __init__(self, kernel: str) -> None:
+        self.kernel = kernel
+
+    def start(self, run: Run) -> Tensor:
+        model = cast(RandomVisits, run.model)
+        self._size = 1
+        if self.kernel == "parallel":
+            self._size = visits_at_once(run.request.num_steps, model.sweeps, model.num_sites)
+        return super().start(run)
+
+    def steps(self, run: Run) -> Sequence[Step]:
+        """Chain times (t, s), s > t for one sweep up; a corrector's step stays at 0. They do not depend on the clamp,
+        so that a row has the same steps in any batch."""
+        model = cast(RandomVisits, run.model)
+        path = model.sweeps.grid(self._size)
+        if run.request.clamp is not None:
+            path = path + model.redenoise * model.sweeps.grid(self._size, first_sweeps=1)
+        self._path = [*pairwise(path), *[(0, 0)] * model.corrector_steps]
+        return [(float(t), float(s)) for t, s in self._path]
+
+    def costs(self, run: Run, num_steps: int) -> list[int]:
+        """Network calls: none upwards, and none where the sites of the block are known in all rows."""
+        self._num_free = (~run.known).sum(1)
+        most = int(self._num_free.max())
+        self._costs = [int(s <= t and s % run.model.num_sites < most) for t, s in self._path]
+        return self._costs
+
+    def move(self, run: Run) -> None:
+        model = cast(RandomVisits, run.model)
+        t, s = self._path[run.step]
+        if s > t:
+            up = torch.full((len(run.z),), s, device=run.z.device)
+            run.put(model.corrupt(run.shaped(run.z), up, run.uniform).flatten(1))
+            return
+        if t > s and t % model.num_sites == 0:  # a sweep begins
+            self._order = (run.uniform("order") + run.known).argsort(1)
+        if not self._costs[run.step]:
+            return
+        rows = torch.arange(len(run.z), device=run.z.device)
+        if run.request.clamp is not None:
+            rows = torch.nonzero(self._num_free > s % model.num_sites)[:, 0]
+        watch.narrow(rows)
+        law = self._undone(run, rows, t, s) if t > s else self._corrected(run, rows)
+        run.put(run.z.index_copy(0, rows, law.draw(partial(run.uniform, rows=rows))))
+
+    def _undone(self, run: Run, rows: Tensor, t: int, s: int) -> Any:
+        """The law of these rows before the visits s..t - 1."""
+        model, request = cast(RandomVisits, run.model), run.request
+        first, last = (torch.full((len(rows),), time, device=rows.device) for time in (s, t))
+        known = None if request.clamp is None else request.clamp[1][rows]
+        z, label, order = run.shaped(run.z[rows]), request.labels(rows), self._order[rows]
+        return model.reverse_law(z, last, first, label, request.sharpening, self.kernel, known, order)
+
+    def _corrected(self, run: Run, rows: Tensor) -> Any:
+        """Of parallel Gibbs: an eighth of the sites, drawn for each row, unknown ones first."""
+        model, request = cast(RandomVisits, run.model), run.request
+        size = max(1, model.num_sites // _CORRECTED)
+        sites = (run.uniform("corrected") + run.known)[rows].argsort(1)[:, :size]
+        return model.gibbs_law(run.shaped(run.z[rows]), sites, request.labels(rows), request.sharpening)
