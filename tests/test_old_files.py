@@ -52,7 +52,7 @@ def test_formats_of_today_and_of_then(old: Path) -> None:
 
 
 def test_a_run_is_resumed_from_its_own_configuration(
-    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its config.yaml is enough, and its shards are kept."""
     shutil.copytree(old, tmp_path / "v1")
@@ -60,11 +60,14 @@ def test_a_run_is_resumed_from_its_own_configuration(
     before = {file.name: file.read_bytes() for file in Path("shards").iterdir()}
     config = "runs/text/config.yaml"
     options = ["--ckpt_path", "last", "--trainer.max_steps", "3", "--trainer.enable_progress_bar", "false"]
+    with pytest.raises(SystemExit):  # control: what the checkpoint has no word of has its default there
+        main(["fit", "--config", config, *options, "--model.network.init_args.causal", "true"])
+    assert "model.network.causal is True, there False" in capsys.readouterr().err
     main(["fit", "--config", config, *options, "--logger", "[csv]"])
     resumed = checkpoint_files.read("runs/text/last.ckpt")
     assert resumed["global_step"] == 3
     assert checkpoint_files.format_of(resumed) == 2
-    after = {file.name: file.read_bytes() for file in Path("shards").iterdir() if file.name != ".lock"}
+    after = {file.name: file.read_bytes() for file in Path("shards").iterdir() if file.name[0] != "."}
     assert after == before
 
 

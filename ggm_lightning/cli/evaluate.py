@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,8 @@ def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, fol
     files = [BoundFile.of(folder, one, about) for one in sets]
     found = []
     for one, file in zip(sets, files, strict=True):
+        if losses := one.data.losses():
+            print(f"{one.name}: {losses}", file=sys.stderr)
         bound = None if again else file.read(loaded.model)
         if bound is None:
             bound = _measure(loaded.model, one, settings)
@@ -129,6 +131,8 @@ def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, fol
             print(f"figures: {file.path}", file=sys.stderr)
         else:
             print(f"measured already: {file.path}; --again true does it again", file=sys.stderr)
+            if one.data.characters_per_token is None:  # older versions gave figures per character in any case
+                bound = replace(bound, characters_per_token=None)
         found.append(bound)
     return found
 

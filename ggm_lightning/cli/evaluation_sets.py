@@ -1,7 +1,8 @@
 """The data sets that `lightning evaluate` measures on: from the user's files, or as a checkpoint describes its own.
 
-A checkpoint may be a stranger's. Its section builds trusted classes only (rundir/building.py), and reading it writes
-nothing: what is not prepared is named with the command that prepares it.
+A checkpoint may be a stranger's. Its section builds trusted classes only (rundir/building.py), and reading it prepares
+nothing but what `make_ready` names: for the rest, the command that prepares it is printed. All that reading leaves in a
+folder of prepared data, if it is the user's own, is which blocks were compared with their checksums (data/verified.py).
 """
 
 from __future__ import annotations

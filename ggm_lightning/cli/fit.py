@@ -47,7 +47,7 @@ from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.building import named
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
 from ggm_lightning.rundir.loggers import LOGGERS, make_logger
-from ggm_lightning.rundir.sections import differences
+from ggm_lightning.rundir.sections import differences, with_new_arguments
 
 _SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
 _FROM_DATA = tuple(
@@ -281,7 +281,7 @@ def _refuse_another_model(model: LightningModule, path: str, resuming: bool) -> 
     )
     if theirs is None or ours is None:
         return
-    found = differences(ours, theirs)
+    found = differences(ours, with_new_arguments(theirs, ours))
     free = () if resuming else ("model.optimizer", "model.seed", "model.label_dropout")
     found = [text for text in found if not text.startswith((*free, "model.eval_"))]
     if found:

@@ -18,6 +18,8 @@ from ggm_lightning.models.base import Family
 
 HALVES = ("left", "right", "top", "bottom")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_LACKING = "holds symbols that the model's vocabulary lacks"
+_SIGNS = "_|§†¤"  # that stand for a blank while a text is encoded
 _MODES = ("1", "L", "P", "RGB")
 
 
@@ -50,11 +52,11 @@ def read(model: Family, text: str | None, input: str | None, mask: str | None, b
         return _from_text(model, text or "", blank)
     if not Path(input).is_file():
         raise FileNotFoundError(f"--input {input}: no such file; give {_what(model)}")
-    if input.endswith(".npz"):
+    if input.lower().endswith(".npz"):
         return _from_npz(model, input)
     if input.lower().endswith(_PICTURES):
         return _from_picture(model, input, mask)
-    return _from_text(model, Path(input).read_text(encoding="utf-8"), blank)
+    return _from_text(model, Path(input).read_text(encoding="utf-8-sig"), blank)
 
 
 def _what(model: Family) -> str:
@@ -64,30 +66,75 @@ def _what(model: Family) -> str:
 
 
 def _from_text(model: Family, text: str, blank: str) -> Given:
-    """The parts between blanks are encoded one by one, so that they decode to themselves; sites behind the text are
-    left to the model."""
+    """Sites behind the text are left to the model."""
     if len(model.shape) != 1 or model.codec is None:
         raise ValueError(f"infill: this model is not of text; give {_what(model)}")
     if len(blank) != 1:
         raise ValueError(f"--blank is {blank!r}; it must be one symbol")
-    text = text.removesuffix("\n")
-    ids: list[int] = []
-    known: list[bool] = []
-    for i, part in enumerate(text.split(blank)):
-        if i:
-            ids.append(0)
-            known.append(False)
-        encoded = [int(v) for v in model.codec.encode(part)] if part else []
-        if part and not _same(model.codec, model.codec.decode(np.array([encoded]))[0], part):  # type: ignore[arg-type]
-            raise ValueError(f"infill: {part[:40]!r} holds symbols that the model's vocabulary lacks")
-        ids += encoded
-        known += [True] * len(encoded)
-    if all(known):
+    sites = _sites(model.codec, text.removesuffix("\n"), blank)  # type: ignore[arg-type]
+    if None not in sites:
         raise ValueError(f"infill: nothing to fill; mark each missing token by {blank!r}, or choose --blank")
-    if len(ids) > model.num_sites:
-        raise ValueError(f"infill: the text takes {len(ids)} tokens, the model reads {model.num_sites}; shorten it")
-    rest = model.num_sites - len(ids)
-    return Given(torch.tensor([ids + [0] * rest]), torch.tensor([known + [False] * rest]), len(ids))
+    if len(sites) > model.num_sites:
+        raise ValueError(f"infill: the text takes {len(sites)} tokens, the model reads {model.num_sites}; shorten it")
+    length = len(sites)
+    sites += [None] * (model.num_sites - length)
+    values = torch.tensor([[0 if site is None else site for site in sites]])
+    known = torch.tensor([[site is not None for site in sites]])
+    return Given(values, known, length)
+
+
+def _sites(codec: Codec, text: str, blank: str) -> list[int | None]:
+    """The token of each site, None at a blank: the parts between blanks are encoded one by one, except for tokenizers
+    whose tokens depend on what stands before them.
+
+    Raises:
+        ValueError: the vocabulary lacks symbols of the text.
+    """
+    if not codec.exact and codec.encode_spans("") is not None:
+        return _sites_of_the_whole(codec, text, blank)
+    sites: list[int | None] = []
+    for number, part in enumerate(text.split(blank)):
+        ids = codec.encode(part) if part else []
+        if not _same(codec, codec.decode(np.array([ids], dtype=np.int64))[0], part):
+            raise ValueError(f"infill: {part[:40]!r} {_LACKING}")
+        sites += [None, *ids] if number else ids
+    return sites
+
+
+def _sites_of_the_whole(codec: Codec, text: str, blank: str) -> list[int | None]:
+    """The whole text is encoded with a sign in the place of each blank that the tokenizer keeps apart from words; which
+    tokens stand for the blanks is seen from the characters that they span.
+
+    Raises:
+        ValueError: the vocabulary lacks symbols of the text, or each sign becomes a part of a longer token.
+    """
+    _, loss = codec.encode_measured([text.replace(blank, " ")])
+    if loss.lost:
+        raise ValueError(f"infill: {text[:40]!r} {_LACKING}")
+    signs = [blank, *(sign for sign in _SIGNS if sign not in text)]
+    for sign in signs:
+        sites = _between_words(codec, text.replace(blank, sign), sign)
+        if sites is not None:
+            return sites
+    raise ValueError(f"infill: a blank {blank!r} becomes a part of a longer token; put spaces around it")
+
+
+def _between_words(codec: Codec, text: str, sign: str) -> list[int | None] | None:
+    """`_sites_of_the_whole` for one sign; None if a token holds both it and other visible characters."""
+    sites: list[int | None] = []
+    ids, spans = codec.encode_spans(text) or ([], [])
+    done = 0  # signs before this place have their sites; several tokens may stand for one
+    for id_, (start, end) in zip(ids, spans, strict=True):
+        covered = text[start:end]
+        # a space before a blank, or the one that some tokenizers put before a text, belongs to the token that fills it
+        space_before = covered in ("", " ") and text[end : end + 1] == sign
+        if sign not in covered and not space_before:
+            sites.append(id_)
+        elif covered.replace(sign, "").strip():
+            return None
+        sites += [None] * text[max(start, done) : end].count(sign)
+        done = max(done, end)
+    return sites if sites.count(None) == text.count(sign) else None
 
 
 def _same(codec: Codec, decoded: str, text: str) -> bool:

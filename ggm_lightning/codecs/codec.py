@@ -13,10 +13,13 @@ import inspect
 import json
 from abc import ABC
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, Integer
+
+from ggm_lightning.codecs.loss import Loss, tried
 
 if TYPE_CHECKING:  # processes that encode (data/encoding.py) start sooner without torch
     from torch import Tensor
@@ -41,6 +44,7 @@ class Codec(ABC):
     num_classes: int
     ordered = False  # whether ids are amounts, as levels of brightness are, and not names
     free_spacing = False  # whether white space only stands between tokens, as between numbers, and its amount is free
+    exact = False  # whether every text that can be encoded decodes to itself by construction; False: it must be tried
     replaced = 0  # characters that were encoded as something else so far, by codecs that do that
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,9 +84,25 @@ class Codec(ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode_array(text) for text in texts]
 
+    def encode_measured(self, texts: Sequence[str]) -> tuple[list[np.ndarray], Loss]:
+        """`encode_batch`, and what is lost by it."""
+        before = self.replaced
+        found = self.encode_batch(texts)
+        loss = tried(texts, [self.decode(ids[None])[0] for ids in found])
+        return found, replace(loss, lost=max(loss.lost, self.replaced - before))
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """(ids, the characters [start, end) of the text that each of them stands for), for tokens that can be told only
+        in the whole text. None: parts of a text are encoded as the whole."""
+        return None
+
     @property
     def separator(self) -> tuple[list[int], int]:
-        """(ids, characters) between two documents of a stream: end-of-text where there is one, else a newline."""
+        """(ids, characters) between two documents of a stream: the end-of-text where there is one, else a newline.
+
+        Raises:
+            ValueError: there is neither; asks for `data.separator`.
+        """
         return self.encode("\n"), 1
 
     def token_id(self, name: str) -> int | None:

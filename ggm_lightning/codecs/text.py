@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
+from ggm_lightning.codecs import tokenizer_file
 from ggm_lightning.codecs.codec import BLANK, Codec
+from ggm_lightning.codecs.loss import REPLACEMENT, Loss, none_lost, tried, without_token
+from ggm_lightning.codecs.tokenizer_file import END_OF_TEXT, ControlWords
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
-REPLACEMENT = "\ufffd"
-END_OF_TEXT = "<|endoftext|>"
 
 
 class Characters(Codec):
@@ -48,10 +51,30 @@ class Characters(Codec):
         self.replaced += missing.size
         return ids
 
+    def encode_measured(self, texts: Sequence[str]) -> tuple[list[np.ndarray], Loss]:
+        before = self.replaced
+        found = self.encode_batch(texts)
+        if self.replaced == before:  # nothing to look for
+            return found, none_lost(texts)
+        loss = tried(texts, [self.text(ids.tolist()) for ids in found])
+        return found, replace(loss, lost=self.replaced - before)
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return self.unknown is None  # other characters are then errors
+
+    def token_id(self, name: str) -> int | None:
+        return self._symbols.index(name) if len(name) == 1 and name in self._symbols else None
+
     @property
     def separator(self) -> tuple[list[int], int]:
-        text = next((c for c in "\n " if c in self.alphabet), "")
-        return self.encode(text), len(text)
+        for between in "\n ":
+            if between in self.alphabet:
+                return self.encode(between), 1
+        raise ValueError(
+            "data.separator: the alphabet has neither a newline nor a space to stand between two documents; name one "
+            "of its characters there"
+        )
 
     def text(self, ids: list[int]) -> str:
         return "".join([self._symbols[i] for i in ids])
@@ -64,6 +87,10 @@ class Bytes(Codec):
     """UTF-8: 256 ids, any text, nothing to learn. Broken sequences are shown as U+FFFD."""
 
     num_classes = 256
+    exact = True
+
+    def encode_measured(self, texts: Sequence[str]) -> tuple[list[np.ndarray], Loss]:
+        return self.encode_batch(texts), none_lost(texts)
 
     def encode_array(self, text: str) -> Int64[np.ndarray, " n"]:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
@@ -78,7 +105,8 @@ class Bytes(Codec):
 class Subwords(Codec):
     """Any tokenizer of the `tokenizers` library, given as the text of its JSON file.
 
-    No special tokens are added, and nothing is padded or cut, whatever the file asks for.
+    No special tokens are added, nothing is padded or cut and nothing is left to chance, whatever the file asks for. A
+    text that spells a special token is encoded as any other text.
     """
 
     def __init__(self, tokenizer_json: str) -> None:
@@ -86,14 +114,17 @@ class Subwords(Codec):
 
         try:
             # Canonical spacing, so that the same tokenizer saved in two ways has one hash.
-            self.tokenizer_json = json.dumps(json.loads(tokenizer_json), ensure_ascii=False, separators=(",", ":"))
-            self._tokenizer = Tokenizer.from_str(self.tokenizer_json)
+            self._file = json.loads(tokenizer_json)
+            self.tokenizer_json = json.dumps(self._file, ensure_ascii=False, separators=(",", ":"))
+            used = tokenizer_file.without_chance(self._file)
+            self._tokenizer = Tokenizer.from_str(self.tokenizer_json if used == self._file else json.dumps(used))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(
                 f"not a `tokenizers` JSON ({error}); give the tokenizer.json that its save() wrote"
             ) from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # those that a text spells are text
         self.num_classes = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if self.num_classes == 0:
             raise ValueError("the tokenizer's vocabulary is empty; train it first")
@@ -109,10 +140,48 @@ class Subwords(Codec):
     def token_id(self, name: str) -> int | None:
         return self._tokenizer.token_to_id(name)
 
+    @cached_property
+    def exact(self) -> bool:  # type: ignore[override]
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        return tokenizer_file.writes_every_text(self._file, ByteLevel.alphabet())
+
+    @cached_property
+    def _control_words(self) -> ControlWords:
+        return ControlWords(tokenizer_file.control_words(tokenizer_file.without_chance(self._file)))
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        name = tokenizer_file.unknown_token(self._file)
+        return self.token_id(name) if isinstance(name, str) else name
+
+    def encode_measured(self, texts: Sequence[str]) -> tuple[list[np.ndarray], Loss]:
+        spelled = self._control_words.found(texts)
+        loss = Loss(control_words=len(spelled), first_control_word="".join(spelled[:1]))
+        if self.exact:
+            return self.encode_batch(texts), loss + none_lost(texts)
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        decoded = self._tokenizer.decode_batch([one.ids for one in found], skip_special_tokens=False)
+        loss += tried(texts, decoded, lambda i: without_token(texts[i], found[i], self._unknown))
+        return [np.array(one.ids, dtype=np.int64) for one in found], loss
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]] | None:
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
+
     @property
     def separator(self) -> tuple[list[int], int]:
-        end = self.token_id(END_OF_TEXT)
-        return (self.encode("\n"), 1) if end is None else ([end], 0)
+        name = tokenizer_file.end_token(self._file)
+        end = self.token_id(END_OF_TEXT if name is None else name)
+        if end is not None:
+            return [end], 0
+        newline = self.encode("\n")
+        if newline and self.text(newline + newline) == "\n\n" and self._unknown not in newline:
+            return newline, 1
+        raise ValueError(
+            "data.separator: the tokenizer has no end-of-text token that is known by its name, and it does not write a "
+            "newline; name one of its tokens there, to stand between two documents"
+        )
 
     def text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)

@@ -42,7 +42,7 @@ _DAMAGE = (
 def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
     """(a .npy file or the array `name` of a .npz, its bytes); whatever is wrong in between becomes one line."""
     try:
-        if path.suffix != ".npz":
+        if path.suffix.lower() != ".npz":
             with open(path, "rb") as handle:
                 yield handle, path.stat().st_size
             return
@@ -87,7 +87,7 @@ def read_array(path: Path, name: str = "x", kinds: str = "iu") -> Shaped[np.ndar
         expected = handle.tell() + math.prod(shape) * dtype.itemsize
         if dtype.kind in kinds and size != expected:
             raise ValueError(f"expected {expected} bytes, found {size}")
-        if path.suffix == ".npz" and dtype.kind in kinds:
+        if path.suffix.lower() == ".npz" and dtype.kind in kinds:
             handle.seek(0)
             return np.lib.format.read_array(handle, allow_pickle=False)
     if dtype.kind not in kinds:
@@ -204,7 +204,7 @@ class ArrayData(DiscreteData):
         path = self.label_paths[source]
         if path is None:
             path = self.paths[source]
-            if path.suffix != ".npz" or not _has_labels(path):
+            if path.suffix.lower() != ".npz" or not _has_labels(path):
                 return None
         label = read_array(path, "label")
         if label.ndim != 1:

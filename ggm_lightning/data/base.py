@@ -168,8 +168,13 @@ class DiscreteData(LightningDataModule, ABC):
 
     @property
     def characters_per_token(self) -> float | None:
-        """Of the validation split, where the data is text: bits/character = bits/token divided by this."""
+        """Of the validation split, where the data is text: bits/character = bits/token divided by this. None: it is no
+        text, or the text cannot be had back from its tokens, and figures per character have no meaning."""
         return None
+
+    def losses(self) -> str:
+        """What is lost between the text and its tokens, for people; empty where nothing is."""
+        return ""
 
     def references(self) -> dict[str, float]:
         """Named levels for the learning curve, in bits per dimension."""

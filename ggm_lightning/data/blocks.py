@@ -1,7 +1,8 @@
 """Checksums of shard files, block by block: nothing is read unchecked, and no set is read whole before training.
 
-A block (1 MiB; 18,000 checksums for 18 GB) is compared with its CRC-32 when a window first touches it, once in each
-process. That costs about a millisecond per block, and nothing more once all are seen.
+A block (1 MiB; 18,000 checksums for 18 GB) is compared with its CRC-32 when a window first touches it: of tokens once
+for each node and preparation (data/verified.py), of pictures once in each process. That costs about a millisecond per
+block, and nothing more once all are seen.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from ggm_lightning.data.rows import BadData
 
@@ -50,24 +51,38 @@ def check_size(path: Path, expected: int) -> None:
         raise BadData(f"{path}: expected {expected} bytes, {has}; delete {path.parent} and prepare it again")
 
 
+def block_counts(files: list[dict[str, Any]], itemsize: int, block_bytes: int) -> Int64[np.ndarray, " files"]:
+    """Blocks of each file."""
+    tokens = np.array([file["tokens"] for file in files], dtype=np.int64)
+    return -(-tokens * itemsize // block_bytes)
+
+
 class SplitBlocks:
-    """Where the tokens of a split lie, and which blocks of its files this process has compared.
+    """Where the tokens of a split lie, and which blocks of its files have been compared.
 
     Args:
         folder, files: the split's entries in the header, in order.
         itemsize: bytes of a token. block_bytes: a multiple of it.
+        seen: a byte for each block, 1 where it was compared; other processes may write there, too. None: own ones.
     """
 
-    def __init__(self, folder: Path, files: list[dict[str, Any]], itemsize: int, block_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        files: list[dict[str, Any]],
+        itemsize: int,
+        block_bytes: int,
+        seen: UInt8[np.ndarray, " blocks"] | None = None,
+    ) -> None:
         self.folder, self.files, self.itemsize, self.block_bytes = folder, files, itemsize, block_bytes
         tokens = np.array([file["tokens"] for file in files], dtype=np.int64)
         self.ends = np.cumsum(tokens)
         self.starts = self.ends - tokens
-        counts = -(-tokens * itemsize // block_bytes)
+        counts = block_counts(files, itemsize, block_bytes)
         self._first = np.cumsum(counts) - counts  # a file's first block, where all blocks of the split are numbered
         self._crc = np.frombuffer(bytes.fromhex("".join(file["crc32"] for file in files)), dtype=">u4")
-        self._unseen = np.ones(int(counts.sum()), dtype=bool)
-        self.waiting = len(self._unseen)
+        self._seen = np.zeros(int(counts.sum()), dtype=np.uint8) if seen is None else seen
+        self.waiting = int((self._seen == 0).sum())
 
     def check_windows(self, starts: Int64[np.ndarray, " b"], length: int) -> None:
         """Compare what [start, start + length) touches for the first time, across borders of blocks and files."""
@@ -76,7 +91,7 @@ class SplitBlocks:
         first, last = self._block(starts), self._block(starts + (length - 1))
         for step in range(int((last - first).max()) + 1):
             touched = np.minimum(first + step, last)
-            for block in np.unique(touched[self._unseen[touched]]).tolist():
+            for block in np.unique(touched[self._seen[touched] == 0]).tolist():
                 self._compare(block)
 
     def check_file(self, number: int) -> None:
@@ -103,5 +118,5 @@ class SplitBlocks:
                 f"{path}: bytes {at}..{at + len(raw) - 1} were altered after they were written (CRC-32 {found:08x}, "
                 f"not {written:08x}); delete {self.folder} and prepare it again"
             )
-        self._unseen[block] = False
-        self.waiting -= 1
+        self._seen[block] = 1
+        self.waiting = int((self._seen == 0).sum())

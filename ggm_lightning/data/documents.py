@@ -1,29 +1,27 @@
 """Text files as a stream of documents, in bounded memory, with errors that name the file and the place.
 
-A .jsonl (or .ndjson) file holds a document per line, in one field; a .parquet file a document per row, in one column;
-any other file is one document, read in pieces, or a document per line. All but parquet may be packed as .gz or .zst.
+A file of JSON objects holds a document per object, in one field (.jsonl: an object a line; .json: that, or an array);
+a .parquet, .csv or .tsv file a document per row, in one column; plain text is one document, read in pieces, or a
+document per line. All but parquet may be packed as .gz or .zst. What a file is, its content says (data/file_kinds.py).
+Byte-order marks are dropped.
 """
 
 from __future__ import annotations
 
 import codecs
 import glob
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from ggm_lightning.data import file_kinds
+from ggm_lightning.data.file_kinds import AGAIN, BOM, Kind, Line, Progress, unread, what_is, whole_lines
+from ggm_lightning.data.records import array_items, table_rows
 from ggm_lightning.data.rows import BadData
 
-_BLOCK = 2**20  # bytes read at a time, and about the characters of a piece
 _ROWS = 256  # of a parquet file, read together
-_AGAIN = "get the file again"
-_KINDS = ".txt, .jsonl or .parquet files (.txt and .jsonl also as .gz or .zst)"
-_JSON_LINES = (".jsonl", ".ndjson")
+_KINDS = ".txt, .jsonl, .json, .csv, .tsv or .parquet files (all but parquet also as .gz or .zst)"
 
 
 class Piece(NamedTuple):
@@ -31,19 +29,6 @@ class Piece(NamedTuple):
 
     text: str
     last: bool
-
-
-Progress = Callable[[int], Any]
-
-
-def _unread(_: int) -> None:
-    """Progress that nobody watches."""
-
-
-def kind(path: Path) -> str:
-    """The suffix that decides how a file is read, that of the packing left out."""
-    inner = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
-    return inner.suffix
 
 
 def find_files(patterns: str | list[str], key: str) -> list[Path]:
@@ -67,44 +52,6 @@ def find_files(patterns: str | list[str], key: str) -> list[Path]:
     return found
 
 
-@contextmanager
-def _unpacked(path: Path, progress: Progress) -> Iterator[Iterator[bytes]]:
-    """The file's bytes in lines; `progress` is told of the file's own bytes. Damage of its packing is one line."""
-    with open(path, "rb") as raw:
-        try:
-            yield _told(_stream(path, raw), raw, progress)
-        except BadData:
-            raise
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise BadData(f"{path}: not a whole .gz file ({error}); {_AGAIN}") from None
-        except OSError as error:
-            if path.suffix != ".zst" or error.errno is not None:
-                raise
-            raise BadData(f"{path}: not a whole .zst file ({error}); {_AGAIN}") from None
-
-
-def _stream(path: Path, raw: BinaryIO) -> BinaryIO:
-    if path.suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        import pyarrow  # a dependency of datasets, and with it there
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), _BLOCK)
-    return raw
-
-
-def _told(stream: BinaryIO, raw: BinaryIO, progress: Progress) -> Iterator[bytes]:
-    """Lines, of at most a block each: a file without newlines is not read whole."""
-    told = 0
-    while line := stream.readline(_BLOCK):
-        yield line
-        here = raw.tell()
-        if here - told >= _BLOCK:
-            progress(here - told)
-            told = here
-    progress(raw.tell() - told)
-
-
 class Survey(NamedTuple):
     """What one pass over the files counts."""
 
@@ -117,7 +64,7 @@ class Reader:
     """Reads documents, and counts those it left out.
 
     Args:
-        text_key: field of a .jsonl line, or column of a .parquet file, that holds the text.
+        text_key: field of a JSON object, or column of a table, that holds the text.
         document: of other files: "file", the whole of it is one document, or "line", each line is one.
         on_error: "stop", or "skip": lines and rows without readable text are left out and counted in `skipped`.
         detokenise: applied to each document, for corpora that are distributed as separated words; documents of whole
@@ -134,6 +81,12 @@ class Reader:
         detokenise: Callable[[str], str] | None = None,
         exact: bool = False,
     ) -> None:
+        if document == "row":
+            raise ValueError(
+                "data.document is 'row': examples of one text each are not supported yet, for their lengths would "
+                "differ; take file or line, whose texts are joined and cut into windows of data.length, or cut and pad "
+                "ids of your own to one length and give them to ggm_lightning.data.arrays.ArrayData"
+            )
         if document not in ("file", "line"):
             raise ValueError(f"data.document is {document!r}; it must be file or line")
         if on_error not in ("stop", "skip"):
@@ -143,25 +96,32 @@ class Reader:
         self.skipped = self.empty = 0
         self.first_skipped = ""
 
-    def read(self, path: Path, progress: Progress = _unread) -> Iterator[Piece]:
+    def read(self, path: Path, progress: Progress = unread) -> Iterator[Piece]:
         """The documents of one file; `progress` is told the bytes read. Empty ones are left out and counted."""
-        if kind(path) == ".parquet":
+        kind = what_is(path)
+        if kind.content == ".parquet":
             texts = self._rows(path, progress)
-        elif kind(path) in _JSON_LINES:
-            texts = self._lines(path, progress, self._json_text)
+        elif kind.content == ".jsonl":
+            texts = self._lines(path, kind, progress, self._json_text)
+        elif kind.content == ".json":
+            texts = self._array(path, kind, progress)
+        elif kind.content in (".csv", ".tsv"):
+            texts = self._table(path, kind, progress)
         elif self.document == "line":
-            texts = self._lines(path, progress, self._plain_text)
+            texts = self._lines(path, kind, progress, self._plain_text)
         else:
-            yield from _read_text(path, progress)
+            yield from _read_text(path, kind, progress)
             return
         for text in texts:
+            if not self.exact:
+                text = text.removeprefix(BOM)
             text = text if self.detokenise is None else self.detokenise(text)
             if text or self.exact:
                 yield Piece(text, last=True)
             else:
                 self.empty += 1
 
-    def survey(self, paths: list[Path], progress: Progress = _unread) -> Survey:
+    def survey(self, paths: list[Path], progress: Progress = unread) -> Survey:
         documents = characters = 0
         for path in paths:
             for piece in self.read(path, progress):
@@ -180,42 +140,32 @@ class Reader:
         self.first_skipped = self.first_skipped or str(error)
         self.skipped += 1
 
-    def _lines(self, path: Path, progress: Progress, text_of: Callable[..., str]) -> Iterator[str]:
-        start, number, parts = 0, 0, list[bytes]()
-        with _unpacked(path, progress) as lines:
-            for part in lines:
-                parts.append(part)
-                if not part.endswith(b"\n"):  # a line longer than a block, or the last one
-                    continue
-                number += 1
-                yield from self._one(b"".join(parts), path, number, start, text_of)
-                start += sum(map(len, parts))
-                parts.clear()
-        if parts:
-            yield from self._one(b"".join(parts), path, number + 1, start, text_of)
+    def _lines(self, path: Path, kind: Kind, progress: Progress, text_of: Callable[[Path, Line], str]) -> Iterator[str]:
+        for line in whole_lines(path, kind.packing, progress):
+            if not line.raw.removeprefix(codecs.BOM_UTF8).strip() and not (self.exact and text_of == self._plain_text):
+                continue
+            try:
+                yield text_of(path, line)
+            except BadData as error:
+                self._leave_out(error)
 
-    def _one(self, line: bytes, path: Path, number: int, start: int, text_of: Callable[..., str]) -> Iterator[str]:
-        if not line.strip() and not (self.exact and text_of == self._plain_text):
-            return
-        try:
-            yield text_of(line, path, number, start)
-        except BadData as error:
-            self._leave_out(error)
-
-    def _plain_text(self, line: bytes, path: Path, number: int, start: int) -> str:
-        text = _utf8(line, path, number, start)
+    def _plain_text(self, path: Path, line: Line) -> str:
+        text = _utf8(path, line)
         end = "\n" if self.exact and text.endswith("\n") else ""
         return text.rstrip("\r\n") + end
 
-    def _json_text(self, line: bytes, path: Path, number: int, start: int) -> str:
-        where = f"{path}: line {number}"
+    def _json_text(self, path: Path, line: Line) -> str:
+        where = f"{path}: line {line.number}"
         try:
-            record = json.loads(_utf8(line, path, number, start))
+            record = json.loads(_utf8(path, line))
         except BadData:
             raise
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error  # without its position
             raise BadData(f"{where} is not JSON ({reason}); {self._remedy('write one object per line')}") from None
+        return self._field(record, where)
+
+    def _field(self, record: Any, where: str) -> str:
         text = record.get(self.text_key) if isinstance(record, dict) else None
         if not isinstance(text, str):
             has = ", ".join(map(repr, record)) if isinstance(record, dict) else f"a {type(record).__name__}"
@@ -227,6 +177,35 @@ class Reader:
         except UnicodeEncodeError:
             raise BadData(f"{where} has half of a surrogate pair (\\ud800..\\udfff); remove it") from None
         return text
+
+    def _array(self, path: Path, kind: Kind, progress: Progress) -> Iterator[str]:
+        parts = (piece.text for piece in _read_text(path, kind, progress))
+        remedy = f"{AGAIN}, or write one object per line"
+        for number, item in enumerate(_named(path, array_items(parts), remedy), 1):
+            try:
+                yield self._field(item, f"{path}: item {number}")
+            except BadData as error:
+                self._leave_out(error)
+
+    def _table(self, path: Path, kind: Kind, progress: Progress) -> Iterator[str]:
+        raw = (line.raw for line in whole_lines(path, kind.packing, progress))
+        # bytes that are no UTF-8 become halves of surrogate pairs, by which their row is known
+        lines = (line.decode("utf-8", errors="surrogateescape").removeprefix(BOM) for line in raw)
+        rows = table_rows(lines, kind.content, self.text_key)
+        for number, found in _named(path, rows, "set data.text_key"):
+            try:
+                yield self._cell(found, f"{path}: the row that ends in line {number}")
+            except BadData as error:
+                self._leave_out(error)
+
+    def _cell(self, found: str | ValueError, where: str) -> str:
+        if isinstance(found, ValueError):
+            raise BadData(f"{where} {found}; {self._remedy('put texts with commas or quotes into quotes')}")
+        try:
+            found.encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadData(f"{where} is not UTF-8; {self._remedy('convert the file')}") from None
+        return found
 
     def _remedy(self, words: str) -> str:
         return words if self.exact else f"{words}, or set data.on_error: skip"
@@ -254,7 +233,7 @@ class Reader:
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the file's content
                 raise
-            raise BadData(f"{path}: not a whole parquet file ({' '.join(str(error).split())}); {_AGAIN}") from None
+            raise BadData(f"{path}: not a whole parquet file ({' '.join(str(error).split())}); {AGAIN}") from None
         progress(path.stat().st_size - told)
 
     def _check_column(self, path: Path, schema: Any) -> None:
@@ -265,23 +244,34 @@ class Reader:
             raise BadData(f"{path}: column '{self.text_key}' holds {found}, no text; set data.text_key")
 
 
-def _utf8(line: bytes, path: Path, number: int, start: int) -> str:
+def _named(path: Path, records: Iterator[Any], remedy: str) -> Iterator[Any]:
+    """The records; what is wrong with all of them is said with the file's name."""
     try:
-        return line.decode("utf-8")
+        yield from records
+    except BadData:
+        raise
+    except ValueError as error:
+        raise BadData(f"{path}: {error}; {remedy}") from None
+
+
+def _utf8(path: Path, line: Line) -> str:
+    try:
+        return line.raw.decode("utf-8").removeprefix(BOM)
     except UnicodeDecodeError as error:
         raise BadData(
-            f"{path}: not UTF-8 at byte {start + error.start} (line {number}, {error.reason}); convert it to UTF-8"
+            f"{path}: not UTF-8 at byte {line.start + error.start} (line {line.number}, {error.reason}); "
+            f"convert it to UTF-8"
         ) from None
 
 
-def _read_text(path: Path, progress: Progress) -> Iterator[Piece]:
+def _read_text(path: Path, kind: Kind, progress: Progress) -> Iterator[Piece]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     waiting, parts, done, size = "", list[bytes](), 0, 0
-    with _unpacked(path, progress) as lines:
+    with file_kinds.unpacked(path, kind.packing, progress) as lines:
         for line in lines:
             parts.append(line)
             size += len(line)
-            if size < _BLOCK:
+            if size < file_kinds.BLOCK:
                 continue
             waiting += _decoded(decoder, b"".join(parts), path, done)
             done, size = done + size, 0
@@ -298,11 +288,12 @@ def _read_text(path: Path, progress: Progress) -> Iterator[Piece]:
 def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, done: int, final: bool = False) -> str:
     kept = len(decoder.getstate()[0])
     try:
-        return decoder.decode(block, final=final)
+        text = decoder.decode(block, final=final)
     except UnicodeDecodeError as error:
         raise BadData(
             f"{path}: not UTF-8 at byte {done - kept + error.start} ({error.reason}); convert the file to UTF-8"
         ) from None
+    return text if done else text.removeprefix(BOM)
 
 
 def _cut(text: str) -> int:
@@ -313,7 +304,7 @@ def _cut(text: str) -> int:
     while (at := text.rfind("\n", 0, at)) > 0:
         if at + 1 < len(text) and not text[at + 1].isspace():
             return at + 1
-    return 0 if len(text) < 16 * _BLOCK else len(text) // 2  # a line of 16 million characters is cut anywhere
+    return 0 if len(text) < 16 * file_kinds.BLOCK else len(text) // 2  # a line of 16 million characters is cut anywhere
 
 
 def held_out_last(pieces: Iterator[Piece], counts: Survey, fraction: float) -> Iterator[tuple[str, Piece]]:

@@ -16,25 +16,25 @@ import numpy as np
 from jaxtyping import Integer
 
 from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.loss import Loss
 from ggm_lightning.rundir import building
 from ggm_lightning.rundir.codecs import codec_from_dict
 
 
 class Encoded(NamedTuple):
-    """A batch's ids in one array, how many belong to each piece, and how many characters the codec did not know."""
+    """A batch's ids in one array, how many belong to each piece, and what is lost by encoding them."""
 
     ids: Integer[np.ndarray, " n"]
     lengths: list[int]
-    replaced: int
+    loss: Loss
 
 
 def encode(codec: Codec, texts: list[str]) -> Encoded:
     """All texts, one after the other."""
-    before = codec.replaced
-    found = codec.encode_batch(texts)
+    found, loss = codec.encode_measured(texts)
     ids = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
     ids = ids.astype(np.uint32, copy=False)  # half of what goes through the pipe
-    return Encoded(ids, [len(one) for one in found], codec.replaced - before)
+    return Encoded(ids, [len(one) for one in found], loss)
 
 
 class Workers:

@@ -17,11 +17,13 @@ import numpy as np
 from jaxtyping import Integer
 
 from ggm_lightning.codecs.codec import Codec, dict_hash
+from ggm_lightning.codecs.loss import Loss
 from ggm_lightning.data.blocks import BLOCK_BYTES, FileDigest
 from ggm_lightning.data.header import FORMAT, HEADER, sealed
 from ggm_lightning.rundir.codecs import check_loads_again
 
 PROGRESS = "progress.json"
+_PROGRESS_FORMAT = 2  # 1 did not know what is lost between text and tokens
 _SHARD = re.compile(r"(train|val|test)-\d{5}\.bin(\.tmp)?")  # narrow: a user's folder may hold other .bin files
 _READ = 2**24
 
@@ -122,6 +124,7 @@ class ShardWriter:
         shard_tokens: the most tokens per file.
 
     Attributes:
+        loss: what is lost between the text and its tokens, for the header; None of what was no text.
         resumed: what was last given to `mark` by a writer of the same shards that did not finish; else None.
     """
 
@@ -140,10 +143,13 @@ class ShardWriter:
         self.folder, self.codec, self.shard_tokens = Path(folder), codec, shard_tokens
         self.options, self.source = options or {}, source or []
         self.dtype = np.dtype("<u2" if codec.num_classes <= 2**16 else "<u4")
+        self.loss: Loss | None = None
         self._splits: dict[str, _SplitWriter] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / HEADER).unlink(missing_ok=True)
-        self._what = dict_hash([FORMAT, codec.tokenizer_hash, self.options, self.source, shard_tokens])
+        self._what = dict_hash(
+            [FORMAT, _PROGRESS_FORMAT, codec.tokenizer_hash, self.options, self.source, shard_tokens]
+        )
         self.resumed = self._resume()
         if self.resumed is None:
             (self.folder / PROGRESS).unlink(missing_ok=True)
@@ -212,6 +218,8 @@ class ShardWriter:
             "splits": {split: {**w.counts, "files": w.files} for split, w in self._splits.items()},
             "codec": self.codec.to_dict(),
         }
+        if self.loss is not None:
+            header["loss"] = self.loss.to_dict()
         _publish_bytes(sealed(header), self.folder / HEADER)
         (self.folder / PROGRESS).unlink(missing_ok=True)
         known = {file["name"] for writer in self._splits.values() for file in writer.files}

@@ -1,4 +1,4 @@
-"""Text from .txt, .jsonl and .parquet files, tokenised once into shards (data/tokens.py), read as windows.
+"""Text from plain, JSON, CSV and parquet files, tokenised once into shards (data/tokens.py), read as windows.
 
 data:
   class_path: ggm_lightning.data.text.TextData
@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
 from ggm_lightning.codecs.codec import Codec, dict_hash
+from ggm_lightning.codecs.loss import REPLACEMENT, Loss
 from ggm_lightning.codecs.text import Bytes, Characters, Subwords
 from ggm_lightning.data.detokenise import DETOKENISERS
 from ggm_lightning.data.documents import (
@@ -34,14 +35,48 @@ from ggm_lightning.data.shard_writer import ShardWriter
 from ggm_lightning.data.tokenising import tokenise
 from ggm_lightning.data.tokens import TokenShards, Windows
 
+OF_DATA = "data"  # data.alphabet: the characters that occur in the text
+_INSTEAD = "take data.tokenizer: bytes, or characters with data.alphabet: data, or "
+# Files of tokenizers in other formats, by name or ending, and whose they are
+_OTHER_TOKENIZERS = {
+    ".model": "sentencepiece's",
+    ".spm": "sentencepiece's",
+    ".tiktoken": "tiktoken's",
+    "vocab.txt": "BERT's list of words",
+    "vocab.json": "a vocabulary alone",
+    "merges.txt": "the merges alone",
+}
+
 
 def describe(shards: TokenShards) -> str:
-    """Counts of every split, for the one line that a preparation prints."""
+    """Counts of every split and what is lost, for the one line that a preparation prints."""
+    return counts(shards) + shards.loss_note()
+
+
+def counts(shards: TokenShards) -> str:
+    """Documents, characters and tokens of every split."""
     return "; ".join(
         f"{split} {shards.documents(split):,} document(s), {shards.characters(split):,} characters, "
         f"{shards.tokens(split):,} tokens"
         for split in shards.header["splits"]
     )
+
+
+def refuse_loss(loss: Loss | None, allowed: bool, where: str, instead: str) -> None:
+    """ValueError if more than 1 % of the characters are lost and that is not allowed; `instead` says what to take."""
+    if loss is not None and loss.too_much and not allowed:
+        raise ValueError(
+            f"{where}: {loss.share} are unknown to the tokenizer and lost, the first: {loss.first_changed}; "
+            f"{instead}set data.allow_loss: true to go on without them"
+        )
+
+
+def token_named(codec: Codec, key: str, name: str) -> int:
+    """The id of a token that data.`key` names."""
+    found = codec.token_id(name)
+    if found is None:
+        raise ValueError(f"data.{key}: the tokenizer has no token {name!r}; give one that it has")
+    return found
 
 
 def read_codec(tokenizer: str, alphabet: str | None = None) -> Codec:
@@ -51,25 +86,39 @@ def read_codec(tokenizer: str, alphabet: str | None = None) -> Codec:
     if tokenizer == "characters":
         return Characters() if alphabet is None else Characters(alphabet)
     path = hub_tokenizer(tokenizer) if tokenizer.startswith(HUB) else Path(tokenizer).expanduser()
-    path = path / "tokenizer.json" if path.is_dir() else path  # a model's folder, as an encoder's source
+    if path.is_dir():  # a model's folder, as an encoder's source
+        others = [] if (path / "tokenizer.json").is_file() else sorted(path.iterdir())
+        path = next((other for other in others if _whose(other)), path / "tokenizer.json")
     if not path.is_file():
         raise FileNotFoundError(f"data.tokenizer: no file '{path}'; give bytes, characters, or a tokenizer.json")
+    if _whose(path):
+        raise ValueError(
+            f"data.tokenizer: {path} is {_whose(path)}, which is not read; have transformers write a tokenizer.json by "
+            f"AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER), and give that"
+        )
     try:
-        return Subwords(path.read_text(encoding="utf-8"))
+        return Subwords(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError(f"data.tokenizer: {path}: binary, not a `tokenizers` JSON; give a tokenizer.json") from None
     except ValueError as error:
         raise ValueError(f"data.tokenizer: {path}: {error}") from None
+
+
+def _whose(path: Path) -> str | None:
+    """What a tokenizer's file is, if it is of another format than tokenizer.json."""
+    return _OTHER_TOKENIZERS.get(path.name, _OTHER_TOKENIZERS.get(path.suffix))
 
 
 class TextData(PreparedData):
     """Windows of a text.
 
-    Documents follow each other, separated by the tokenizer's `<|endoftext|>` where it has one and by a newline where
-    not (by a space in an alphabet without newline). Large .txt files are encoded in pieces of about a million
-    characters that end at a line's end.
+    Documents follow each other, separated by the tokenizer's own end-of-text where it has one (`<|endoftext|>`, `</s>`,
+    `[SEP]`, ..) and by a newline where not (by a space in an alphabet without newline). Large .txt files are encoded in
+    pieces of about a million characters that end at a line's end.
 
     Args:
-        train: path or glob of .txt, .jsonl or .parquet files, or a list of them; hub:NAME is a data set of the hub.
-            .txt and .jsonl may be packed (.gz, .zst).
+        train: path or glob of .txt, .jsonl, .json, .csv, .tsv or .parquet files, or a list of them; hub:NAME is a data
+            set of the hub. All but parquet may be packed (.gz, .zst).
         val: the same for validation; None: the last part of `train` is held out.
         held_out: what the last part is counted in. "documents": no document is in both parts (of a single document,
             the last characters). "blocks": windows of `length` tokens, after tokenising, so that the text is read only
@@ -77,8 +126,10 @@ class TextData(PreparedData):
         val_fraction: how much is held out.
         val_documents: or how many documents.
         tokenizer: "bytes", "characters", hub:NAME, or the path of a `tokenizers` JSON or of a folder with one.
-        alphabet: of "characters"; None: printable ASCII and newline. Others become U+FFFD and are counted.
-        text_key: the field of a .jsonl line, the column of a .parquet file.
+        alphabet: of "characters"; None: printable ASCII and newline; "data": newline and all characters of the text,
+            which is read once more for them. Others become U+FFFD and are counted.
+        allow_loss: go on though more than 1 % of the characters are unknown to the tokenizer.
+        text_key: the field of a JSON object, the column of a .parquet, .csv or .tsv file.
         document: what a .txt file holds, one document ("file") or one in each line ("line").
         on_error: at a line or row without readable text "stop", or "skip" it; the skipped ones are counted.
         detokeniser: for corpora of separated words, the name of a rule in data/detokenise.py.
@@ -101,6 +152,7 @@ class TextData(PreparedData):
         val_documents: int | None = None,
         tokenizer: str = "bytes",
         alphabet: str | None = None,
+        allow_loss: bool = False,
         text_key: str = "text",
         document: str = "file",
         on_error: str = "stop",
@@ -137,7 +189,7 @@ class TextData(PreparedData):
         self.val_fraction, self.val_documents = val_fraction, val_documents
         self.tokenizer, self.alphabet, self.length, self.stride = tokenizer, alphabet, length, stride
         self.text_key, self.document, self.on_error, self.detokeniser = text_key, document, on_error, detokeniser
-        self.separator, self.wrap, self.processes = separator, wrap, processes
+        self.separator, self.wrap, self.processes, self.allow_loss = separator, wrap, processes, allow_loss
         self._given_folder = folder
         self._codec: Codec | None = None
         self._reader()  # refuses what it cannot read
@@ -149,8 +201,31 @@ class TextData(PreparedData):
     @property
     def codec(self) -> Codec:
         if self._codec is None:
-            self._codec = read_codec(self.tokenizer, self.alphabet)
+            of_data = self.alphabet == OF_DATA
+            self._codec = self._codec_of_data() if of_data else read_codec(self.tokenizer, self.alphabet)
         return self._codec
+
+    def _codec_of_data(self) -> Codec:
+        """Characters that occur in the text: those of the shards, or if there are none yet, of the files."""
+        try:
+            if self.unprepared() is None:
+                return TokenShards(self.folder).codec
+        except FileNotFoundError:
+            pass  # said below
+        files = [path for paths in self._files().values() for path in paths]
+        found: set[str] = set()
+        with _bar(sum(path.stat().st_size for path in files), "alphabet") as bar:
+            for path in files:
+                for piece in self._reader().read(path, bar.update):
+                    found |= set(piece.text)
+        if not found:
+            raise ValueError(f"data.train: {files[0]}: 0 characters of text in all; give more text")
+        return Characters("".join(sorted(found - {REPLACEMENT} | {"\n"})))  # a newline to separate documents
+
+    @property
+    def expected_tokenizer(self) -> str | None:
+        """With alphabet: data it follows from the files."""
+        return None if self.alphabet == OF_DATA else self.codec.tokenizer_hash
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,7 +235,8 @@ class TextData(PreparedData):
     def options(self) -> dict[str, Any]:
         """What the shards depend on besides the tokenizer and the files' contents."""
         cut = self.val is None and self.held_out == "documents"
-        return {
+        of_data = {"alphabet": OF_DATA} if self.alphabet == OF_DATA else {}
+        return of_data | {
             "text_key": self.text_key,
             "document": self.document,
             "on_error": self.on_error,
@@ -176,7 +252,7 @@ class TextData(PreparedData):
             return Path(self._given_folder)
         first = self.train if isinstance(self.train, str) else self.train[0]
         name = Path(first).stem.replace("*", "").strip("-_.") or "text"
-        key = dict_hash([self.train, self.val, self.codec.tokenizer_hash, self.options])
+        key = dict_hash([self.train, self.val, self.expected_tokenizer, self.options])
         return Path("runs/data") / f"{name}-{key[:8]}"
 
     def describe(self) -> str:
@@ -219,16 +295,16 @@ class TextData(PreparedData):
                     rank_zero_info(f"{self.folder}: goes on at {writer.counted('documents'):,} documents")
                 pieces = self._routed(files, reader, bar := _bar(total, "tokenise"))
                 with bar:
-                    replaced = tokenise(writer, pieces, workers, bar, self._between())
+                    loss = tokenise(writer, pieces, workers, bar, self._between())
                 self._check_splits(writer, files)
+                refuse_loss(loss, self.allow_loss, f"data.train: {files['train'][0]}", _INSTEAD)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             raise OSError(
                 f"{self.folder}: no space left on the device; make room and start again, it goes on where it stopped"
             ) from None
-        unknown = f"; {replaced:,} characters outside the alphabet became U+FFFD" if replaced else ""
-        return unknown + reader.note()
+        return reader.note()
 
     def _routed(self, files: dict[str, list[Path]], reader: Reader, bar: tqdm) -> Iterator[tuple[str, Piece]]:
         pieces = (piece for path in files["train"] for piece in reader.read(path, bar.update))
@@ -265,8 +341,11 @@ class TextData(PreparedData):
     def load(self, split: str) -> RowSource:
         codec = self.codec
         shards = TokenShards(self.folder).require(num_classes=codec.num_classes, tokenizer_hash=codec.tokenizer_hash)
+        refuse_loss(shards.loss, self.allow_loss, str(self.folder), _INSTEAD)
         stride = self.stride if split == "train" else None
-        wrap = None if self.wrap is None else (self._token("wrap", self.wrap[0]), self._token("wrap", self.wrap[1]))
+        wrap = None
+        if self.wrap is not None:
+            wrap = token_named(codec, "wrap", self.wrap[0]), token_named(codec, "wrap", self.wrap[1])
         if self.held_out == "documents":
             return Windows(shards, split, self.length, stride, wrap)
         return Windows(shards, "train", self.length, stride, wrap, self._part(shards, split))
@@ -283,21 +362,17 @@ class TextData(PreparedData):
         cut = min(max(1, round(blocks * (1 - self.val_fraction))), blocks - 1) * block
         return (0, cut) if split == "train" else (cut, blocks * block)
 
-    def _between(self) -> tuple[list[int], int]:
-        """Ids and characters between two documents."""
-        return self.codec.separator if self.separator is None else ([self._token("separator", self.separator)], 0)
-
-    def _token(self, key: str, name: str) -> int:
-        found = self.codec.token_id(name)
-        if found is None:
-            raise ValueError(f"data.{key}: the tokenizer has no token {name!r}; give one that it has")
-        return found
+    def _between(self) -> tuple[list[int], int] | None:
+        """Ids and characters between two documents; None: the codec's own."""
+        return None if self.separator is None else ([token_named(self.codec, "separator", self.separator)], 0)
 
     @property
     def characters_per_token(self) -> float | None:
         shards = TokenShards(self.folder)
-        split = "val" if self.held_out == "documents" else "train"
-        return shards.characters(split) / shards.tokens(split)
+        return shards.characters_per_token("val" if self.held_out == "documents" else "train")
+
+    def losses(self) -> str:
+        return TokenShards(self.folder).loss_note().removeprefix("; ")
 
 
 def _bar(total: int, what: str) -> tqdm:

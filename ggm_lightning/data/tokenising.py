@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.codecs.loss import Loss
 from ggm_lightning.data import encoding
 from ggm_lightning.data.documents import Piece
 from ggm_lightning.data.encoding import Encoded
@@ -69,16 +71,20 @@ def tokenise(
     workers: int = 1,
     bar: tqdm | None = None,
     separator: tuple[list[int], int] | None = None,
-) -> int:
+) -> Loss:
     """Encode (split, piece) in order into the writer's shards, with the separator (ids, characters; the codec's own
-    by default) between two documents.
+    by default, which is asked for where the first two documents meet) between two documents.
 
-    Returns the number of characters that the codec replaced. A writer that resumes passes over what it has already:
+    Returns what is lost, which the shards' header keeps. A writer that resumes passes over what it has already:
     `pieces` must be the same as before. With one worker the codec encodes in this process, on all cores if it can.
     """
-    ids, characters = writer.codec.separator if separator is None else separator
-    between = (np.array(ids, dtype=np.uint32), characters)
-    state = writer.resumed or {"batches": 0, "replaced": 0, "begun": {}, "inside": {}}
+
+    @cache
+    def between() -> tuple[np.ndarray, int]:
+        ids, characters = writer.codec.separator if separator is None else separator
+        return np.array(ids, dtype=np.uint32), characters
+
+    state = writer.resumed or {"batches": 0, "loss": {}, "begun": {}, "inside": {}}
     batches = islice(_batches(pieces), state["batches"], None)
     speed = _Speed(writer, bar)
     since_mark = 0
@@ -87,20 +93,24 @@ def tokenise(
     for batch, encoded in _in_order(writer.codec, batches, workers):
         _write(writer, batch, encoded, between, state)
         state["batches"] += 1
-        state["replaced"] += encoded.replaced
+        state["loss"] = (Loss(**state["loss"]) + encoded.loss).to_dict()
         since_mark += sum(len(piece.text) for _, piece in batch)
         if since_mark >= _MARK:
             writer.mark(state)
             since_mark = 0
         speed.show()
-    return state["replaced"]
+    writer.loss = Loss(**state["loss"])
+    return writer.loss
 
 
 def _write(
-    writer: ShardWriter, batch: Batch, encoded: Encoded, separator: tuple[np.ndarray, int], state: dict[str, Any]
+    writer: ShardWriter,
+    batch: Batch,
+    encoded: Encoded,
+    separator: Callable[[], tuple[np.ndarray, int]],
+    state: dict[str, Any],
 ) -> None:
     """`state` knows of each split how many documents have begun, and whether its last one goes on."""
-    between, between_characters = separator
     start = 0
     parts: list[np.ndarray] = []
     split, documents, characters = batch[0][0], 0, 0
@@ -115,6 +125,7 @@ def _write(
         opens = not state["inside"].get(split, False)
         begun = state["begun"].get(split, 0)
         if opens and begun:
+            between, between_characters = separator()
             parts.append(between)
             characters += between_characters
         parts.append(encoded.ids[start : start + length])

@@ -20,11 +20,13 @@ import torch
 from jaxtyping import Int64, Integer
 from torch import Tensor
 
-from ggm_lightning.codecs.codec import Codec
-from ggm_lightning.data.blocks import SplitBlocks, check_size
+from ggm_lightning.codecs.codec import Codec, dict_hash
+from ggm_lightning.codecs.loss import Loss
+from ggm_lightning.data.blocks import SplitBlocks, block_counts, check_size
 from ggm_lightning.data.header import HEADER, read_header
 from ggm_lightning.data.rows import BadData, RowSource
 from ggm_lightning.data.shard_writer import ShardWriter
+from ggm_lightning.data.verified import remembered
 from ggm_lightning.rundir.codecs import codec_from_dict
 
 SCAN_LIMIT = 2**28  # tokens of a split that are looked at before training; larger ones are checked as they are read
@@ -70,6 +72,7 @@ class TokenShards:
         self.dtype = np.dtype(self.header["dtype"]).newbyteorder("<")
         self._maps: dict[str, np.ndarray] = {}
         self._blocks: dict[str, SplitBlocks] = {}
+        self._seen: dict[str, np.ndarray] = {}  # of each split, which of its blocks were compared
         self._process = os.getpid()
         self._codec: Codec | None = None
         for split in self.header["splits"].values():
@@ -77,7 +80,7 @@ class TokenShards:
                 check_size(self.folder / file["name"], file["tokens"] * self.dtype.itemsize)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}, "_blocks": {}}  # a worker maps and checks the files itself
+        return {**self.__dict__, "_maps": {}, "_blocks": {}, "_seen": {}}  # a worker maps and checks the files itself
 
     def require(self, *, num_classes: int, tokenizer_hash: str | None = None) -> TokenShards:
         """Self, if the shards have this vocabulary and, where its hash is known, this tokenizer; else ValueError."""
@@ -117,6 +120,30 @@ class TokenShards:
     def characters(self, split: str) -> int:
         return self._split(split)["characters"]
 
+    @property
+    def loss(self) -> Loss | None:
+        """What was lost between the text and its tokens; None of shards of an older version, which did not measure it,
+        and of what was no text."""
+        found = self.header.get("loss")
+        return None if found is None else Loss(**found)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all of the text can be had back from the tokens; only then have figures per character a meaning."""
+        return self.codec.exact if self.loss is None else self.loss.exact
+
+    def characters_per_token(self, split: str) -> float | None:
+        """None where text and tokens do not correspond exactly."""
+        return self.characters(split) / self.tokens(split) if self.exact else None
+
+    def loss_note(self) -> str:
+        """What there is to say about what is lost, behind semicolons; or nothing."""
+        if self.loss is not None:
+            return self.loss.note()
+        if self.exact:
+            return ""
+        return "; prepared by an older version, which did not measure what is lost: therefore no bits/character"
+
     def _file(self, file: dict[str, Any]) -> np.ndarray:
         name = file["name"]
         if name not in self._maps:
@@ -126,12 +153,25 @@ class TokenShards:
         return self._maps[name]
 
     def _layout(self, split: str) -> SplitBlocks:
-        if self._process != os.getpid():  # a forked worker: what it touches first, it checks itself
-            self._process, self._blocks = os.getpid(), {}
+        if self._process != os.getpid():  # a forked worker: it looks itself at what was compared, and when
+            self._process, self._blocks, self._seen = os.getpid(), {}, {}
         if split not in self._blocks:
             files, block_bytes = self._split(split)["files"], self.header["block_bytes"]
-            self._blocks[split] = SplitBlocks(self.folder, files, self.dtype.itemsize, block_bytes)
+            self._seen = self._seen or self._compared()
+            seen = self._seen[split]
+            self._blocks[split] = SplitBlocks(self.folder, files, self.dtype.itemsize, block_bytes, seen)
         return self._blocks[split]
+
+    def _compared(self) -> dict[str, np.ndarray]:
+        """Which blocks were compared before, on this node; one array for all splits."""
+        splits = self.header["splits"]
+        counts = [
+            int(block_counts(split["files"], self.dtype.itemsize, self.header["block_bytes"]).sum())
+            for split in splits.values()
+        ]
+        names = [file["name"] for split in splits.values() for file in split["files"]]
+        seen = remembered(self.folder, dict_hash(self.header), names, sum(counts))
+        return dict(zip(splits, np.split(seen, np.cumsum(counts)[:-1]), strict=True))
 
     def read(self, split: str, starts: Int64[np.ndarray, " b"], length: int) -> Int64[np.ndarray, "b n"]:
         """`length` tokens from each start, across the borders of files; ValueError if they are not as written."""
@@ -165,11 +205,14 @@ class TokenShards:
         return out
 
     def storage(self, split: str) -> Iterator[tuple[str, np.ndarray]]:
-        """The files of a split of up to SCAN_LIMIT tokens; beyond that, `read` checks what it reads."""
-        if self.tokens(split) <= SCAN_LIMIT:
-            layout = self._layout(split)
-            for number, file in enumerate(layout.files):
-                layout.check_file(number)
+        """The files of a split of up to SCAN_LIMIT tokens; beyond that, `read` checks what it reads. Files that are as
+        written hold no larger id than the header says, and are not looked at again."""
+        if self.tokens(split) > SCAN_LIMIT:
+            return
+        layout = self._layout(split)
+        for number, file in enumerate(layout.files):
+            layout.check_file(number)
+            if self._split(split)["largest_id"] >= self.num_classes:
                 yield str(self.folder / file["name"]), self._file(file)
 
     def verify(self) -> None:

@@ -20,13 +20,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ggm_lightning.codecs.codec import Codec, dict_hash
+from ggm_lightning.codecs.loss import Loss
 from ggm_lightning.data.detokenise import RULES
 from ggm_lightning.data.fingerprints import fingerprint
 from ggm_lightning.data.hub import HUB
 from ggm_lightning.data.prepared import Identity, PreparedData
 from ggm_lightning.data.rows import RowSource
 from ggm_lightning.data.shard_writer import ShardWriter
-from ggm_lightning.data.text import describe, read_codec
+from ggm_lightning.data.text import describe, read_codec, refuse_loss, token_named
 from ggm_lightning.data.tokens import TokenShards, Windows
 from ggm_lightning.data.zeroshot_sets import SETS, find, from_hub, reader
 
@@ -50,6 +51,8 @@ class ZeroShotText(PreparedData):
             with (the batches of `datasets`' map) and the default for their sake. None: the whole split, which loses
             less than one block.
         text_key: the column or field of the text; None: the set's own.
+        separator: the token that ends each example; None: the tokenizer's end-of-text, or else a newline.
+        allow_loss: measure though more than 1 % of the characters are unknown to the tokenizer.
         folder: of the shards; None: runs/data/zeroshot_<dataset>-<hash of the options>.
         batches: eval_batch_size, num_workers (see DiscreteData).
     """
@@ -65,6 +68,8 @@ class ZeroShotText(PreparedData):
         length: int | None = None,
         group: int | None = 1000,
         text_key: str | None = None,
+        separator: str | None = None,
+        allow_loss: bool = False,
         folder: str | None = None,
         **batches: Any,
     ) -> None:
@@ -80,6 +85,7 @@ class ZeroShotText(PreparedData):
                 raise ValueError(f"data.{key} is {value}; it must be at least 1")
         self.dataset, self.path, self.tokenizer = dataset, path or f"data/{dataset}", tokenizer
         self.length, self.group, self.text_key, self._given_folder = length, group, text_key, folder
+        self.separator, self.allow_loss = separator, allow_loss
         self._codec: Codec | None = None
 
     def complete(self, codec: Codec | None, shape: tuple[int, ...]) -> None:
@@ -110,7 +116,8 @@ class ZeroShotText(PreparedData):
         """What the shards depend on besides the tokenizer and the files' contents."""
         (length,) = self.shape
         given = {"dataset": self.dataset, "part": self.part, "length": length, "group": self.group}
-        return {**given, "text_key": self.text_key, "rules": RULES}
+        named = {} if self.separator is None else {"separator": self.separator}
+        return {**given, **named, "text_key": self.text_key, "rules": RULES}
 
     @property
     def folder(self) -> Path:
@@ -122,8 +129,10 @@ class ZeroShotText(PreparedData):
     @property
     def characters_per_token(self) -> float | None:
         """Of the detokenised text, in the blocks that are left, per token, ends of text among them."""
-        shards = TokenShards(self.folder)
-        return shards.characters("test") / shards.tokens("test")
+        return TokenShards(self.folder).characters_per_token("test")
+
+    def losses(self) -> str:
+        return TokenShards(self.folder).loss_note().removeprefix("; ")
 
     def describe(self) -> str:
         return describe(TokenShards(self.folder))
@@ -150,6 +159,7 @@ class ZeroShotText(PreparedData):
                     f"fills a block of {self.length} tokens; give the whole file, a smaller data.length, or "
                     f"data.group: null"
                 )
+            refuse_loss(writer.loss, self.allow_loss, f"data.path: {self.path}", "")
         note = f"; {dropped:,} tokens ({dropped / (tokens + dropped):.2%}) left over at the ends of groups"
         official = self.entry.examples[self.part]
         if examples != official:
@@ -168,11 +178,12 @@ class ZeroShotText(PreparedData):
     def _cut(self, writer: ShardWriter, texts: Iterator[str]) -> int:
         """Whole blocks into the shards; the number of tokens that were left over."""
         (length,) = self.shape
-        end, end_characters = self.codec.separator
+        end, end_characters = self._between()
         rest: list[Example] = []
-        dropped = 0
+        dropped, writer.loss = 0, Loss()
         while together := list(islice(texts, self.group or _TOGETHER)):
-            found = self.codec.encode_batch(together)
+            found, loss = self.codec.encode_measured(together)
+            writer.loss += loss
             rest += [
                 (np.concatenate([ids, end]).astype(np.int64), len(text) + end_characters)
                 for ids, text in zip(found, together, strict=True)
@@ -186,6 +197,12 @@ class ZeroShotText(PreparedData):
                 rest = []
         return dropped + sum(len(ids) for ids, _ in rest)
 
+    def _between(self) -> tuple[list[int], int]:
+        """Ids and characters that end an example."""
+        if self.separator is None:
+            return self.codec.separator
+        return [token_named(self.codec, "separator", self.separator)], 0
+
     def load(self, split: str) -> RowSource:
         if split == "train":
             raise ValueError(
@@ -193,6 +210,7 @@ class ZeroShotText(PreparedData):
             )
         codec = self.codec
         shards = TokenShards(self.folder).require(num_classes=codec.num_classes, tokenizer_hash=codec.tokenizer_hash)
+        refuse_loss(shards.loss, self.allow_loss, str(self.folder), "")
         return Windows(shards, "test", self.shape[0])
 
 

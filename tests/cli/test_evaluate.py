@@ -20,6 +20,7 @@ from ggm_lightning.cli.evaluate import Bound, Settings, bounds, evaluate, table
 from ggm_lightning.cli.loading import load_family
 from ggm_lightning.cli.main import main
 from ggm_lightning.core.schedules import Linear
+from ggm_lightning.data.header import read_header, sealed
 from ggm_lightning.data.rows import Rows
 from ggm_lightning.models.md4 import MD4
 
@@ -199,6 +200,31 @@ def test_it_is_what_validation_measures(place: Path) -> None:
     assert found.figures()["nelbo"] == pytest.approx(np.mean(nats), rel=1e-14)
     assert found.name == "TextData"
     assert found.characters_per_token == 1.0
+
+
+def test_no_bits_per_character_where_the_tokenizer_loses_something(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither for what is measured now nor for what was measured before this was known. Control: a whole header."""
+    header = place / "shards" / "header.json"
+    whole = header.read_bytes()
+    arguments = ["evaluate", "--ckpt_path", checkpoint(place), "--out", str(place / "evaluated" / "lossy")]
+    main(arguments)
+    assert "bits/character" in capsys.readouterr().out
+    changed = read_header(place / "shards")
+    changed["loss"] |= {"changed": 1, "first_changed": "'All' became 'all'"}
+    try:
+        header.write_bytes(sealed(changed))
+        for again in ([], ["--again", "true"]):
+            main([*arguments, *again])
+            printed = capsys.readouterr()
+            assert "bits/character" not in printed.out
+            assert "perplexity" in printed.out
+            assert "the first: 'All' became 'all'; therefore no bits/character" in printed.err
+        written = json.loads((place / "evaluated" / "lossy" / "TextData.json").read_text())
+        assert "bits_per_character" not in written
+    finally:
+        header.write_bytes(whole)
 
 
 def test_overrides_and_limit(place: Path) -> None:

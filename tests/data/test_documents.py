@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ggm_lightning.codecs.text import Subwords
-from ggm_lightning.data import documents
+from ggm_lightning.data import file_kinds
 from ggm_lightning.data.documents import Piece, Reader, Survey, find_files, held_out_last
 from ggm_lightning.data.toy.demo import reference_text, train_bpe
 
@@ -49,7 +49,7 @@ def test_pieces_join_to_the_file_and_tokenise_as_the_whole(tmp_path: Path, monke
     """With blocks small enough to cut characters and lines. Control: cutting anywhere gives other tokens."""
     text = reference_text()[0][:20_000] + "naïve ☃ snow\n\n   end"
     path = _write(tmp_path / "a.txt", text)
-    monkeypatch.setattr(documents, "_BLOCK", block)
+    monkeypatch.setattr(file_kinds, "BLOCK", block)
     pieces = list(Reader().read(path))
     assert "".join(p.text for p in pieces) == text
     assert [p.last for p in pieces] == [False] * (len(pieces) - 1) + [True]
@@ -65,7 +65,7 @@ def test_pieces_join_to_the_file_and_tokenise_as_the_whole(tmp_path: Path, monke
 def test_broken_utf8_names_the_byte(tmp_path: Path, monkeypatch) -> None:
     good = "ab☃" * 50
     for block in (7, 2**20):
-        monkeypatch.setattr(documents, "_BLOCK", block)
+        monkeypatch.setattr(file_kinds, "BLOCK", block)
         path = _write(tmp_path / "a.txt", good.encode() + b"\xff" + good.encode())
         with pytest.raises(ValueError, match=rf"a.txt: not UTF-8 at byte {len(good.encode())} .*; convert"):
             list(Reader().read(path))
@@ -108,3 +108,10 @@ def test_holding_out_the_last_documents_or_characters() -> None:
     split = list(held_out_last(iter(one), Survey(1, 10, 10), 0.5))
     assert "".join(p.text for s, p in split if s == "train") == "abcde"
     assert "".join(p.text for s, p in split if s == "val") == "fghij"
+
+
+def test_one_text_a_row_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"^data.document is 'row': .* not supported yet.*; take .*ArrayData$"):
+        Reader(document="row")
+    with pytest.raises(ValueError, match=r"data.document is 'page'; it must be file or line"):
+        Reader(document="page")

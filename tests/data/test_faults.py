@@ -198,14 +198,15 @@ TEXTS: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b"", "data.train: {}: 0 characters of text, the file is empty; copy it again, or leave it out"),
     ("a.jsonl", b"\n \n", "data.train: {}: 0 characters of text in all; give more text"),
     ("a.txt", b"good " * 9 + b"\xff", "{}: not UTF-8 at byte 45 (invalid start byte); convert the file to UTF-8"),
-    ("a.txt", "UTF-16".encode("utf-16"), "{}: not UTF-8 at byte 0 (invalid start byte); convert the file to UTF-8"),
+    ("a.txt", "UTF-16".encode("utf-16"), "{}: is text in UTF-16; convert it to UTF-8"),
     ("a.txt", "grün".encode()[:3], "{}: not UTF-8 at byte 2 (unexpected end of data); convert the file to UTF-8"),
     ("a.jsonl", LINES[0] + b"\n" + b'{"text": "\xe9"}', "{}: not UTF-8 at byte 49 (line 2, "),
     ("a.jsonl", LINES[0] + b'\n{"body": "a"}', "{}: line 2 has no text in 'text', it has 'body'; set data.text_key"),
     ("a.jsonl", b'{"text": null}', "{}: line 1 has no text in 'text', it has a NoneType there; set data.text_key"),
     ("a.jsonl", b'"text"', "{}: line 1 has no text in 'text', it has a str; set data.text_key"),
     ("a.jsonl", b"\n".join(LINES)[:-9], "{}: line 20 is not JSON (Expecting property name"),
-    ("a.jsonl", b"[" * 10**5, "{}: line 1 is not JSON (maximum recursion depth exceeded"),
+    ("a.jsonl", b'{"a": ' + b"[" * 10**5, "{}: line 1 is not JSON (maximum recursion depth exceeded"),
+    ("a.jsonl", b"[" * 10**5, "{}: JSON nested too deeply, behind item 0; get the file again, or write one object"),
     ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "{}: line 1 is not JSON (Exceeds the limit (4300 digits)"),
 ]
 
@@ -276,7 +277,7 @@ def test_a_tokenizer_file_that_is_none(tmp_path: Path) -> None:
         (b"", "not a `tokenizers` JSON"),
         (whole[:-40], "not a `tokenizers` JSON"),
         (b"{}", "not a `tokenizers` JSON"),
-        (b"\xff", "'utf-8' codec can't decode byte 0xff in position 0"),
+        (b"\xff", "binary, not a `tokenizers` JSON; give a tokenizer.json"),
     ):
         (tmp_path / "t.json").write_bytes(content)
         data = _text(tmp_path, "a.txt", b"a small text", tokenizer=str(tmp_path / "t.json"))

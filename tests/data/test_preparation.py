@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ggm_lightning.codecs.loss import Loss
 from ggm_lightning.codecs.text import Bytes
 from ggm_lightning.data import encoding, shard_writer, tokenising
 from ggm_lightning.data import text as text_module
@@ -220,9 +221,9 @@ def test_a_process_that_encodes_fails(how: str, monkeypatch: pytest.MonkeyPatch)
     workers = encoding.Workers(Bytes(), 2)
     try:
         texts = ["naïve", "", "ab\n"]
-        ids, lengths, replaced = workers.submit(texts).result(60)
+        ids, lengths, loss = workers.submit(texts).result(60)
         assert bytes(ids.tolist()) == "".join(texts).encode()
-        assert (lengths, replaced) == ([6, 0, 3], 0)
+        assert (lengths, loss) == ([6, 0, 3], Loss(texts=3, characters=8))
         if how == "codec":
             with pytest.raises(AttributeError, match="encode"):  # its own error, as in this process
                 workers.submit([7]).result(60)  # type: ignore[list-item]

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from ggm_lightning.codecs.text import Bytes
-from ggm_lightning.data import documents as documents_module
-from ggm_lightning.data import tokenising
+from ggm_lightning.data import file_kinds, tokenising
 from ggm_lightning.data.text import TextData
 from ggm_lightning.data.tokens import TokenShards
 from ggm_lightning.data.toy.demo import train_bpe
@@ -83,7 +82,7 @@ def test_documents_are_separated(tmp_path: Path) -> None:
 def test_many_batches_of_pieces_give_the_same_tokens(source: Path, monkeypatch) -> None:
     whole = _tokens(_data(source), "train")
     monkeypatch.setattr(tokenising, "_BATCH", 1)
-    monkeypatch.setattr(documents_module, "_BLOCK", 100)
+    monkeypatch.setattr(file_kinds, "BLOCK", 100)
     again = _data(source, folder=str(source.parent / "other"))
     assert _tokens(again, "train") == whole
 
@@ -125,7 +124,12 @@ def test_rebuilt_only_if_needed_and_says_why(source: Path, caplog) -> None:
             prepare(**other)
     assert header.stat().st_mtime_ns == written
     elsewhere = {"tokenizer": "characters", "folder": str(source.parent / "elsewhere")}
-    assert f"{TEXT.count('ï')} characters outside the alphabet" in prepare(**elsewhere)
+    with pytest.raises(
+        ValueError, match=r"300 of 8,290 characters \(3\.62%\) are unknown .* data.allow_loss: true to go"
+    ):
+        prepare(**elsewhere)
+    said = prepare(**elsewhere, allow_loss=True)
+    assert f"{TEXT.count('ï')} of {len(TEXT):,} characters (3.62%) lost: unknown to the tokenizer" in said
     source.write_text(TEXT.replace("line 7 ", "LINE 7 "))
     assert "the source files differ" in prepare()
 

@@ -8,18 +8,20 @@ in the training part too.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ggm_lightning.codecs.codec import Codec, dict_hash
+from ggm_lightning.codecs.loss import REPLACEMENT
 from ggm_lightning.codecs.text import Characters, Subwords
 from ggm_lightning.data.documents import Piece
 from ggm_lightning.data.prepared import Identity, PreparedData
 from ggm_lightning.data.rows import RowSource
 from ggm_lightning.data.shard_writer import ShardWriter
-from ggm_lightning.data.text import describe
+from ggm_lightning.data.text import counts
 from ggm_lightning.data.tokenising import tokenise
 from ggm_lightning.data.tokens import TokenShards, Windows
 from ggm_lightning.metrics.text import order_k_cross_entropy, word_share
@@ -65,12 +67,18 @@ def train_bpe(text: str, vocab_size: int) -> str:
     return tokenizer.to_str()
 
 
+def printable(text: str) -> tuple[str, int]:
+    """(the text with U+FFFD for each character that is neither printable ASCII nor a newline, how many these are)."""
+    return re.subn(r"[^ -~\n]", REPLACEMENT, text)
+
+
 class DemoText(PreparedData):
-    """Windows of the language reference.
+    """Windows of the language reference. With either encoding its text decodes to itself.
 
     Args:
         encoding: "bpe" (a byte-level BPE trained on the training part alone) or "characters" (printable ASCII, newline
-            and U+FFFD for the rest, 97 in all).
+            and U+FFFD, 97 in all). The text of "characters" is the reference with U+FFFD for all others, about one in
+            800.
         vocab_size: of the BPE.
         length: tokens per example.
         stride: distance between two training windows; None: `length`.
@@ -130,7 +138,7 @@ class DemoText(PreparedData):
         return None
 
     def describe(self) -> str:
-        return describe(TokenShards(self.folder))
+        return counts(TokenShards(self.folder))
 
     def open_source(self) -> tuple[Identity, tuple[str, str]]:
         train, held_out = reference_text()
@@ -141,13 +149,18 @@ class DemoText(PreparedData):
     def build(self, source: Identity, opened: tuple[str, str]) -> str:
         """Train the tokenizer and write the shards."""
         train, held_out = opened
-        codec = Subwords(train_bpe(train, self.vocab_size)) if self.encoding == "bpe" else Characters()
+        note = ""
+        if self.encoding == "bpe":
+            codec: Codec = Subwords(train_bpe(train, self.vocab_size))
+        else:
+            codec = Characters()
+            train, of_train = printable(train)
+            held_out, of_held_out = printable(held_out)
+            note = f"; the text has U+FFFD for {of_train + of_held_out:,} characters outside the alphabet"
         with ShardWriter(self.folder, codec, options=self.options, source=source) as writer:
             tokenise(writer, [("train", Piece(train, last=True)), ("val", Piece(held_out, last=True))])
         self._shards = None
-        if codec.replaced == 0:
-            return ""
-        return f"; {codec.replaced:,} characters outside the alphabet became U+FFFD"
+        return note
 
     def load(self, split: str) -> RowSource:
         return Windows(self.shards, split, self.length, self.stride if split == "train" else None)

@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ggm_lightning.codecs.text import PRINTABLE, Characters
+from ggm_lightning.data import prepared
+from ggm_lightning.data.header import HEADER, read_header, sealed
+from ggm_lightning.data.tokens import TokenShards
 from ggm_lightning.data.toy.demo import DemoText, reference_text, train_bpe
 from ggm_lightning.metrics.text import order_k_entropy
 
@@ -14,6 +18,14 @@ from ggm_lightning.metrics.text import order_k_entropy
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of preparations."""
+    lines: list[str] = []
+    monkeypatch.setattr(prepared, "rank_zero_info", lines.append)
+    return lines
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +105,37 @@ def test_word_shares_tell_text_from_noise(demo: DemoText) -> None:
         demo.judge([])
 
 
-def test_characters_as_an_alternative(tmp_path: Path) -> None:
+def test_characters_as_an_alternative(tmp_path: Path, printed: list[str]) -> None:
+    """Its text is made first, with U+FFFD for what the alphabet lacks: the ids are those of the reference itself, and
+    nothing is lost after that. Control: the same characters in a text of one's own are lost."""
     data = DemoText(encoding="characters", folder=str(tmp_path), length=64)
     assert data.num_classes == 97
     data.prepare_data()
     data.setup("fit")
-    assert data.characters_per_token == 1.0
+    train, held_out = reference_text()
+    for split, text in (("train", train), ("val", held_out)):
+        ids = data.shards.read(split, np.array([0]), data.shards.tokens(split))
+        assert ids[0].tolist() == Characters().encode(text)
+        assert data.decode(ids) == ["".join([c if c in PRINTABLE else "\ufffd" for c in text])]
+    strange = sum(c not in PRINTABLE for c in train + held_out)
+    assert printed[-1].endswith(f"; the text has U+FFFD for {strange:,} characters outside the alphabet")
+    assert (data.characters_per_token, data.shards.loss.exact, data.losses()) == (1.0, True, "")
+    _, loss = Characters().encode_measured([train, held_out])
+    assert (loss.lost, loss.exact) == (strange, False)
     assert data.references()["order-1 characters"] == pytest.approx(3.35, abs=0.1)
     assert data.codec.num_classes == 97
+
+
+def test_a_preparation_from_before_losses_were_measured_has_bits_per_character(
+    tmp_path: Path, printed: list[str]
+) -> None:
+    DemoText(encoding="characters", folder=str(tmp_path)).prepare_data()
+    header = read_header(tmp_path)
+    del header["loss"]
+    (tmp_path / HEADER).write_bytes(sealed(header))
+    assert TokenShards(tmp_path).characters_per_token("val") is None  # control: of any other text nothing is known
+    old = DemoText(encoding="characters", folder=str(tmp_path))
+    old.prepare_data()
+    assert "kept (" in printed[-1]
+    assert "bits/character" not in printed[-1]
+    assert old.characters_per_token == 1.0
