@@ -1,21 +1,17 @@
-"""`lightning sample` and `lightning infill`: from a checkpoint alone, on any device, without the trainer's settings.
-
-`evaluate`, the third command of that kind, has a module of its own.
-"""
+"""The commands that work from a checkpoint alone, each in a file of its own: their words parsed, the command called."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ggm_lightning.cli import drawing, infill_input
 from ggm_lightning.cli import evaluate as evaluation
-from ggm_lightning.cli import inspect as inspection
-from ggm_lightning.cli.drawing import Asked
-from ggm_lightning.cli.loading import load_family, trusted_names
+from ggm_lightning.cli.infill import infill
+from ggm_lightning.cli.inspect import inspect
+from ggm_lightning.cli.loading import trusted_names
+from ggm_lightning.cli.sample import sample
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.sections import differences
@@ -63,8 +59,6 @@ _OPTIONS_BY_NAME = ("--latent_steps",)  # those that need no --sampler. before t
 
 
 _STRICT: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
-evaluate = evaluation.evaluate  # here, too, as the command line looks up what a command takes
-inspect = inspection.inspect
 
 
 def _refuse_another_model(section: dict[str, Any], path: str) -> None:
@@ -74,110 +68,9 @@ def _refuse_another_model(section: dict[str, Any], path: str) -> None:
         raise ValueError(f"--config and --ckpt_path {path} disagree: {'; '.join(found[:3])}; leave --config out")
 
 
-def sample(
-    ckpt_path: str,
-    num_samples: int = 16,
-    num_steps: int = 256,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    grid: str | None = None,
-    sampler: str | None = None,
-    label: int | str | None = None,
-    seed: int = 0,
-    batch_size: int = 64,
-    out: str | None = None,
-    device: str = "auto",
-    again: bool = False,
-    trust: str | None = None,
-    named: Sequence[str] = (),
-    options: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Draw samples from a checkpoint.
-
-    Args:
-        ckpt_path: file written by `lightning fit`; its averaged weights are used.
-        num_samples: how many.
-        num_steps: reverse steps; more is closer to the model's own law. GGM: of sampler parallel alone.
-        temperature: 1 draws from the model, less sharpens.
-        top_p: mass of the nucleus; 1 draws from the model.
-        grid: times of the steps, cosine or uniform, for families that let you choose.
-        sampler: by its name (an unknown one lists the family's, whose first is the default), or the path of a class of
-            your own. Its options follow as --sampler.NAME VALUE; --latent_steps is LDDM's.
-        label: class to condition on, or `each` for all of them in turn.
-        seed: sample r is a function of (seed, r), whatever the batch size.
-        batch_size: samples drawn at once.
-        out: folder for the results; default samples-<settings>/ beside the checkpoint.
-        device: auto, cpu, cuda, ...
-        again: draw again what is there already.
-        trust: packages or classes of your own that the checkpoint may build, separated by commas.
-        named: (library) more such names.
-        options: (library) of the sampler, as texts.
-    """
-    loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named))
-    values = {"temperature": temperature, "top_p": top_p, **drawing.typed(loaded.model, sampler, options)}
-    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values)
-    drawing.draw_samples(loaded, asked, batch_size, out, again)
-
-
-def infill(
-    ckpt_path: str,
-    text: str | None = None,
-    input: str | None = None,
-    mask: str | None = None,
-    blank: str = "_",
-    num_samples: int = 4,
-    num_steps: int = 256,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    grid: str | None = None,
-    sampler: str | None = None,
-    label: int | str | None = None,
-    seed: int = 0,
-    batch_size: int = 64,
-    out: str | None = None,
-    device: str = "auto",
-    again: bool = False,
-    trust: str | None = None,
-    named: Sequence[str] = (),
-    options: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Fill what is missing, leaving everything else untouched.
-
-    Args:
-        ckpt_path: file written by `lightning fit`; its averaged weights are used.
-        text: a text in which each blank symbol stands for one token (one character for character models).
-        input: instead of text: a .txt file with such a text, a picture of the model's size (8-bit grey or RGB, each
-            pixel taken to the nearest of the model's levels), or an .npz with `x` (integers, the model's shape, or a
-            batch of them) and `mask` (bool, True where x is to be filled).
-        mask: what to fill of a picture: a picture that is white there and black elsewhere, or left, right, top, bottom.
-        blank: the symbol that marks a blank in texts.
-        num_samples: fillings of each input.
-        num_steps: reverse steps. GGM: of sampler parallel alone.
-        temperature: 1 draws from the model, less sharpens.
-        top_p: mass of the nucleus; 1 draws from the model.
-        grid: times of the steps, cosine or uniform, for families that let you choose.
-        sampler: by its name (an unknown one lists the family's, whose first is the default), or the path of a class of
-            your own. Its options follow as --sampler.NAME VALUE; --latent_steps is LDDM's.
-        label: class to condition on.
-        seed: filling r is a function of (seed, r).
-        batch_size: fillings drawn at once.
-        out: folder for the results; default infilled-<settings>/ beside the checkpoint.
-        device: auto, cpu, cuda, ...
-        again: fill again what is there already.
-        trust: packages or classes of your own that the checkpoint may build, separated by commas.
-        named: (library) more such names.
-        options: (library) of the sampler, as texts.
-    """
-    loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named))
-    given = infill_input.read(loaded.model, text, input, mask, blank)
-    values = {"temperature": temperature, "top_p": top_p, **drawing.typed(loaded.model, sampler, options)}
-    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values)
-    drawing.fill(loaded, given, asked, batch_size, out, again)
-
-
 COMMANDS: dict[str, Callable[..., Any]] = {
     "sample": sample,
     "infill": infill,
-    "evaluate": evaluate,
+    "evaluate": evaluation.evaluate,
     "inspect": inspect,
 }

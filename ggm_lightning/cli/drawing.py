@@ -35,7 +35,7 @@ from ggm_lightning.sampling.request import Samples, checked
 
 @dataclass(frozen=True)
 class Asked:
-    """What samples depend on besides the checkpoint; see commands.sample."""
+    """What samples depend on besides the checkpoint; see cli/sample.py."""
 
     num_samples: int
     num_steps: int

@@ -207,7 +207,7 @@ def _take_overrides(args: list[str]) -> tuple[list[str], Section]:
 def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
     rows = one.data.rows(rows_of(one))
     begin = time.monotonic()
-    nats = bounds(model, rows, settings, one.name)
+    nats = nats_of_rows(model, rows, settings, one.name)
     of_test = settings.split == "test" and "test" in one.data.splits and not isinstance(one.data, Benchmark)
     return Bound(
         one.name,
@@ -222,7 +222,7 @@ def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
     )
 
 
-def bounds(model: Family, rows: RowSource, settings: Settings, name: str = "") -> Tensor:
+def nats_of_rows(model: Family, rows: RowSource, settings: Settings, name: str = "") -> Tensor:
     """Float64[rows], nats: the bound of each of the first `limit` rows, with the noise of its own number."""
     count = min(len(rows), settings.limit or len(rows))
     step = settings.batch_size

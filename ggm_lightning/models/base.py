@@ -102,7 +102,7 @@ class Family(Trained, ABC):
             )
         perplexity = len(self.shape) == 1
         splits = ("val", "test", "predict")
-        self.bounds = nn.ModuleDict({split: Likelihood(self.num_sites, perplexity) for split in splits})
+        self.likelihoods = nn.ModuleDict({split: Likelihood(self.num_sites, perplexity) for split in splits})
         contract.check_call(type(self).__name__, "network", network, self.fast_path, 3, self.network_keywords)
         self.network_use: str | None = None  # training, bound or sampling: what the network is being called for
         self.looked_at: set[tuple[str, str]] = set()  # (what, use) whose values were checked, see contract.look
@@ -338,14 +338,14 @@ class Family(Trained, ABC):
 
     def evaluated_rows(self, batch: dict[str, Tensor], split: str) -> Tensor:
         """Int64[b]: the rows' numbers in the data set, by which their noise is drawn."""
-        seen = self.bounds[split].count.long()
+        seen = self.likelihoods[split].count.long()
         return _numbers(batch, seen * self.trainer.world_size + self.global_rank, self.trainer.world_size)
 
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> tuple[Tensor, Tensor]:
         """(the rows' numbers, their bounds)."""
         row = self.evaluated_rows(batch, split)
         nats = self.nelbo(batch["x"], batch.get("label"), self.eval_samples, seed=self.eval_seed, row=row)
-        self.bounds[split].update(nats)
+        self.likelihoods[split].update(nats)
         return row, nats
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -366,10 +366,10 @@ class Family(Trained, ABC):
         self._log_bound("test")
 
     def on_predict_epoch_end(self) -> None:
-        self.bounds["predict"].reset()
+        self.likelihoods["predict"].reset()
 
     def _log_bound(self, split: str) -> None:
-        metric = self.bounds[split]
+        metric = self.likelihoods[split]
         # the metric has already added up the ranks; sync_dist only keeps Lightning from warning about it
         self.log_dict({f"{split}/{name}": value for name, value in metric.compute().items()}, sync_dist=True)
         metric.reset()

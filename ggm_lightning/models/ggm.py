@@ -351,7 +351,7 @@ class GGM(Family):
         x = batch["x"]
         row = self.evaluated_rows(batch, "val")
         nats, deviations = self._estimate(x, batch.get("label"), self.eval_samples, self.eval_seed, row)
-        self.bounds["val"].update(nats)
+        self.likelihoods["val"].update(nats)
         self.calibration["calibration"].update(deviations)
         self.calibration["calibration_rms"].update(deviations.square())
 

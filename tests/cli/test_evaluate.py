@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from ggm_lightning.cli import evaluate as evaluation
-from ggm_lightning.cli.evaluate import Bound, Settings, bounds, evaluate, table
+from ggm_lightning.cli.evaluate import Bound, Settings, evaluate, nats_of_rows, table
 from ggm_lightning.cli.loading import load_family
 from ggm_lightning.cli.main import main
 from ggm_lightning.core.schedules import Linear
@@ -104,11 +104,11 @@ X = torch.stack(
 def test_the_bound_of_a_known_model_is_its_likelihood() -> None:
     """Control: with another law it is that law's cross-entropy, and far away."""
     rows = Rows(X.numpy())
-    found = bounds(independent(LAW), rows, Settings("val", 64, 0, 100, None))
+    found = nats_of_rows(independent(LAW), rows, Settings("val", 64, 0, 100, None))
     true = -torch.stack([LAW[i, X[:, i]].double().log() for i in range(5)]).sum(0)
     stderr = float((found - true).std() / math.sqrt(len(X)))
     assert abs(float((found - true).mean())) < 4 * stderr + 1e-3
-    wrong = bounds(independent(LAW.flip(0)), rows, Settings("val", 64, 0, 100, None))
+    wrong = nats_of_rows(independent(LAW.flip(0)), rows, Settings("val", 64, 0, 100, None))
     assert float((wrong - true).mean()) > 40 * stderr
 
 
@@ -138,20 +138,20 @@ def test_batch_size_and_limit_change_nothing(place: Path) -> None:
     """Bit for bit where the logits are equal; with a network, whose own sums depend on the batch, to their rounding."""
     rows = Rows(X[:50].numpy())
     model = independent(LAW)
-    whole = bounds(model, rows, Settings("val", 3, 1, 50, None))
+    whole = nats_of_rows(model, rows, Settings("val", 3, 1, 50, None))
     for size in (1, 3, 7):
-        assert torch.equal(bounds(model, rows, Settings("val", 3, 1, size, None)), whole)
-    assert torch.equal(bounds(model, rows, Settings("val", 3, 1, 4, 10)), whole[:10])
-    assert not torch.equal(bounds(model, rows, Settings("val", 3, 2, 50, None)), whole)
+        assert torch.equal(nats_of_rows(model, rows, Settings("val", 3, 1, size, None)), whole)
+    assert torch.equal(nats_of_rows(model, rows, Settings("val", 3, 1, 4, 10)), whole[:10])
+    assert not torch.equal(nats_of_rows(model, rows, Settings("val", 3, 2, 50, None)), whole)
     trained = load_family(checkpoint(place), "cpu").model
     text = Rows(torch.randint(256, (20, 16), generator=torch.Generator().manual_seed(0)).numpy())
-    one, two = (bounds(trained, text, Settings("val", 2, 1, size, None)) for size in (20, 3))
+    one, two = (nats_of_rows(trained, text, Settings("val", 2, 1, size, None)) for size in (20, 3))
     assert torch.allclose(one, two, rtol=1e-5)
 
 
 def test_a_log_file_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(evaluation, "_PLAIN_SECONDS", 0.0)
-    bounds(independent(LAW), Rows(X[:10].numpy()), Settings("val", 1, 1, 4, None), "known")
+    nats_of_rows(independent(LAW), Rows(X[:10].numpy()), Settings("val", 1, 1, 4, None), "known")
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == ["known: 4 of 10 rows", "known: 8 of 10 rows"]
     assert all(line.endswith(" s left") for line in lines)
@@ -276,7 +276,7 @@ def test_a_set_that_is_missing_is_noticed_before_any_is_measured(
 ) -> None:
     write(place / "absent.yaml", "ggm_lightning.data.zeroshot.ZeroShotText", {"dataset": "lm1b", "path": "nowhere"})
     measured: list[str] = []
-    monkeypatch.setattr(evaluation, "bounds", lambda model, rows, settings, name: measured.append(name))
+    monkeypatch.setattr(evaluation, "nats_of_rows", lambda model, rows, settings, name: measured.append(name))
     files = ["--data", str(place / "ptb.yaml"), str(place / "absent.yaml")]
     assert "absent: data.path: 'nowhere'" in error_of(
         capsys, ["--ckpt_path", checkpoint(place), "--prepare", "true", *files]
@@ -290,14 +290,14 @@ def test_a_set_that_is_missing_is_noticed_before_any_is_measured(
 def test_what_is_finished_is_kept_when_a_later_set_fails(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = evaluation.bounds
+    real = evaluation.nats_of_rows
 
     def fail(model: Any, rows: Any, settings: Any, name: str) -> Tensor:
         if name == "lambada":
             raise ValueError("the second set fails")
         return real(model, rows, settings, name)
 
-    monkeypatch.setattr(evaluation, "bounds", fail)
+    monkeypatch.setattr(evaluation, "nats_of_rows", fail)
     files = ["--data", str(place / "ptb.yaml"), str(place / "lambada.yaml"), "--out", str(place / "kept")]
     with pytest.raises(SystemExit):
         main(["evaluate", "--ckpt_path", checkpoint(place), "--prepare", "true", "--limit", "2", *files])

@@ -132,8 +132,8 @@ def test_numbers_are_the_indices_in_the_data_set_when_evaluating(world: int) -> 
                 assert batch.row == batch
                 own = model.evaluated_rows({"x": torch.zeros(len(batch), N)}, "val")
                 assert own.tolist() == batch  # of a loader that gives none
-                model.bounds["val"].update(torch.zeros(len(batch)))
-            model.bounds["val"].reset()
+                model.likelihoods["val"].update(torch.zeros(len(batch)))
+            model.likelihoods["val"].reset()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
