@@ -64,10 +64,11 @@ def text8(folder: Path) -> None:
 
 
 def words(folder: Path, count: int = 50257) -> None:
-    """As many tokens as GPT-2's tokenizer has."""
+    """As many tokens as GPT-2's tokenizer has, the last one the same."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(count)}, unk_token="w0"))
+    vocabulary = {f"w{i}": i for i in range(count - 1)} | {"<|endoftext|>": count - 1}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
     lines = [" ".join(f"w{13 * i + j}" for j in range(40)) for i in range(60)]

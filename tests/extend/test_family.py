@@ -83,7 +83,7 @@ def test_the_page(tmp_path: Path) -> None:
     page = "family.md"
     pages.write(page, tmp_path)
     fit, sample, evaluate = pages.commands_of(page)
-    pages.run(fit, tmp_path, *pages.QUICK, "--model.network.num_layers=1", "--model.network.feature_dim=8")
+    pages.run_here(fit, tmp_path, *pages.QUICK, "--model.network.num_layers=1", "--model.network.feature_dim=8")
     pages.run(sample, tmp_path)
     assert len(list(tmp_path.glob("runs/own/samples-*/samples.txt"))) == 1
-    assert "bits" in pages.run(evaluate, tmp_path, "--limit=16")
+    assert "bits" in pages.run_here(evaluate, tmp_path, "--limit=16")

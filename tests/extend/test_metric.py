@@ -17,7 +17,7 @@ def test_the_page(tmp_path: Path) -> None:
     page = "metric.md"
     pages.write(page, tmp_path)
     (command,) = pages.commands_of(page)
-    pages.run(command, tmp_path, *pages.QUICK)
+    pages.run_here(command, tmp_path, *pages.QUICK)
     found = read_metrics(tmp_path / "runs" / "measured" / "metrics.csv")
     # the data's own chain, counted here: the held-out rows that the metric was given
     real = MarkovChain(length=64).rows("val")[list(range(16))]["x"].numpy()

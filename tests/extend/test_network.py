@@ -15,10 +15,10 @@ def test_the_page(tmp_path: Path) -> None:
     page = "network.md"
     pages.write(page, tmp_path)
     fit, sample, evaluate = pages.commands_of(page)
-    pages.run(fit, tmp_path, *pages.QUICK)
+    pages.run_here(fit, tmp_path, *pages.QUICK)
     pages.run(sample, tmp_path)
     assert len(list(tmp_path.glob("runs/mixed/samples-*/samples.txt"))) == 1
-    assert "bits" in pages.run(evaluate, tmp_path, "--limit=16")
+    assert "bits" in pages.run_here(evaluate, tmp_path, "--limit=16")
     # control: without --trust nothing of the folder is imported
     (tmp_path / "mixer.py").write_text("raise SystemExit('imported')", encoding="utf-8")
     words = ["sample", "--ckpt_path", "runs/mixed/last.ckpt", "--num_samples", "1"]

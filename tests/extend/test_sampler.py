@@ -17,7 +17,7 @@ def test_the_page(tmp_path: Path) -> None:
     x, unknown = np.zeros(N, np.int64), np.arange(N) % 3 == 0
     np.savez(tmp_path / "given.npz", x=x, mask=unknown)
     fit, sample, infill = pages.commands_of(page)
-    pages.run(fit, tmp_path, *pages.QUICK)
+    pages.run_here(fit, tmp_path, *pages.QUICK)
     run = tmp_path / "runs" / "surely"
     assert (run / "samples" / "step-000002.txt").is_file()
     pages.run(sample, tmp_path)
@@ -25,7 +25,7 @@ def test_the_page(tmp_path: Path) -> None:
     with np.load(drawn / "samples.npz") as found:
         assert found["x"].shape == (4, N)
         assert int(found["network_calls"]) == N // 2  # two sites of a row in each step
-    pages.run(infill, tmp_path)
+    pages.run_here(infill, tmp_path)
     (filled,) = run.glob("infilled-*Surest*")
     with np.load(filled / "samples.npz") as found:
         assert (found["x"].reshape(-1, N)[:, ~unknown] == 0).all()

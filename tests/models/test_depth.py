@@ -30,13 +30,14 @@ KERNELS = {
     ("losses.py", "cross_entropy"),
     ("losses.py", "rate_divergence"),
     ("glauber.py", "signal_cross_entropy"),
+    ("hollow.py", "label_nats"),
     ("death.py", "published_loss"),
     ("death.py", "divergence"),
     ("softplus_loss.py", "softplus_loss"),
     ("logs.py", "log_normalised"),
     ("logs.py", "divergence"),
 }
-LIMITS = {"md4": 4, "ggm": 6, "ggm, whole blocks": 6, "blackout": 8}  # of the rest 8, too
+LIMITS = {"md4": 4, "ggm": 6, "ggm, whole blocks": 6, "ggm, all sites": 6, "blackout": 8}  # of the rest 8, too
 
 
 def own_frames(frame: FrameType | None) -> list[tuple[str, str]] | None:
