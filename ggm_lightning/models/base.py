@@ -127,7 +127,8 @@ class Family(Trained, ABC):
         """The state at t = 1, Int64[b, *shape]: all masked; of processes without a mask what they end in, from
         `uniform(stream)` -> Float64[b, n] where it is drawn."""
         if self.mask_id is None:
-            raise NotImplementedError(f"{type(self).__name__} has no mask and no prior_sample of its own")
+            name = type(self).__name__
+            raise ValueError(f"{name}: what its noise ends in is not said; set mask_id, or write prior_sample")
         return torch.full((num_samples, *self.shape), self.mask_id, device=self.device)
 
     @abstractmethod
@@ -299,7 +300,7 @@ class Family(Trained, ABC):
 
     @property
     def fuses(self) -> bool:
-        return readout.pays(self.network, self.fused)
+        return readout.takes_fused(self.network, self.fused)
 
     def _network_inputs(self, zt: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """t in the network's precision and the label as it wants it; counts the call that follows."""

@@ -19,7 +19,7 @@ from ggm_lightning.core.softplus_loss import softplus_loss
 from ggm_lightning.models import declared
 
 
-def pays(network: nn.Module, switch: bool | None) -> bool:
+def takes_fused(network: nn.Module, switch: bool | None) -> bool:
     """Whether losses need no logits: the network stops before a linear head, and `switch`, or None and many classes."""
     head = declared.by(network).head
     if not declared.stops_before_head(network) or not isinstance(head, nn.Linear):
@@ -34,7 +34,7 @@ class Readout:
     Attributes:
         values: Float[b, n, d], to which `head` is applied; without one, the logits Float[b, n, V]. Or of m sites only.
         head: the network's last layer, or None.
-        fuse: take cross-entropies by core/fused.py, see `pays`.
+        fuse: take cross-entropies by core/fused.py, see `takes_fused`.
         sites: Int64[b, m], where `values` stand, or None: at all sites.
     """
 

@@ -16,13 +16,12 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ggm_lightning.networks import initialise
-from ggm_lightning.networks.attention import RotaryAttention, attend, rotary_tables, rotate
-from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
-from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
-from ggm_lightning.networks.transformer import ACTIVATIONS, CONDITIONINGS, NORM_EPS, Block, GatedFeedForward
+from ggm_lightning.networks.attention import RotaryAttention, attend, rotate
+from ggm_lightning.networks.blocks import Stack
+from ggm_lightning.networks.conditioning import Modulation, modulate
+from ggm_lightning.networks.transformer import NORM_EPS, Block, GatedFeedForward, TokenNetwork
 
 
 class TwoSidedAttention(nn.Module):
@@ -109,7 +108,7 @@ def _at(x: Tensor, sites: Tensor | None) -> Tensor:
     return x if sites is None else x.take_along_dim(sites[..., None], 1)
 
 
-class HollowTransformer(BlockNetwork):
+class HollowTransformer(TokenNetwork):
     """Logits at each site given all others: `network(z, t, label=None, visited=...)` -> Float[b, n, V].
 
     `z` holds ids 0..V in any shape [b, *s]; positions are flattened to n = prod(s) in this order. The output at site i
@@ -129,9 +128,6 @@ class HollowTransformer(BlockNetwork):
             for a process without them.
     """
 
-    compiled = (Block,)
-    takes_sites = True
-
     def __init__(
         self,
         num_classes: int,
@@ -149,62 +145,42 @@ class HollowTransformer(BlockNetwork):
         compile_blocks: bool = False,
         visited_bits: bool = True,
     ):
-        super().__init__()
-        sizes = {"num_classes": num_classes, "num_heads": num_heads, "num_layers": num_layers, "num_merges": num_merges}
-        check_sizes(feature_dim, dropout, mlp, ACTIVATIONS, num_labels, **sizes)
-        if conditioning not in CONDITIONINGS:
-            raise ValueError(f"conditioning is {conditioning!r}; choose one of {', '.join(CONDITIONINGS)}")
-        self.num_classes, self.num_labels = num_classes, num_labels
-        self.feature_dim, self.width = feature_dim, feature_dim * num_heads
-        self.dropout, self.compile_blocks = dropout, compile_blocks
-        self.condition = Conditioning(feature_dim, time_features, num_labels)
-        self.embedding = nn.Embedding(num_classes + 1, self.width)
+        super().__init__(
+            num_classes,
+            feature_dim,
+            num_heads,
+            mlp,
+            conditioning,
+            time_features,
+            num_labels,
+            dropout,
+            compile_blocks,
+            visited_bits,
+            num_layers=num_layers,
+            num_merges=num_merges,
+        )
         self.ends = nn.Embedding(2, self.width)  # what the streams see before the first token, from either end
-        self.visited_bits = visited_bits
-        self.visited_table = nn.Embedding(2, self.width) if visited_bits else None
         init_scale = 2 / (num_layers + num_merges) if depth_scaled_init else 1.0
-
-        def modulation(parts: int) -> Modulation | None:
-            if self.condition.empty:
-                return None
-            zero = conditioning == "adaln_zero"
-            return Modulation(feature_dim, self.width, parts, ACTIVATIONS[mlp], zero)  # type: ignore[arg-type]
 
         def block() -> Block:
             attention = RotaryAttention(self.width, num_heads, dropout, causal=True)
-            return Block(attention, GatedFeedForward(self.width, mlp, init_scale), modulation(6), dropout)
+            return Block(attention, GatedFeedForward(self.width, mlp, init_scale), self.modulation(6), dropout)
 
         def merge() -> MergeBlock:
             attention = TwoSidedAttention(self.width, num_heads, dropout)
             feed_forward = GatedFeedForward(self.width, mlp, init_scale)
-            return MergeBlock(attention, feed_forward, modulation(6), modulation(2), dropout)
+            return MergeBlock(attention, feed_forward, self.modulation(6), self.modulation(2), dropout)
 
         self.forward_blocks = Stack([block() for _ in range(num_layers)], checkpoint_activations)
         self.backward_blocks = Stack([block() for _ in range(num_layers)], checkpoint_activations)
         self.join = nn.Linear(2 * self.width, self.width, bias=False)
         self.merge_blocks = Stack([merge() for _ in range(num_merges)], checkpoint_activations)
-        self.final_modulation = modulation(2)
-        self.final_norm = nn.RMSNorm(self.width, eps=NORM_EPS) if self.condition.empty else None
-        self.head = nn.Linear(self.width, num_classes, bias=False)
-        self.reset_parameters()
+        self._end()
 
     def reset_parameters(self) -> None:
-        """The parts that are this module's own; every submodule has drawn its kernels itself."""
-        initialise.embedding_(self.embedding)
+        super().reset_parameters()
         initialise.embedding_(self.ends)
         initialise.dense_(self.join)
-        initialise.zeros_(self.head)
-        if self.visited_table is not None:
-            initialise.embedding_(self.visited_table)
-
-    def forward(
-        self,
-        z: Int[Tensor, " b *s"],
-        t: Float[Tensor, " b"] | None,
-        label: Int[Tensor, " b"] | None = None,
-        visited: Bool[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b n v"]:
-        return self.head(self.features(z, t, label, visited))
 
     def features(
         self,
@@ -214,35 +190,16 @@ class HollowTransformer(BlockNetwork):
         visited: Bool[Tensor, "b n"] | None = None,
         sites: Int[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b m d"]:
-        """What the head is applied to. Raises ValueError if t or the visited bits are missing, or a label is given and
-        not known."""
         condition = self.condition(z.shape[0], t, label)
         x = self._embed(rearrange(z, "b ... -> b (...)"), visited)
-        given = (condition, *rotary_tables(x.shape[1], self.feature_dim, _exact(x), x.device))
+        given = (condition, *self._rotary(x, x.shape[1]))
         (f,) = self.forward_blocks((self._shifted(x, 0),), *given)
         (g,) = self.backward_blocks((self._shifted(x.flip(1), 1),), *given)
         h = self.join(torch.cat([f, g.flip(1)], -1)).to(f.dtype)  # the residuals stay in the precision of the weights
         (h,) = self.merge_blocks((h,), torch.stack([f, g]), *given, last=sites)
-        if self.final_modulation is None:
-            return self.final_norm(h)  # type: ignore[misc]
-        return modulate(h, *self.final_modulation(condition), NORM_EPS)  # type: ignore[call-arg]
+        return self._finish(h, condition)
 
     def _shifted(self, x: Tensor, end: int) -> Tensor:
         """One step later: position i holds what stood at i - 1, position 0 the vector of this end."""
         first = self.ends.weight[end].expand(len(x), 1, -1)
         return torch.cat([first, x[:, :-1]], 1)
-
-    def _embed(self, z: Tensor, visited: Tensor | None) -> Tensor:
-        if (visited is None) == self.visited_bits:
-            given = "were not given" if visited is None else "were given"
-            raise ValueError(
-                f"visited_bits is {self.visited_bits} and the bits {given}; set it true for GGM, else false"
-            )
-        x = self.embedding(z)
-        if self.visited_table is not None:
-            x = x + self.visited_table(visited.long())  # type: ignore[union-attr]
-        return F.dropout(x, self.dropout, self.training)
-
-
-def _exact(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

@@ -5,6 +5,7 @@ released code.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import partial
 
 import torch
@@ -102,7 +103,115 @@ class Block(nn.Module):
         return torch.addcmul(x, F.dropout(gate, self.dropout, self.training), branch)
 
 
-class Transformer(BlockNetwork):
+class TokenNetwork(BlockNetwork):
+    """What the networks of this kind share: tokens in, a condition on time and label, a linear head at the end.
+
+    A subclass builds its blocks between `__init__` and `_end`: modules are registered in this order, by which
+    optimisers number their parameters.
+    """
+
+    compiled = (Block,)
+    takes_sites = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        num_heads: int,
+        mlp: str,
+        conditioning: str,
+        time_features: str,
+        num_labels: int,
+        dropout: float,
+        compile_blocks: bool,
+        visited_bits: bool,
+        outside_embed: bool = False,
+        **sizes: int,
+    ):
+        super().__init__()
+        sizes |= {"num_classes": num_classes, "num_heads": num_heads}
+        check_sizes(feature_dim, dropout, mlp, ACTIVATIONS, num_labels, **sizes)
+        if conditioning not in CONDITIONINGS:
+            raise ValueError(f"conditioning is {conditioning!r}; choose one of {', '.join(CONDITIONINGS)}")
+        self.num_classes, self.num_labels = num_classes, num_labels
+        self.feature_dim, self.width = feature_dim, feature_dim * num_heads
+        self.dropout, self.compile_blocks = dropout, compile_blocks
+        self.mlp, self.conditioning = mlp, conditioning
+        self.condition = Conditioning(feature_dim, time_features, num_labels)
+        self.embedding = nn.Embedding(num_classes + 1, feature_dim if outside_embed else self.width)
+        self.widen = nn.Linear(feature_dim, self.width) if outside_embed else None
+        self.visited_bits = visited_bits
+        self.visited_table = nn.Embedding(2, self.width) if visited_bits else None
+
+    def modulation(self, parts: int) -> Modulation | None:
+        """`parts` shifts, scales and gates from the condition; None where there is no condition."""
+        if self.condition.empty:
+            return None
+        zero = self.conditioning == "adaln_zero"
+        return Modulation(self.feature_dim, self.width, parts, ACTIVATIONS[self.mlp], zero)  # type: ignore[arg-type]
+
+    def _end(self) -> None:
+        """What stands behind the blocks."""
+        self.final_modulation = self.modulation(2)
+        self.final_norm = nn.RMSNorm(self.width, eps=NORM_EPS) if self.condition.empty else None
+        self.head = nn.Linear(self.width, self.num_classes, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The parts that are this module's own; every submodule has drawn its kernels itself."""
+        initialise.embedding_(self.embedding)
+        initialise.zeros_(self.head)
+        if self.widen is not None:
+            initialise.dense_(self.widen)
+        if self.visited_table is not None:
+            initialise.embedding_(self.visited_table)
+
+    def forward(
+        self,
+        z: Int[Tensor, " b *s"],
+        t: Float[Tensor, " b"] | None,
+        label: Int[Tensor, " b"] | None = None,
+        visited: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n v"]:
+        return self.head(self.features(z, t, label, visited))
+
+    @abstractmethod
+    def features(
+        self,
+        z: Int[Tensor, " b *s"],
+        t: Float[Tensor, " b"] | None,
+        label: Int[Tensor, " b"] | None = None,
+        visited: Bool[Tensor, "b n"] | None = None,
+        sites: Int[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """What the head is applied to. Raises ValueError if t or the visited bits are missing, or a label is given and
+        not known."""
+
+    def _rotary(self, x: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin), in float32 at least."""
+        return rotary_tables(num_positions, self.feature_dim, torch.promote_types(x.dtype, torch.float32), x.device)
+
+    def _embed(self, z: Tensor, visited: Tensor | None = None) -> Tensor:
+        if (visited is None) == self.visited_bits:
+            given = "were not given" if visited is None else "were given"
+            raise ValueError(
+                f"visited_bits is {self.visited_bits} and the bits {given}; set it true for GGM, else false"
+            )
+        x = self.embedding(z)
+        if self.widen is not None:
+            # Under autocast the Dense answers in bf16; the stream of residuals stays in the precision of the weights.
+            x = self.widen(x).to(x.dtype)
+        if self.visited_table is not None:
+            x = x + self.visited_table(visited.long())  # type: ignore[union-attr]
+        return x if self.widen is not None else F.dropout(x, self.dropout, self.training)
+
+    def _finish(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        if self.final_modulation is None:
+            return self.final_norm(x)  # type: ignore[misc]
+        return modulate(x, *self.final_modulation(condition), NORM_EPS)  # type: ignore[arg-type, call-arg]
+
+
+class Transformer(TokenNetwork):
     """Logits of the clean tokens given noisy ones: `network(z, t, label=None)` -> Float[b, n, V].
 
     `z` holds ids 0..V, V being the mask, in any shape [b, *s]; positions are flattened to n = prod(s). There is no
@@ -132,9 +241,6 @@ class Transformer(BlockNetwork):
         causal: a position sees itself and those before it (autoregressive models, arXiv 1706.03762).
     """
 
-    compiled = (Block,)
-    takes_sites = True
-
     def __init__(
         self,
         num_classes: int,
@@ -153,55 +259,29 @@ class Transformer(BlockNetwork):
         visited_bits: bool = False,
         causal: bool = False,
     ):
-        super().__init__()
-        sizes = {"num_classes": num_classes, "num_heads": num_heads, "num_layers": num_layers}
-        check_sizes(feature_dim, dropout, mlp, ACTIVATIONS, num_labels, **sizes)
-        if conditioning not in CONDITIONINGS:
-            raise ValueError(f"conditioning is {conditioning!r}; choose one of {', '.join(CONDITIONINGS)}")
-        self.num_classes, self.num_labels = num_classes, num_labels
-        self.feature_dim, self.width = feature_dim, feature_dim * num_heads
-        self.dropout, self.compile_blocks = dropout, compile_blocks
+        super().__init__(
+            num_classes,
+            feature_dim,
+            num_heads,
+            mlp,
+            conditioning,
+            time_features,
+            num_labels,
+            dropout,
+            compile_blocks,
+            visited_bits,
+            outside_embed,
+            num_layers=num_layers,
+        )
         self.causal = causal
-        self.condition = Conditioning(feature_dim, time_features, num_labels)
-        self.embedding = nn.Embedding(num_classes + 1, feature_dim if outside_embed else self.width)
-        self.widen = nn.Linear(feature_dim, self.width) if outside_embed else None
-        self.visited_bits = visited_bits
-        self.visited_table = nn.Embedding(2, self.width) if visited_bits else None
-
-        def modulation(parts: int) -> Modulation | None:
-            if self.condition.empty:
-                return None
-            zero = conditioning == "adaln_zero"
-            return Modulation(feature_dim, self.width, parts, ACTIVATIONS[mlp], zero)  # type: ignore[arg-type]
 
         def block() -> Block:
             attention = RotaryAttention(self.width, num_heads, dropout, causal)
             feed_forward = GatedFeedForward(self.width, mlp, 2 / num_layers if depth_scaled_init else 1.0)
-            return Block(attention, feed_forward, modulation(6), dropout)
+            return Block(attention, feed_forward, self.modulation(6), dropout)
 
         self.blocks = Stack([block() for _ in range(num_layers)], checkpoint_activations)
-        self.final_modulation = modulation(2)
-        self.final_norm = nn.RMSNorm(self.width, eps=NORM_EPS) if self.condition.empty else None
-        self.head = nn.Linear(self.width, num_classes, bias=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """The parts that are this module's own; every submodule has drawn its kernels itself."""
-        initialise.embedding_(self.embedding)
-        initialise.zeros_(self.head)
-        if self.widen is not None:
-            initialise.dense_(self.widen)
-        if self.visited_table is not None:
-            initialise.embedding_(self.visited_table)
-
-    def forward(
-        self,
-        z: Int[Tensor, " b *s"],
-        t: Float[Tensor, " b"] | None,
-        label: Int[Tensor, " b"] | None = None,
-        visited: Bool[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b n v"]:
-        return self.head(self.features(z, t, label, visited))
+        self._end()
 
     def features(
         self,
@@ -211,11 +291,9 @@ class Transformer(BlockNetwork):
         visited: Bool[Tensor, "b n"] | None = None,
         sites: Int[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b m d"]:
-        """What the head is applied to. Raises ValueError if t or the visited bits are missing, or a label is given and
-        not known."""
         condition = self.condition(z.shape[0], t, label)
         x = self._embed(rearrange(z, "b ... -> b (...)"), visited)
-        cos, sin = rotary_tables(x.shape[1], self.feature_dim, torch.promote_types(x.dtype, torch.float32), x.device)
+        cos, sin = self._rotary(x, x.shape[1])
         (x,) = self.blocks((x,), condition, cos, sin, last=sites)
         return self._finish(x, condition)
 
@@ -232,30 +310,8 @@ class Transformer(BlockNetwork):
         start = cache.length
         condition = self.condition(z.shape[0], t, label)
         x = self._embed(z)
-        tables = rotary_tables(
-            start + z.shape[1], self.feature_dim, torch.promote_types(x.dtype, torch.float32), x.device
-        )
-        cos, sin = (table[start:] for table in tables)
+        cos, sin = (table[start:] for table in self._rotary(x, start + z.shape[1]))
         for block, memory in zip(self.blocks, cache.blocks, strict=True):
             # not block(...): where blocks are compiled, each length would be compiled anew
             x = block.forward(x, condition, cos, sin, None, memory)
         return self._finish(x, condition)
-
-    def _finish(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        if self.final_modulation is None:
-            return self.final_norm(x)  # type: ignore[misc]
-        return modulate(x, *self.final_modulation(condition), NORM_EPS)  # type: ignore[arg-type, call-arg]
-
-    def _embed(self, z: Tensor, visited: Tensor | None = None) -> Tensor:
-        if (visited is None) == self.visited_bits:
-            given = "were not given" if visited is None else "were given"
-            raise ValueError(
-                f"visited_bits is {self.visited_bits} and the bits {given}; set it true for GGM, else false"
-            )
-        x = self.embedding(z)
-        if self.widen is not None:
-            # Under autocast the Dense answers in bf16; the stream of residuals stays in the precision of the weights.
-            x = self.widen(x).to(x.dtype)
-        if self.visited_table is not None:
-            x = x + self.visited_table(visited.long())
-        return x if self.widen is not None else F.dropout(x, self.dropout, self.training)

@@ -43,6 +43,8 @@ class Births(Sampler):
         kernel: of the births, see core/births.py.
     """
 
+    only_where_offered = True
+
     def __init__(self, kernel: str) -> None:
         self.kernel = kernel
 

@@ -78,6 +78,8 @@ class AfterLatent(Ancestral):
         kind: of the latent's steps; their number is the option `latent_steps`.
     """
 
+    only_where_offered = True
+
     def __init__(self, kind: str) -> None:
         self.denoiser_options = MappingProxyType({"latent_sampler": kind})
 
@@ -88,6 +90,8 @@ class Together(Sampler):
     Args:
         kind: of the latent's steps, "ddim" or "ddpm".
     """
+
+    only_where_offered = True
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -15,15 +15,10 @@ from ggm_lightning.sampling.contract import Denoises
 from ggm_lightning.sampling.sampler import Run, Sampler, Step
 
 
-@runtime_checkable
-class Begins(Protocol):
-    """A model whose rows begin with nothing drawn."""
+class Continues(Denoises, Protocol):
+    """A model that says of a row what comes next; its times count the sites still to be drawn."""
 
     begin_id: int  # stands at the sites that are not drawn yet
-
-
-class Continues(Denoises, Begins, Protocol):
-    """A model that says of a row what comes next; its times count the sites still to be drawn."""
 
     def new_cache(self) -> Any:
         """What the network will have read, empty; None where it reads whole rows in every call."""
@@ -48,13 +43,7 @@ class LeftToRight(Sampler):
     """
 
     unit = "token"
-
-    def check(self, model: Denoises) -> None:
-        if not isinstance(model, Begins):
-            raise ValueError(
-                f"sampler {self.name} draws from left to right, which {type(model).__name__} does not know; take it "
-                "with AutoregressiveModel"
-            )
+    only_where_offered = True
 
     def start(self, run: Run) -> Tensor:
         model = cast(Continues, run.model)

@@ -21,7 +21,8 @@ def run(model: Denoises, request: Request, sampler: Sampler) -> Samples:
     this.z = sampler.start(this).flatten(1)
     steps = sampler.steps(this)
     trace = Trace(request, len(steps))
-    trace.add(0, this.shaped(this.z))
+    if steps:  # else the state is x already
+        trace.add(0, this.shaped(this.z))
     costs = sampler.costs(this, len(steps))
     with request.bar(sum(costs), sampler.unit) as bar:
         for i, when in enumerate(steps):

@@ -51,6 +51,7 @@ class Plan(Sampler):
         """The sites of this step. It draws no value: its own uniforms come from streams other than "value"."""
 
     def check(self, model: Denoises) -> None:
+        super().check(model)
         if model.mask_id is None or model.schedule is None:
             raise ValueError(
                 f"sampler '{self.name}' reveals masked sites, but {type(model).__name__} has no mask with one schedule "

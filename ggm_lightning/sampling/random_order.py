@@ -4,9 +4,7 @@ drawn for each row, in blocks of one network call each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,8 +12,8 @@ from torch import Tensor
 
 from ggm_lightning.core import watch
 from ggm_lightning.core.categorical import PLAIN, Sharpening
-from ggm_lightning.sampling.sampler import Run, Sampler, Step
-from ggm_lightning.sampling.sweeping import Visits, visits_at_once
+from ggm_lightning.sampling.sampler import Run
+from ggm_lightning.sampling.sweeping import Sweeping, Visits
 
 _CORRECTED = 8  # a call of the corrector draws one out of so many sites anew
 
@@ -42,7 +40,7 @@ class RandomVisits(Visits, Protocol):
     ) -> Any: ...
 
 
-class RandomOrder(Sampler):
+class RandomOrder(Sweeping):
     """From X_T to 0 block by block, with a clamp `redenoise` times one sweep up and down again, and then
     `corrector_steps` calls of parallel Gibbs.
 
@@ -55,27 +53,12 @@ class RandomOrder(Sampler):
         kernel: heat_bath, gated or parallel.
     """
 
-    unit = "call"
+    def largest_block(self, model: Visits) -> int:
+        return model.num_sites
 
-    def __init__(self, kernel: str) -> None:
-        self.kernel = kernel
-
-    def start(self, run: Run) -> Tensor:
-        model = cast(RandomVisits, run.model)
-        self._size = 1
-        if self.kernel == "parallel":
-            self._size = visits_at_once(run.request.num_steps, model.sweeps, model.num_sites)
-        return super().start(run)
-
-    def steps(self, run: Run) -> Sequence[Step]:
-        """Chain times (t, s), s > t for one sweep up; a corrector's step stays at 0. They do not depend on the clamp,
-        so that a row has the same steps in any batch."""
-        model = cast(RandomVisits, run.model)
-        path = model.sweeps.grid(self._size)
-        if run.request.clamp is not None:
-            path = path + model.redenoise * model.sweeps.grid(self._size, first_sweeps=1)
-        self._path = [*pairwise(path), *[(0, 0)] * model.corrector_steps]
-        return [(float(t), float(s)) for t, s in self._path]
+    def path(self, run: Run) -> list[tuple[int, int]]:
+        """A corrector's step stays at 0."""
+        return [*super().path(run), *[(0, 0)] * cast(RandomVisits, run.model).corrector_steps]
 
     def costs(self, run: Run, num_steps: int) -> list[int]:
         """Network calls: none upwards, and none where the sites of the block are known in all rows."""

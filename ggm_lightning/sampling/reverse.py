@@ -54,6 +54,8 @@ class Bridged(Reverse):
     brings them to t = 1. Law: as Reverse; of infilling the error has a floor.
     """
 
+    only_where_offered = True
+
     def start(self, run: Run) -> Tensor:
         uniform: Callable[[str], Tensor] = partial(run.request.uniform(run.model.num_sites), step=0)
         z = run.model.prior_sample(run.request.num_samples, uniform)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import times, watch
+from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling.contract import Denoiser, Denoises
 from ggm_lightning.sampling.request import Request
 
@@ -116,12 +117,15 @@ class Sampler(ABC):
 
     Attributes:
         name: by which messages and results call it: the family's short name, or that of the class.
+        only_where_offered: whether it asks more of a model than sampling/contract.py says, and so fits only families
+            that name it among their `samplers`.
         asks_denoiser: whether the model's `denoiser` is used, and so its options may be given.
         denoiser_options: those that this sampler settles.
         unit: what the bar counts, see `costs`.
     """
 
     name: str = ""
+    only_where_offered = False
     asks_denoiser = False
     denoiser_options: Mapping[str, Any] = MappingProxyType({})
     unit = "step"
@@ -130,8 +134,17 @@ class Sampler(ABC):
         super().__init_subclass__(**more)
         cls.name = cls.__name__
 
-    def check(self, model: Denoises) -> None:  # noqa: B027 - most samplers fit wherever they are offered
+    def check(self, model: Denoises) -> None:
         """Raises ValueError where the sampler does not fit the model."""
+        if not self.only_where_offered:
+            return
+        made = [make.func if isinstance(make, partial) else make for make in model.samplers.values()]
+        own = tuple(kind for kind in made if isinstance(kind, type) and issubclass(kind, Sampler))
+        if not any(kind.only_where_offered and isinstance(self, kind) for kind in own):
+            raise ValueError(
+                f"sampler '{self.name}' is made for families that offer it, and {type(model).__name__} does not; "
+                f"{arguments.choice(model.samplers)}"
+            )
 
     def start(self, run: Run) -> Tensor:
         """The state before the first step, Int64[b, *shape]: of the prior, with what is known in its place."""

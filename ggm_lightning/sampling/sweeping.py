@@ -84,26 +84,36 @@ class Sweeping(Sampler):
     """
 
     unit = "call"
+    only_where_offered = True
 
     def __init__(self, kernel: str) -> None:
         self.kernel = kernel
+
+    def largest_block(self, model: Visits) -> int:
+        """Sites that "parallel" may draw at once."""
+        return model.block_size
 
     def start(self, run: Run) -> Tensor:
         model = cast(Visits, run.model)
         self._size = 1
         if self.kernel == "parallel":
-            self._size = visits_at_once(run.request.num_steps, model.sweeps, model.block_size)
+            self._size = visits_at_once(run.request.num_steps, model.sweeps, self.largest_block(model))
             if model.hide == "block" and self._size > 1:
                 rank_zero_warn(HIDDEN_BLOCK)
         return super().start(run)
 
     def steps(self, run: Run) -> Sequence[Step]:
-        model = cast(Visits, run.model)
-        path = model.sweeps.grid(self._size)
-        if run.request.clamp is not None:
-            path = path + model.redenoise * model.sweeps.grid(self._size, first_sweeps=1)
-        self._path = list(pairwise(path))
+        self._path = self.path(run)
         return [(float(t), float(s)) for t, s in self._path]
+
+    def path(self, run: Run) -> list[tuple[int, int]]:
+        """Chain times (t, s) of each step, s > t for one sweep up. They do not depend on which sites are known, so that
+        a row has the same steps in any batch."""
+        model = cast(Visits, run.model)
+        times = model.sweeps.grid(self._size)
+        if run.request.clamp is not None:
+            times = times + model.redenoise * model.sweeps.grid(self._size, first_sweeps=1)
+        return list(pairwise(times))
 
     def costs(self, run: Run, num_steps: int) -> list[int]:
         """Network calls: none upwards, and none where the visited sites are known in all rows."""

@@ -209,9 +209,7 @@ def test_only_rows_that_need_it_are_sent_and_none_changes_the_draw_of_another(ca
 
 
 def test_the_sampler_is_refused_by_models_that_know_no_left_and_right() -> None:
-    with pytest.raises(
-        ValueError, match="draws from left to right, which MD4 does not know; take it with Autoreg"
-    ) as e:
+    with pytest.raises(ValueError, match="'LeftToRight' is made for families that offer it, and MD4 does not") as e:
         MD4(transformer(), V, (N,)).sample(B, 1, sampler=LeftToRight())
     assert "\n" not in str(e.value)
     model = model_of(transformer())

@@ -128,9 +128,9 @@ def test_the_bound_is_the_same_without_logits(name: str) -> None:
 
 def test_few_classes_are_not_fused_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     network = transformer()
-    assert not readout.pays(network, None)
-    assert readout.pays(network, True)
+    assert not readout.takes_fused(network, None)
+    assert readout.takes_fused(network, True)
     monkeypatch.setattr(fused, "MIN_CLASSES", V)
-    assert readout.pays(network, None)
-    assert not readout.pays(network, False)
-    assert not readout.pays(Deaths(), True)  # no linear head to fuse with
+    assert readout.takes_fused(network, None)
+    assert not readout.takes_fused(network, False)
+    assert not readout.takes_fused(Deaths(), True)  # no linear head to fuse with

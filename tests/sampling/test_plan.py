@@ -103,6 +103,8 @@ def test_nothing_is_left_to_do(sampler: str) -> None:
     assert (drawn.network_calls, drawn.rows) == (0, 0)
     assert torch.equal(drawn.x, VALUES)
     assert torch.equal(drawn.trace[-1], VALUES)
+    steps = {"ancestral": 4, "first_hitting": 0}[sampler]
+    assert len(drawn.trace) == steps + 1  # the state before each step, and x: once, also where there is no step
 
 
 class Broken(Sure):
