@@ -21,6 +21,7 @@ from ggm_lightning.data.rows import BadData
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
 _UNREADABLE = "not a readable PNG or JPEG (or WebP, BMP, GIF)"
@@ -52,7 +53,7 @@ def pixels_of(raw: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
     raise BadData(f"{where}: {reason}")
 
 
-def _unfit(picture: Image) -> str | None:
+def _unfit(picture: ImageFile) -> str | None:
     """Why a picture that Pillow can read is none of ours, or None. Loads its pixels."""
     frames = getattr(picture, "n_frames", 1)  # kinds without animation lack it
     if frames > 1 and picture.format != "MPO":  # of phones: the first is the photograph, as in any JPEG

@@ -319,7 +319,7 @@ def test_unreadable_pictures_are_skipped_on_request_and_counted(
         file.write_bytes(b"")
     (folder / "00000" / "a.png").unlink()
     (folder / "00000" / "b.npy").unlink()
-    with pytest.raises(ValueError, match=r"none of the 5 train pictures can be read, the first: .*/1.png"):
+    with pytest.raises(ValueError, match=r"none of the 6 train pictures can be read, the first: .*/1.png"):
         data(folder, model, tmp_path / "none", on_error="skip").prepare_data()
     with pytest.raises(ValueError, match=r"data.on_error is 'ignore'; it must be stop or skip"):
         data(folder, model, tmp_path, on_error="ignore")
