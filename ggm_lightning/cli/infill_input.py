@@ -170,8 +170,8 @@ def _from_npz(model: Family, path: str) -> Given:
     known = x[~mask]
     if known.size and (known.min() < 0 or known.max() >= model.num_classes):
         raise ValueError(
-            f"--input {path}: known values of x lie in {known.min()}..{known.max()}, not 0..{model.num_classes - 1}; fix "
-            "x, or set mask to True there"
+            f"--input {path}: known values of x lie in {known.min()}..{known.max()}, not 0..{model.num_classes - 1}; "
+            "fix x, or set mask to True there"
         )
     values = torch.from_numpy(x.astype(np.int64)).reshape(-1, *model.shape)
     return Given(values, ~torch.from_numpy(mask).reshape(-1, *model.shape), model.num_sites)
