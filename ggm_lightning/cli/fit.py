@@ -41,7 +41,9 @@ from ggm_lightning.models import autoregressive, blackout, genmd4, ggm, lddm, ma
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Trained
 from ggm_lightning.report.callback import Report
-from ggm_lightning.report.protocols import HasExponents
+from ggm_lightning.report.figures import closing_line
+from ggm_lightning.report.protocols import HasExponents, Reconstructs
+from ggm_lightning.report.story import read_run
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.building import named
@@ -258,6 +260,23 @@ class _CLI(LightningCLI):
             if "Early stopping conditioned on metric" not in str(error):
                 raise
             raise ValueError(f"trainer.callbacks: {error}") from error
+        if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            print(_last_words(self.folder, isinstance(self.model, Reconstructs)), flush=True)
+
+
+def _last_words(folder: Path, reconstructs: bool) -> str:
+    """How the run ended, where its page lies, what to do next."""
+    last = folder / "last.ckpt"
+    after = f"lightning inspect {last}" if reconstructs else f"lightning sample --ckpt_path {last}"
+    try:
+        run = read_run(folder)
+    except (ValueError, OSError) as error:
+        return f"{folder}: {error}; next: {after}"
+    page = folder / "report.html"
+    where = f"report: {page}" if page.is_file() else "no report could be written"
+    if run.story.state == "stopped":
+        after += ", or go on: the same command with a later end and --ckpt_path last"
+    return f"{closing_line(run)}\n{where}; next: {after}"
 
 
 def _default(config: Any, key: str) -> Any:
