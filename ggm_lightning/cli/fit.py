@@ -97,7 +97,12 @@ def _quieten() -> None:
     ):
         warnings.filterwarnings("ignore", message=f".*{expected}.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(("💡", "TPU available")))
+        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(_UNSAID))
+
+
+# advertisements; and how a run ended, which Lightning writes into the running bar, so that it is drawn twice: the
+# closing line says it (_last_words)
+_UNSAID = ("💡", "TPU available", "`Trainer.fit` stopped: ", "Time limit reached. ")
 
 
 class _CLI(LightningCLI):

@@ -122,7 +122,7 @@ class Report(Callback):
             self._guarded(trainer, partial(self._page, trainer, pl_module, "running", ""), "training goes on")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._tells(trainer):
+        if self._tells(trainer) and trainer.global_step != self._first_step:
             self._guarded(trainer, partial(self._end, trainer, pl_module), "the run is complete")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -282,7 +282,9 @@ def _story_of(trainer: Trainer, pl_module: LightningModule) -> Story:
     if isinstance(pl_module, HasShape):
         story.num_classes = vars(pl_module).get("num_classes")
         global_batch = vars(datamodule).get("global_batch_size") if datamodule is not None else None
-        story.tokens_per_step = math.prod(pl_module.shape) * global_batch if global_batch else None
+        if global_batch:
+            tokens = math.prod(pl_module.shape) * global_batch
+            story.per_step = ["tokens", tokens] if is_text else ["examples", global_batch]
     if is_text and isinstance(datamodule, HasRows):
         real = decode(trainer, datamodule.rows("val")[[0]]["x"])
         story.example = real if isinstance(real, list) else []
@@ -323,7 +325,8 @@ def _how_it_ended(trainer: Trainer) -> tuple[str, str]:
     if trainer.max_steps < 0 or trainer.global_step >= trainer.max_steps:
         return "finished", ""
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-    if any((timer.time_remaining() or 1) <= 0 for timer in timers):
+    left = [timer.time_remaining() for timer in timers]
+    if any(seconds is not None and seconds <= 0 for seconds in left):
         return "stopped", "by its time limit (trainer.max_time)"
     if trainer.should_stop:
         return "stopped", "by a callback, such as EarlyStopping"

@@ -197,12 +197,13 @@ def _over_all_axes(
 
 
 def points_over(run: Run, curve: Curve) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Axis -> (x, y, steps) of the finite values; tokens and time where they are known."""
+    """Axis -> (x, y, steps) of the finite values; other axes than the steps where they are known."""
     points = np.array([(step, value) for step, value in curve if np.isfinite(value)], float).reshape(-1, 2)
     steps, y = points[:, 0], points[:, 1]
     axes = {"optimiser steps": (steps, y, steps)}
-    if run.story.tokens_per_step:
-        axes["tokens"] = (steps * run.story.tokens_per_step, y, steps)
+    if run.story.per_step:
+        name, count = run.story.per_step
+        axes[str(name)] = (steps * float(count), y, steps)
     seconds = run.metrics.get("seconds", [])
     if seconds:
         known = np.array(seconds, float)

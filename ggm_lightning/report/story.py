@@ -35,7 +35,7 @@ class Story:
         scale: characters per token, for text.
         by_class: whether figures are given the class.
         num_classes: V.
-        tokens_per_step: sites of a global batch.
+        per_step: [name, count] of the axis beside steps and time: tokens of a global batch; of pictures, examples.
         rows: held-out rows behind a figure.
         stage1_steps: the first stage's, where a model has stages.
         results: of a model without bound, [[name below val/, title], ...].
@@ -63,7 +63,7 @@ class Story:
     scale: float | None = None
     by_class: bool = False
     num_classes: int | None = None
-    tokens_per_step: int | None = None
+    per_step: list[Any] | None = None
     rows: int | None = None
     stage1_steps: int = 0
     results: list[list[str]] = field(default_factory=list)
