@@ -1,7 +1,7 @@
 """fit, validate, test and predict: LightningCLI with runs in folders, averaged checkpoints and links from the data.
 
 A run lives in runs/<name>/: last.ckpt (periodic), best.ckpt (lowest bound), config.yaml, metrics.csv, curve.png,
-report.html, samples/. Folders have no version numbers: with them `--ckpt_path last` finds nothing and starts anew.
+story.json, report.html, samples/. Folders have no version numbers: with them `--ckpt_path last` finds nothing and starts anew.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _MOST_POINTS = 400  # of one line: more than its drawing has pixels
+_FEW_POINTS = 50  # of a line in the background: then it is to be seen as a whole
 _ROW = 15.0  # height of a line of text
 _charts = itertools.count()  # so that choosers of one page do not share their buttons
 
@@ -87,7 +88,7 @@ def _range(curves: Sequence[np.ndarray], levels: Sequence[float]) -> tuple[float
 
 
 def _chart(axis: str, lines: Sequence[Line], unit: str, references: dict[str, float]) -> str:
-    bold = [line.y for line in lines if not line.faint]
+    bold = [line.y for line in lines if not line.faint or len(line.x) < _FEW_POINTS]
     y_limits = limits(bold, list(references.values()))
     above = [float(curve.max()) for curve in bold if curve.max() > y_limits[1]]
     note = ""
@@ -185,14 +186,14 @@ class _Drawing:
         return f'<g class="{line.kind}">{"".join(parts)}</g>'
 
     def _reference_names(self, references: dict[str, float], y_limits: tuple[float, float]) -> list[str]:
-        """Above their lines at the right end, pushed up where two would lie on one another."""
+        """Above their lines on the left, where curves are still high; pushed up where two would lie on one another."""
         names = []
         free = float(self._floor)
         for name, level in sorted(references.items(), key=lambda item: item[1]):
             y = min(self._y(level, y_limits) - 5, free)
             free = y - _ROW
             text = html.escape(f"{name} {level:.2f}")
-            names.append(f'<text class="reference" x="{self._end}" y="{y:.1f}" text-anchor="end">{text}</text>')
+            names.append(f'<text class="reference" x="{self.left + 4}" y="{y:.1f}">{text}</text>')
         return names
 
 

@@ -79,7 +79,8 @@ def _table(runs: Sequence[Run], names: Sequence[str]) -> str:
         + "</tr>"
         for row in rows
     )
-    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide" tabindex="0">{table}</div>'
 
 
 def _figures(run: Run) -> dict[str, str]:
@@ -107,6 +108,8 @@ def _curves(runs: Sequence[Run], names: Sequence[str], kind: str) -> str:
         for axis, (x, y, _) in points_over(run, curve).items():
             shown = y * scale if kind == "val" else smoothed(y * scale)
             axes.setdefault(axis, []).append(Line(name, f"run-{i % _COLOURS}", x, shown, dots=kind == "val"))
+    known = max(map(len, axes.values()), default=0)
+    axes = {axis: lines for axis, lines in axes.items() if len(lines) == known}  # one that a run lacks is left out
     unit = unit_of(runs[0].story, runs[0].metrics) if kind == "val" else "loss"
     spare = ["time is that of each run's own machine"] if "time" in axes else []
     return chooser(axes, unit, {}, spare)

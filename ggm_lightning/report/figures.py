@@ -69,8 +69,8 @@ def _of_guessing(bits: float, num_classes: int) -> list[str]:
     if not bits > uniform:
         return []
     return [
-        f"{bits:,.4g} bits are more than the {uniform:.3g} of guessing all {num_classes:,} classes alike: this model "
-        "has learnt nothing yet, and its perplexity says no more than that."
+        f"{bits:,.4g} bits are more than the {uniform:.3g} of guessing all {num_classes:,} classes alike: as yet the "
+        "bound says nothing of the model, and its perplexity no more than that."
     ]
 
 

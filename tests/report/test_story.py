@@ -14,6 +14,7 @@ from ggm_lightning.cli.report import report
 from ggm_lightning.report.callback import Report
 from ggm_lightning.report.figures import closing_line, words_of
 from ggm_lightning.report.page import write_run_page
+from ggm_lightning.report.pictures import save_png
 from ggm_lightning.report.story import Run, Story, read_run, read_story, write_story
 from ggm_lightning.rundir.csv_log import CSVLog
 from tests.callbacks.tiny import N, TinyData, V
@@ -207,7 +208,7 @@ def test_a_perplexity_of_four_billion_has_a_word(tmp_path):
     write_story(tmp_path, story_of())
     text = write_run_page(tmp_path).read_text()
     assert "4.29e+09" in text
-    assert "has learnt nothing yet" in text
+    assert "as yet the bound says nothing of the model" in text
 
 
 def test_everything_of_a_folder_is_escaped(tmp_path):
@@ -239,6 +240,16 @@ def test_everything_of_a_folder_is_escaped(tmp_path):
         assert page.addresses == []
         inside = [data for where, data in page.text if where[-1] == "script"]
         assert not any("alert" in data and not data.startswith("[") for data in inside)
+
+
+def test_no_picture_from_outside_the_folder(tmp_path):
+    save_png(np.zeros((3, 3, 3), np.uint8), tmp_path / "secret.png")
+    figures = [{"heading": "Samples", "note": "", "images": {"a": "../secret.png"}}]
+    folder = folder_of(tmp_path / "a", figures=figures)
+    assert Page(write_run_page(folder).read_text()).addresses == []
+    save_png(np.zeros((3, 3, 3), np.uint8), folder / "secret.png")  # control: one of its own
+    (address,) = Page(write_run_page(folder).read_text()).addresses
+    assert address.startswith("data:image/png;base64,")
 
 
 def both(folder, tmp_path):
