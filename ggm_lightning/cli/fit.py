@@ -1,7 +1,8 @@
 """fit, validate, test and predict: LightningCLI with runs in folders, averaged checkpoints and links from the data.
 
-A run lives in runs/<name>/: last.ckpt (periodic), best.ckpt (lowest bound), config.yaml, metrics.csv, curve.png,
-story.json, report.html, samples/. Folders have no version numbers: with them `--ckpt_path last` finds nothing and starts anew.
+A run lives in runs/<name>/: last.ckpt (periodic), best.ckpt (lowest bound), config.yaml, metrics.csv, story.json,
+report.html, curve.png, samples/. Folders have no version numbers: with them `--ckpt_path last` finds nothing and starts
+anew.
 """
 
 from __future__ import annotations
@@ -265,7 +266,7 @@ class _CLI(LightningCLI):
             if "Early stopping conditioned on metric" not in str(error):
                 raise
             raise ValueError(f"trainer.callbacks: {error}") from error
-        if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(_last_words(self.folder, isinstance(self.model, Reconstructs)), flush=True)
 
 

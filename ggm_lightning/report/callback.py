@@ -278,7 +278,7 @@ def _story_of(trainer: Trainer, pl_module: LightningModule) -> Story:
         return story
     story.by_class = classes_in_turn(pl_module, 1) is not None
     if isinstance(pl_module, HasStages):
-        story.stage1_steps = pl_module.recipe.stage1_steps
+        story.stage1_steps = pl_module.recipe.stage1_steps  # type: ignore[assignment]
     if isinstance(pl_module, HasShape):
         story.num_classes = vars(pl_module).get("num_classes")
         global_batch = vars(datamodule).get("global_batch_size") if datamodule is not None else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,9 @@ class Line:
     dots: bool = False
 
 
-def chooser(axes: dict[str, Sequence[Line]], unit: str, references: dict[str, float], spare: Sequence[str] = ()) -> str:
+def chooser(
+    axes: Mapping[str, Sequence[Line]], unit: str, references: dict[str, float], spare: Sequence[str] = ()
+) -> str:
     """HTML: a chart for each axis (name -> its lines), of which one is shown; the first to begin with.
 
     Args:

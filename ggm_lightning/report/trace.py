@@ -109,7 +109,7 @@ def trace_fragment(data: dict[str, Any]) -> str:
     for history, step in zip(histories, data["final"], strict=True):
         text = "\N{LOW LINE}" if history[-1][1] is None else history[-1][1]
         hue = round(_EARLY + (_LATE - _EARLY) * int(step) / max(1, last))
-        spans.append(f'<span style="--hue:{hue}" title="step {int(step)}">{html.escape(text)}</span>')
+        spans.append(f'<span style="--hue:{hue}" title="step {int(step)}">{html.escape(str(text))}</span>')
     # inside a script element nothing is unescaped, so no end tag may occur in the texts
     written = json.dumps(histories, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     stops = ", ".join(f"hsl({round(_EARLY + (_LATE - _EARLY) * i / 6)} 85% 55% / .55)" for i in range(7))
