@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Two test processes of one torch thread each: two threads make tiny models many times slower.
 WORKERS ?= 2
 
-# a run that is finished (its report is there) is left as it is, one that was stopped goes on
-fit = $(if $(wildcard runs/$(1)/report.html),@echo "runs/$(1) is finished",$(BIN)/lightning fit \
+# a run that came to its own end (its story says so) is left as it is, one that was stopped goes on
+fit = $(if $(shell grep -s '"complete": true' runs/$(1)/story.json),@echo "runs/$(1) is finished",$(BIN)/lightning fit \
 	--config experiments/$(2).yaml $(if $(wildcard runs/$(1)/last.ckpt),--ckpt_path last))
 
 .DEFAULT_GOAL := help

@@ -154,5 +154,13 @@ def test_every_file_travels() -> None:
         assert taken == there
 
 
+def test_the_report_travels() -> None:
+    """Whatever lies in the package beside Python files: the page's frame, looks and script."""
+    listed = {f"report/{name}" for name in _setuptools()["package-data"]["ggm_lightning.report"]}
+    package = ROOT / "ggm_lightning"
+    there = {file.relative_to(package).as_posix() for file in package.rglob("*.*") if file.is_file()}
+    assert {name for name in there if not name.endswith((".py", ".pyc"))} == listed
+
+
 def _setuptools() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]

@@ -124,8 +124,11 @@ _NAMES = {signal.SIGINT: "Ctrl-C"}
 
 
 def _say(message: str) -> None:
-    """From a signal handler: print() could be interrupted in itself."""
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{message}\n".encode())
+    """From a signal handler: print() could be interrupted in itself. In a terminal the message takes the place of the
+    bar, which is drawn again below."""
+    stream = sys.__stderr__.fileno() if sys.__stderr__ else 2
+    start = "\r\x1b[K" if os.isatty(stream) else "\n"
+    os.write(stream, f"{start}{message}\n".encode())
 
 
 def _requeue() -> bool:

@@ -1,7 +1,8 @@
 """fit, validate, test and predict: LightningCLI with runs in folders, averaged checkpoints and links from the data.
 
-A run lives in runs/<name>/: last.ckpt (periodic), best.ckpt (lowest bound), config.yaml, metrics.csv, curve.png,
-report.html, samples/. Folders have no version numbers: with them `--ckpt_path last` finds nothing and starts anew.
+A run lives in runs/<name>/: last.ckpt (periodic), best.ckpt (lowest bound), config.yaml, metrics.csv, story.json,
+report.html, curve.png, samples/. Folders have no version numbers: with them `--ckpt_path last` finds nothing and starts
+anew.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ from ggm_lightning.models import autoregressive, blackout, genmd4, ggm, lddm, ma
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Trained
 from ggm_lightning.report.callback import Report
-from ggm_lightning.report.protocols import HasExponents
+from ggm_lightning.report.figures import closing_line
+from ggm_lightning.report.protocols import HasExponents, Reconstructs
+from ggm_lightning.report.story import read_run
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.building import named
@@ -95,7 +98,12 @@ def _quieten() -> None:
     ):
         warnings.filterwarnings("ignore", message=f".*{expected}.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(("💡", "TPU available")))
+        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(_UNSAID))
+
+
+# advertisements; and how a run ended, which Lightning writes into the running bar, so that it is drawn twice: the
+# closing line says it (_last_words)
+_UNSAID = ("💡", "TPU available", "`Trainer.fit` stopped: ", "Time limit reached. ")
 
 
 class _CLI(LightningCLI):
@@ -258,6 +266,23 @@ class _CLI(LightningCLI):
             if "Early stopping conditioned on metric" not in str(error):
                 raise
             raise ValueError(f"trainer.callbacks: {error}") from error
+        if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print(_last_words(self.folder, isinstance(self.model, Reconstructs)), flush=True)
+
+
+def _last_words(folder: Path, reconstructs: bool) -> str:
+    """How the run ended, where its page lies, what to do next."""
+    last = folder / "last.ckpt"
+    after = f"lightning inspect {last}" if reconstructs else f"lightning sample --ckpt_path {last}"
+    try:
+        run = read_run(folder)
+    except (ValueError, OSError) as error:
+        return f"{folder}: {error}; next: {after}"
+    page = folder / "report.html"
+    where = f"report: {page}" if page.is_file() else "no report could be written"
+    if run.story.state == "stopped":
+        after += ", or go on: the same command with a later end and --ckpt_path last"
+    return f"{closing_line(run)}\n{where}; next: {after}"
 
 
 def _default(config: Any, key: str) -> Any:

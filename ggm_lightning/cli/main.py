@@ -34,6 +34,9 @@ _PACKAGE_COMMANDS = {
     "list": "the experiments and data sets that come with this package",
     "copy": "an experiment and the pieces that it includes, as files of your own: copy md4_demo [FOLDER]",
 }
+_RUN_COMMANDS = {
+    "report": "the page of a run from its folder; of several, one that compares them: report runs/x runs/y"
+}
 _PREPARE = {"prepare": "write what an experiment's data needs on the disk, ahead of time; --verify true checks it"}
 _CHECKPOINT_COMMANDS = {
     "sample": "draw from a checkpoint: text or pictures, integers, and the denoising step by step",
@@ -80,6 +83,8 @@ def _parsing_message(args: list[str], message: str) -> str:
         return config_files.one_line(message, experiment=_experiment(args[1:])[0])
     if command in _PREPARE:
         return config_files.one_line(message, ("data", "verify"), _experiment(args[1:])[0])
+    if command in _RUN_COMMANDS:
+        return config_files.one_line(message, ("folders", "out"))
     if command in _PACKAGE_COMMANDS:
         return config_files.one_line(message, ("name", "folder") if command == "copy" else ())
     from ggm_lightning.cli import commands as checkpoint_commands
@@ -88,7 +93,7 @@ def _parsing_message(args: list[str], message: str) -> str:
 
 
 def _dispatch(args: list[str]) -> None:
-    commands = {**_PACKAGE_COMMANDS, **_PREPARE, **_TRAINER_COMMANDS, **_CHECKPOINT_COMMANDS}
+    commands = {**_PACKAGE_COMMANDS, **_PREPARE, **_TRAINER_COMMANDS, **_RUN_COMMANDS, **_CHECKPOINT_COMMANDS}
     if not args or args[0] in ("-h", "--help"):
         print("usage: lightning COMMAND [--config FILE] [--key value ...]\n")
         for name, text in commands.items():
@@ -103,7 +108,7 @@ def _dispatch(args: list[str]) -> None:
         close = difflib.get_close_matches(command, commands, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known commands: {', '.join(commands)}"
         raise ValueError(f"unknown command '{command}'; {hint}")
-    if command in _PACKAGE_COMMANDS:
+    if command in _PACKAGE_COMMANDS or command in _RUN_COMMANDS:
         importlib.import_module(f"ggm_lightning.cli.{command}").run(args[1:])
         return
     merged, files, rest = _experiment(args[1:], tell=True)

@@ -1,132 +1,240 @@
-"""curve.png and report.html at the end of a fit."""
+"""story.json, report.html and, at the end, curve.png of a fit: from the first validation on, and however it ends."""
 
 from __future__ import annotations
 
-import platform
+import math
+import time
+import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ggm_lightning.models.trained import Averages, Trained
+from ggm_lightning.report import provenance
 from ggm_lightning.report.curve import curve_png
 from ggm_lightning.report.drawing import classes_in_turn, decode, refuse_sampler, undisturbed
-from ggm_lightning.report.images import image_figures, reconstruction_figure
-from ggm_lightning.report.page import write_report
+from ggm_lightning.report.images import image_figures, reconstruction_figure, samples_figure
+from ggm_lightning.report.page import Figure, write_run_page
 from ggm_lightning.report.protocols import (
     CountsCharacters,
+    DrawsSamples,
     HasReferences,
+    HasRows,
     HasShape,
+    HasStages,
     Judges,
     Reconstructs,
     datamodule_of,
     is_exact,
     pieces_of,
 )
-from ggm_lightning.report.trace import trace_html
-from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog, Curve, read_metrics
+from ggm_lightning.report.story import Story, read_run, read_story, write_story
+from ggm_lightning.report.trace import trace_data
+from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog
 from ggm_lightning.sampling.sampler import Sampler
 
 SHOWN_TEXTS = 8
+_SHARE = 0.05  # of a run's time that may go into drawing at validations, the first one aside
+_SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)  # one rank alone cannot draw there
 
 
 class Report(Callback):
-    """Draws samples with the averaged weights and writes what became of the run into its folder.
+    """Tells in the run folder how the run stands, at each validation and however it ends, and what it draws.
 
     The data module may add (report/protocols.py): `references()` -> name -> bits per dimension, lines in the curve;
     `characters_per_token`, for bits per character; `judge(texts)` -> name -> number, and `judgement`, the heading of
     that table; `codec.pieces(ids)` -> the text of each token, for the step-by-step view; `rows("val")[indices]` -> real
-    pictures, to stand beside samples that are images and to be filled in.
+    texts or pictures, to stand beside the samples and, pictures, to be filled in.
     A network that takes labels is given all classes in turn. A model that draws nothing but has `reconstruct(x)` is
     shown by its reconstructions of held-out pictures.
 
+    No failure in here ends a run: it is said in a line, once.
+
     Args:
-        num_samples: texts or images drawn; images are all shown, of texts the first eight, and all are judged.
+        num_samples: texts or images drawn at the end; images are all shown, of texts the first eight, and all are
+            judged.
         num_steps: sampling steps, as the model's `sample` defines them.
         sampler: one of the model's by name, or class_path and init_args of one of your own; None takes its first.
         seed: of the samples.
+        at_validations: drawn at the first validation, and at later ones as long as this takes less than a twentieth
+            of the run's time; 0: none. A run with callbacks/samples.py shows what that has drawn.
     """
 
     def __init__(
-        self, num_samples: int = 32, num_steps: int = 128, sampler: str | Sampler | None = None, seed: int = 0
+        self,
+        num_samples: int = 32,
+        num_steps: int = 128,
+        sampler: str | Sampler | None = None,
+        seed: int = 0,
+        at_validations: int = 4,
     ) -> None:
-        for name, value in (("num_samples", num_samples), ("num_steps", num_steps)):
-            if value < 1:
-                raise ValueError(f"Report: {name} is {value}; it must be at least 1")
+        for name, value, least in (
+            ("num_samples", num_samples, 1),
+            ("num_steps", num_steps, 1),
+            ("at_validations", at_validations, 0),
+        ):
+            if value < least:
+                raise ValueError(f"Report: {name} is {value}; it must be at least {least}")
         self.num_samples = num_samples
         self.num_steps = num_steps
         self.sampler = sampler
         self.seed = seed
+        self.at_validations = at_validations
+        self._first_step = self._rows = 0
+        self._began = self._spent = 0.0
+        self._story: Story | None = None
+        self._warned = False
+
+    # how the run goes
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_sampler("Report", self.sampler, pl_module)
+        self._story, self._warned, self._spent = None, False, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_step, self._began = trainer.global_step, time.monotonic()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rows = 0
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        self._rows += len(batch["x"]) * trainer.world_size if isinstance(batch, dict) else 0
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The averaged weights are still in the module."""
+        if not self._tells(trainer) or trainer.sanity_checking or not self._draws(trainer):
+            return
+        before = time.monotonic()
+        self._guarded(trainer, partial(self._draw_early, trainer, pl_module), "training goes on")
+        self._spent += time.monotonic() - before
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._tells(trainer) and not trainer.sanity_checking:
+            self._guarded(trainer, partial(self._page, trainer, pl_module, "running", ""), "training goes on")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
-            return
-        try:
-            self._write(trainer, pl_module)
-        except OSError as error:
-            folder = trainer.default_root_dir
-            rank_zero_warn(f"{folder}: the report cannot be written ({error.strerror or error}); the run is complete")
+        if self._tells(trainer) and trainer.global_step != self._first_step:
+            self._guarded(trainer, partial(self._end, trainer, pl_module), "the run is complete")
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        metrics = _metrics(trainer, folder)
-        datamodule = datamodule_of(trainer)
-        if isinstance(pl_module, Reconstructs):
-            self._write_reconstructions(trainer, pl_module, folder, metrics)
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not self._tells(trainer) or trainer.global_step == self._first_step:
             return
-        scale = datamodule.characters_per_token if isinstance(datamodule, CountsCharacters) else None
-        references = datamodule.references() if isinstance(datamodule, HasReferences) else {}
-        loss = pl_module.loss_name if isinstance(pl_module, Trained) else Trained.loss_name
-        exact = is_exact(pl_module)
-        measure = ("bpd", "bits per dimension") if exact else None
-        curve_png(metrics, references, scale, folder / "curve.png", loss=loss, measure=measure)
-        label = classes_in_turn(pl_module, self.num_samples)
+        state, said = _ending(exception)
+        self._guarded(trainer, partial(self._page, trainer, pl_module, state, said), "what was saved is as it was")
+
+    @staticmethod
+    def _tells(trainer: Trainer) -> bool:
+        return bool(trainer.is_global_zero and not trainer.fast_dev_run and trainer.state.fn == "fit")  # type: ignore[attr-defined]
+
+    def _guarded(self, trainer: Trainer, write: Callable[[], None], so: str) -> None:
+        try:
+            write()
+        except Exception as error:  # whatever a model, data or a disk does here must not end the training
+            if not self._warned:
+                reason = (
+                    error.strerror
+                    if isinstance(error, OSError) and error.strerror
+                    else f"{type(error).__name__}: {error}"
+                )
+                rank_zero_warn(f"{trainer.default_root_dir}: the report cannot be written ({reason}); {so}")
+            self._warned = True
+
+    # what is told
+
+    def _told(self, trainer: Trainer, pl_module: LightningModule) -> Story:
+        """The story so far; that of a resumed run goes on."""
+        if self._story is None:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            before = read_story(folder) if self._first_step else None
+            self._story = _story_of(trainer, pl_module)
+            if before is not None:
+                self._story.starts = before.starts
+            self._story.starts = [*self._story.starts, provenance.started(self._first_step)]
+            if before is not None and (before.sampled_at or 0) <= self._first_step:
+                for name in ("samples", "sampled_at", "trace", "tables", "figures"):
+                    setattr(self._story, name, getattr(before, name))
+        return self._story
+
+    def _page(self, trainer: Trainer, pl_module: LightningModule, state: str, said: str) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLog):
+                logger.flush()
+        story, folder = self._told(trainer, pl_module), Path(trainer.default_root_dir)
+        story.state, story.said, story.step = state, said, trainer.global_step
+        story.written = provenance.now()
+        if self._rows:
+            story.rows = self._rows
+        story.latest = _latest(trainer, folder)
+        write_story(folder, story)
+        write_run_page(folder)
+
+    def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        story, folder = self._told(trainer, pl_module), Path(trainer.default_root_dir)
+        state, said = _how_it_ended(trainer)
+        self._page(trainer, pl_module, state, said)  # what is known, before what may fail is tried
+        metrics = read_run(folder).metrics
+        measure = (story.measure[0], story.measure[1]) if story.measure else None
+        if measure is None and story.exact:
+            measure = ("bpd", "bits per dimension")
+        curve_png(metrics, story.references, story.scale, folder / "curve.png", loss=story.loss, measure=measure)
+        self._draw_at_the_end(trainer, pl_module, story)
+        story.sampled_at, story.complete = trainer.global_step, True
+        self._page(trainer, pl_module, state, said)
+
+    # what is drawn
+
+    def _draws(self, trainer: Trainer) -> bool:
+        if not self.at_validations or isinstance(trainer.strategy, _SHARDED):
+            return False
+        if any(isinstance(callback, DrawsSamples) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            return False
+        return not self._spent or self._spent < _SHARE * (time.monotonic() - self._began)
+
+    def _draw_early(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A few, of the weights as they are; with classes one of each, so that pictures make a row."""
+        story = self._told(trainer, pl_module)
+        story.trace, story.tables = None, {}
+        if isinstance(pl_module, Reconstructs):
+            figures = [reconstruction_figure(trainer, pl_module, self.num_samples)]
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*latent's denoiser is untrained.*")  # the page says so
+                label = classes_in_turn(pl_module, self.at_validations)
+                drawn = self._draw(trainer, pl_module, self.at_validations, label)
+            decoded = decode(trainer, drawn.x)
+            story.samples = decoded[:SHOWN_TEXTS] if isinstance(decoded, list) else []
+            figures = [] if isinstance(decoded, list) else [samples_figure(trainer, drawn.x, label)]
+        story.figures, story.sampled_at = _kept(figures), trainer.global_step
+
+    def _draw_at_the_end(self, trainer: Trainer, pl_module: LightningModule, story: Story) -> None:
+        if isinstance(pl_module, Reconstructs):
+            story.figures = _kept([reconstruction_figure(trainer, pl_module, self.num_samples)])
+            return
+        datamodule, label = datamodule_of(trainer), classes_in_turn(pl_module, self.num_samples)
         drawn = self._draw(trainer, pl_module, self.num_samples, label, trace=True)
         decoded = decode(trainer, drawn.x)
         texts = decoded if isinstance(decoded, list) else []
         draw = partial(self._draw, trainer, pl_module)
-        figures = [] if isinstance(decoded, list) else image_figures(trainer, pl_module, drawn, label, draw)
-        tables: dict[str, dict[str, float]] = {}
+        story.figures = [] if texts else _kept(image_figures(trainer, pl_module, drawn, label, draw))
+        story.samples, story.tables = texts[:SHOWN_TEXTS], {}
         if texts and isinstance(datamodule, Judges):
-            tables[datamodule.judgement] = datamodule.judge(texts)
-        write_report(
-            folder / "report.html",
-            title=f"{type(pl_module).__name__}: {folder.resolve().name}",
-            curve_png_path=folder / "curve.png",
-            bound=_bound(metrics, scale, label is not None),
-            samples=texts[:SHOWN_TEXTS],
-            trace_fragment=_trace(drawn.trace, datamodule, pl_module),
-            facts=self._facts(trainer, pl_module, metrics, drawn.network_calls),
-            tables=tables,
-            figures=figures,
-            exact=exact,
-        )
-
-    def _write_reconstructions(self, trainer: Trainer, pl_module: Any, folder: Path, metrics: dict[str, Curve]) -> None:
-        """Of an autoencoder: no samples, and no bound."""
-        curve_png(metrics, {}, None, folder / "curve.png", loss=pl_module.loss_name, measure=pl_module.measure)
-        last = {name: curve[-1][1] for name, curve in metrics.items()}
-        known = [(f"val/{name}", title) for name, title, _ in pl_module.results]
-        write_report(
-            folder / "report.html",
-            title=f"{type(pl_module).__name__}: {folder.resolve().name}",
-            curve_png_path=folder / "curve.png",
-            bound={},
-            samples=[],
-            trace_fragment="",
-            facts=self._facts(trainer, pl_module, metrics, None),
-            tables={"On held-out pictures": {title: last[name] for name, title in known if name in last}},
-            figures=[reconstruction_figure(trainer, pl_module, self.num_samples)],
-            about_curve=f"The {pl_module.measure[1]}, of held-out examples and of single batches; below, the loss.",
+            story.tables[datamodule.judgement] = datamodule.judge(texts)
+        story.trace = _trace(drawn.trace, datamodule, pl_module)
+        how = f"{self.num_steps} steps"
+        if self.sampler is not None:
+            how += f", {self.sampler.name if isinstance(self.sampler, Sampler) else self.sampler}"
+        story.facts["Sampling"] = (
+            f"{self.num_samples} samples in {how}, {drawn.network_calls} network calls, seed {self.seed}"
         )
 
     def _draw(
@@ -150,97 +258,99 @@ class Report(Callback):
         pl_module.to(home)
         return drawn
 
-    def _facts(
-        self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, Curve], network_calls: int | None
-    ) -> dict[str, str]:
-        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
-        facts = {
-            "Hardware": _hardware(trainer),
-            "Precision": str(trainer.precision),
-            "Optimiser steps": f"{trainer.global_step:,}",
-            "Trained parameters": f"{trained:,}",
-            "Final weights": _weights(trainer),
-        }
-        if "seconds" in metrics:
-            facts["Time"] = _duration(metrics["seconds"][-1][1])
-        of_images = isinstance(pl_module, HasShape) and len(pl_module.shape) > 1
-        rate = "examples" if of_images else "tokens"
-        if f"train/{rate}_per_s" in metrics:
-            facts["Speed"] = f"{metrics[f'train/{rate}_per_s'][-1][1]:,.0f} {rate} per second"
-        how = f"{self.num_steps} steps"
-        if self.sampler is not None:
-            how += f", {self.sampler.name if isinstance(self.sampler, Sampler) else self.sampler}"
-        if network_calls is not None:
-            drawn = f"{self.num_samples} samples in {how}, {network_calls} network calls, seed {self.seed}"
-            facts["Sampling"] = drawn
-        facts["Software"] = f"torch {torch.__version__}, lightning {lightning.__version__}"
-        return facts
+
+def _story_of(trainer: Trainer, pl_module: LightningModule) -> Story:
+    """What does not change while a run goes on."""
+    datamodule = datamodule_of(trainer)
+    is_text = not isinstance(pl_module, HasShape) or len(pl_module.shape) == 1
+    story = Story(
+        model=type(pl_module).__name__,
+        max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
+        loss=pl_module.loss_name if isinstance(pl_module, Trained) else Trained.loss_name,
+        exact=is_exact(pl_module),
+        scale=datamodule.characters_per_token if isinstance(datamodule, CountsCharacters) else None,
+        references=datamodule.references() if isinstance(datamodule, HasReferences) else {},
+        facts=_facts(trainer, pl_module),
+    )
+    if isinstance(pl_module, Reconstructs):
+        story.measure = list(pl_module.measure)
+        story.results = [[name, title] for name, title, _ in pl_module.results]
+        return story
+    story.by_class = classes_in_turn(pl_module, 1) is not None
+    if isinstance(pl_module, HasStages):
+        story.stage1_steps = pl_module.recipe.stage1_steps  # type: ignore[assignment]
+    if isinstance(pl_module, HasShape):
+        story.num_classes = vars(pl_module).get("num_classes")
+        global_batch = vars(datamodule).get("global_batch_size") if datamodule is not None else None
+        if global_batch:
+            tokens = math.prod(pl_module.shape) * global_batch
+            story.per_step = ["tokens", tokens] if is_text else ["examples", global_batch]
+    if is_text and isinstance(datamodule, HasRows):
+        real = decode(trainer, datamodule.rows("val")[[0]]["x"])
+        story.example = real if isinstance(real, list) else []
+    return story
 
 
-def _metrics(trainer: Trainer, folder: Path) -> dict[str, Curve]:
-    """From metrics.csv; without it what the trainer still knows, as curves of one point."""
-    for logger in trainer.loggers:
-        if isinstance(logger, CSVLog):
-            logger.flush()
-    if (folder / FILE_NAME).is_file():
-        return read_metrics(folder / FILE_NAME)
+def _facts(trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
+    trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
     return {
-        name: [(trainer.global_step, float(value))]
-        for name, value in trainer.callback_metrics.items()
-        if value.numel() == 1
+        "Hardware": provenance.hardware(trainer),
+        "Precision": str(trainer.precision),
+        "Trained parameters": f"{trained:,}",
+        "Weights": _weights(trainer),
+        "Data": provenance.data_of(datamodule_of(trainer)),
     }
 
 
-def _bound(metrics: dict[str, Curve], scale: float | None, by_class: bool) -> dict[str, tuple[float, float | None]]:
-    """The last validation's bounds; bits per character are bits per token over characters per token."""
-    last = {name: curve[-1][1] for name, curve in metrics.items() if name.startswith("val/")}
-    shown: dict[str, tuple[str, float]] = {}
-    if scale is not None and scale != 1:
-        shown["Bits per character"] = ("bpd", scale)
-    is_text = "val/ppl" in last
-    unit = "dimension" if not is_text else "character" if scale == 1 else "token"
-    shown |= {f"Bits per {unit}": ("bpd", 1.0), "Perplexity": ("ppl", 1.0), "Nats per example": ("nelbo", 1.0)}
-    bounds, given = {}, " given the class" if by_class else ""
-    for title, (name, divisor) in shown.items():
-        value, stderr = last.get(f"val/{name}"), last.get(f"val/{name}_stderr")
-        if value is not None:
-            bounds[f"{title}{given}"] = (value / divisor, None if stderr is None else stderr / divisor)
-    return bounds
+def _kept(figures: list[Figure]) -> list[dict[str, Any]]:
+    """For story.json: files by their names in the run folder."""
+    return [
+        {"heading": f.heading, "note": f.note, "images": {caption: path.name for caption, path in f.images.items()}}
+        for f in figures
+    ]
 
 
-def _trace(states: list[Any] | None, datamodule: Any, pl_module: LightningModule) -> str:
+def _ending(exception: BaseException) -> tuple[str, str]:
+    """(state, why); the classes are those of callbacks/, which this room does not know."""
+    kind = type(exception).__name__
+    if isinstance(exception, KeyboardInterrupt):
+        return "stopped", "by Ctrl-C"
+    if kind in ("Stopped", "NonFinite"):
+        return "stopped", str(exception).removeprefix("stopped ")
+    return "failed", f"{kind}: {exception}"[:1000]
+
+
+def _how_it_ended(trainer: Trainer) -> tuple[str, str]:
+    """(state, why) of a fit that ended without an exception."""
+    if trainer.max_steps < 0 or trainer.global_step >= trainer.max_steps:
+        return "finished", ""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    left = [timer.time_remaining() for timer in timers]
+    if any(seconds is not None and seconds <= 0 for seconds in left):
+        return "stopped", "by its time limit (trainer.max_time)"
+    if trainer.should_stop:
+        return "stopped", "by a callback, such as EarlyStopping"
+    return "finished", ""
+
+
+def _latest(trainer: Trainer, folder: Path) -> dict[str, float]:
+    """What the trainer still knows of a run without metrics.csv."""
+    if (folder / FILE_NAME).is_file():
+        return {}
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+
+
+def _trace(states: list[Any] | None, datamodule: Any, pl_module: LightningModule) -> dict[str, Any] | None:
     """Texts only: images have two or three axes."""
     if not states or states[0].dim() != 2:
-        return ""
+        return None
     pieces = pieces_of(datamodule) or (lambda ids: [f"{i} " for i in ids])
-    return trace_html([state.cpu() for state in states], pieces, mask_id=pl_module.num_classes)  # type: ignore[arg-type]
+    return trace_data([state.cpu() for state in states], pieces, mask_id=pl_module.num_classes)  # type: ignore[arg-type]
 
 
 def _weights(trainer: Trainer) -> str:
-    """The averages are in the module when a fit has ended, see callbacks/ema.py."""
+    """Those that are validated, drawn from and kept."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Averages):
             return f"exponential moving average, decay {callback.decay:g}"
     return "those of the last step"
-
-
-def _hardware(trainer: Trainer) -> str:
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{_cpu_name()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
-
-
-def _cpu_name() -> str:
-    table = Path("/proc/cpuinfo")  # Linux; elsewhere the platform's name has to do
-    lines = table.read_text().splitlines() if table.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ggm_lightning.report.chart import limits
 from ggm_lightning.rundir.csv_log import Curve
 
 _INK, _QUIET, _GRID = "#1f2430", "#6b7280", "#e7e9ee"
@@ -100,14 +101,10 @@ def smoothed(values: Sequence[float] | np.ndarray, share: float = 0.04) -> np.nd
 
 
 def _frame(axes: Any, train: np.ndarray, bound: np.ndarray, references: list[float]) -> None:
-    """The first steps of training are far above everything else: they may leave the picture at the top."""
-    smooth = smoothed(train[:, 1]) if len(train) else np.zeros(0)
-    later = smooth[len(smooth) // 20 :]
-    shown = np.concatenate([later, bound[:, 1], references])
-    if len(shown):
-        low, high = float(shown.min()), float(shown.max())
-        margin = 0.06 * (high - low) or 0.1
-        axes.set_ylim(low - margin, high + margin)
+    """What comes first may leave the picture at the top (report/chart.py)."""
+    curves = [curve for curve in (smoothed(train[:, 1]) if len(train) else train[:, 1], bound[:, 1]) if len(curve)]
+    if curves or references:
+        axes.set_ylim(*limits(curves, references))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GRID)
     axes.tick_params(colors=_QUIET, length=0)

@@ -46,16 +46,9 @@ def image_figures(
     if rows is not None:
         known = len(rows("val")) if originals is None else len(originals)
         chosen = _held_out(rows("val"), len(drawn.x), label, known)
-    images = {"drawn from the model": folder / "samples.png"}
-    save_png(grid(decode(trainer, drawn.x), columns), folder / "samples.png")  # type: ignore[arg-type]
-    if chosen is not None:
-        images["held-out examples"] = folder / "held_out.png"
-        held_out = grid(decode(trainer, rows("val")[chosen]["x"]), columns)  # type: ignore[arg-type, misc]
-        save_png(held_out, folder / "held_out.png")
-    by_class = " Each column is one class." if columns else ""
-    note = f"Drawn from the final weights, not selected.{by_class}"
-    figures = [Figure("Samples", note, images)]
+    figures = [samples_figure(trainer, drawn.x, label, chosen)]
     if originals is not None:
+        held_out = grid(decode(trainer, rows("val")[chosen]["x"]), columns)  # type: ignore[arg-type, misc]
         figures.insert(0, _chain(folder, originals[chosen], held_out, grid(decode(trainer, drawn.x), columns), columns))  # type: ignore[arg-type]
     # a model that goes on from a beginning cannot fill in the right half
     if rows is not None and fills_gaps(pl_module):
@@ -72,6 +65,28 @@ def image_figures(
     which = "these samples" if count == len(drawn.x) else f"the first {count} of these samples"
     note = f"The reverse process from the prior to {which}."
     return [*figures, Figure("Step by step", note, {"trace.gif": folder / "trace.gif"})]
+
+
+def samples_figure(trainer: Trainer, x: Tensor, label: Tensor | None, chosen: np.ndarray | None = None) -> Figure:
+    """Writes samples.png and, where the data module hands out rows, held_out.png with as many real pictures.
+
+    Args:
+        x: Int[b, *shape], the samples.
+        label: Int64[b], their classes.
+        chosen: numbers of the held-out rows; None: some of these classes.
+    """
+    folder, columns = Path(trainer.default_root_dir), columns_of(label)
+    datamodule = datamodule_of(trainer)
+    images = {"drawn from the model": folder / "samples.png"}
+    save_png(grid(decode(trainer, x), columns), folder / "samples.png")  # type: ignore[arg-type]
+    if isinstance(datamodule, HasRows):
+        rows = datamodule.rows("val")
+        if chosen is None:
+            chosen = _held_out(rows, len(x), label, len(rows))
+        images["held-out examples"] = folder / "held_out.png"
+        save_png(grid(decode(trainer, rows[chosen]["x"]), columns), folder / "held_out.png")  # type: ignore[arg-type]
+    by_class = " Each column is one class." if columns else ""
+    return Figure("Samples", f"Drawn at step {trainer.global_step:,}, not selected.{by_class}", images)
 
 
 def reconstruction_figure(trainer: Trainer, pl_module: LightningModule, count: int) -> Figure:
@@ -143,7 +158,7 @@ def _infilling(
     also = " and the class" if takes_labels else ""
     note = (
         f"Left: what the model is given, half of a held-out picture{also}. Right: the picture itself. Between them "
-        f"{fillings} fillings, not selected. More of them: <code>lightning infill --ckpt_path last.ckpt --input "
-        "example.png --mask right</code>."
+        f"{fillings} fillings, not selected. More of them: `lightning infill --ckpt_path last.ckpt --input "
+        "example.png --mask right`."
     )
     return Figure("Filling in the right half", note, {"given, fillings, original": folder / "infilled.png"})

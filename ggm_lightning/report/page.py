@@ -1,76 +1,52 @@
-"""report.html of a run: one file that needs nothing else, for a browser in the light or in the dark."""
+"""report.html of a run: one file that needs nothing else, for a browser in the light or in the dark, and for paper.
+
+Its frame is page.html, its looks page.css. Everything that comes from a run is escaped here.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
-import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
+from typing import Any
 
-from ggm_lightning.report import trace
-from ggm_lightning.report.curve import curve_png
+import numpy as np
 
-__all__ = ["curve_png", "write_report"]
+from ggm_lightning.report.chart import Line, chooser, duration
+from ggm_lightning.report.curve import smoothed
+from ggm_lightning.report.figures import Bounds, bounds_of, number, unit_of, words_of
+from ggm_lightning.report.story import Run, read_run, sample_file
+from ggm_lightning.report.trace import trace_fragment
+from ggm_lightning.rundir.csv_log import Curve
+from ggm_lightning.rundir.folder import write_whole
 
-_STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2430; --quiet: #6b7280; --line: #e5e7ec;
-  --sunken: #f5f6f9; --accent: #5b3fd6; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14161b; --ink: #e4e6eb; --quiet: #9aa1ad; --line: #2b2f38;
-  --sunken: #1c1f26; --accent: #a796ff; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Helvetica Neue", sans-serif; -webkit-text-size-adjust: 100%; }
-main { max-width: 980px; margin: 0 auto; padding: 48px 24px 64px; }
-h1 { font-size: 30px; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 6px; text-wrap: balance; }
-h2 { font-size: 19px; letter-spacing: -.005em; margin: 48px 0 4px; }
-.note { color: var(--quiet); margin: 0 0 14px; font-size: 14px; max-width: 72ch; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 28px 0 12px; }
-.card { border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
-.card .name { color: var(--quiet); font-size: 13px; }
-.card .value { font-size: 27px; font-weight: 620; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
-.card .error { color: var(--quiet); font-size: 14px; font-variant-numeric: tabular-nums; }
-.card:first-child .value { color: var(--accent); }
-figure { margin: 0; } figure img { display: block; width: 100%; height: auto; border-radius: 10px; background: #fff;
-  border: 1px solid var(--line); }
-.pictures { display: flex; flex-wrap: wrap; gap: 16px 20px; align-items: flex-start; }
-.pictures img { width: auto; max-width: 100%; image-rendering: pixelated; border-radius: 4px; }
-.pictures figcaption { color: var(--quiet); font-size: 13px; margin-top: 4px; }
-code { font: 13px ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--sunken); padding: 1px 5px;
-  border-radius: 4px; }
-.samples { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 12px; }
-.samples pre { margin: 0; padding: 14px 16px; background: var(--sunken); border-radius: 8px; white-space: pre-wrap;
-  overflow-wrap: anywhere; font: 13.5px/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
-table { border-collapse: collapse; width: 100%; font-size: 15px; }
-th, td { text-align: left; font-weight: 400; padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line);
-  vertical-align: baseline; }
-tr:last-child th, tr:last-child td { border-bottom: 0; }
-th { color: var(--quiet); width: 34%; }
-td.number { font-variant-numeric: tabular-nums; width: 6.5em; text-align: right; padding-right: 18px; }
-td.gauge { width: 45%; } .gauge i { display: block; height: 9px; border-radius: 5px; min-width: 2px;
-  background: var(--accent); opacity: .75; }
-footer { color: var(--quiet); font-size: 13px; margin-top: 48px; border-top: 1px solid var(--line); padding-top: 14px; }
-"""
+__all__ = ["Figure", "write_report", "write_run_page"]
+
+GENERATED = '<meta name="generator" content="ggm_lightning report">'  # pages that may be written again
+_IMAGES = {".png": "png", ".gif": "gif"}
 
 _ABOUT_BOUND = (
-    "Each is an upper bound on the model's own figure, estimated on held-out examples; ± is one standard error "
-    "over them."
+    "Each is an upper bound on the model's own figure, estimated on held-out examples; ± is one standard error over "
+    "them."
 )
-
 _ABOUT_EXACT = (
     "Each is computed exactly, no bound, and averaged over held-out examples; ± is one standard error over them."
 )
-
-_ABOUT_EXACT_CURVE = (
-    "-log p of held-out examples, in a band of one standard error, and the training loss on single batches and "
-    "smoothed. Dashed: other models of the same data."
-)
-
 _ABOUT_CURVE = (
-    "The bound on held-out examples, in a band of one standard error, and the training loss on single batches and "
-    "smoothed. Dashed: other models of the same data."
+    "{} on held-out examples, in a band of one standard error, and the training loss on single batches and smoothed. "
+    "Dashed: other models of the same data."
 )
+_STATES = {
+    "running": "Running",
+    "finished": "Finished",
+    "stopped": "Stopped",
+    "failed": "Ended by an error",
+    "unknown": "Read from its folder",
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +55,7 @@ class Figure:
 
     Attributes:
         heading: of the section.
-        note: what is to be seen, as HTML.
+        note: what is to be seen; what stands between backticks is set as code.
         images: caption -> PNG or GIF file; it goes into the page.
     """
 
@@ -88,97 +64,253 @@ class Figure:
     images: dict[str, Path]
 
 
+def write_run_page(folder: Path, path: Path | None = None) -> Path:
+    """The page of a run folder, from its files alone; by default its report.html. Raises ValueError as `read_run`."""
+    run = read_run(folder)
+    path = path or folder / "report.html"
+    try:
+        write_page(path, f"{run.story.model}: {run.name}", _parts_of(run))
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(f"{folder}/story.json: is damaged ({type(error).__name__}: {error}); remove it") from error
+    return path
+
+
 def write_report(
     path: str | Path,
     title: str,
-    curve_png_path: str | Path | None,
-    bound: dict[str, tuple[float, float | None]],
+    charts: str | None,
+    bound: Bounds,
     samples: list[str],
     trace_fragment: str,
     facts: dict[str, str],
     tables: dict[str, dict[str, float]],
     figures: Sequence[Figure] = (),
-    about_curve: str | None = None,
     exact: bool = False,
 ) -> None:
-    """Writes the whole report; parts that are empty are left out.
+    """Writes a page of given parts; those that are empty are left out.
 
     Args:
         path: of the HTML file; it is replaced at once or not at all.
         title: of the page.
-        curve_png_path: the learning curve; it goes into the file.
+        charts: HTML of `chart.chooser`.
         bound: name with its unit -> (value, standard error or None).
         samples: texts.
         trace_fragment: from `trace.trace_html`.
         facts: hardware, steps, parameters, time, ...
         tables: heading -> row -> number; numbers within 0 and 1 are shown as shares.
         figures: what is shown of images.
-        about_curve: what the learning curve shows; None: the figures of `bound` and the training loss.
         exact: whether the figures under `bound` are -log p itself.
     """
-    head = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}{trace.STYLE}</style></head>"
-    )
     parts = [
         f"<header><h1>{html.escape(title)}</h1></header>",
-        _cards(bound, exact),
-        _curve(curve_png_path, about_curve or (_ABOUT_EXACT_CURVE if exact else _ABOUT_CURVE)),
-        *(_figure(figure) for figure in figures),
+        cards(bound, exact, []),
+        section("Learning curve", "", charts) if charts else "",
+        *(figure_section(figure) for figure in figures),
         _trace(trace_fragment),
-        _samples(samples),
+        _samples(samples, [], "Not selected."),
         *(_table(heading, rows) for heading, rows in tables.items() if rows),
-        _facts(facts),
-        "<footer>Written by ggm_lightning.</footer>",
+        facts_section("The run", facts),
     ]
-    text = f"{head}\n<body><main>\n{chr(10).join(part for part in parts if part)}\n</main></body></html>\n"
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    write_page(Path(path), title, parts)
+
+
+def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
+    """Parts are HTML, the title is not. The file is replaced as a whole or not at all."""
+    here = Path(__file__)
+    frame = Template(here.with_name("page.html").read_text(encoding="utf-8"))
+    style = here.with_name("page.css").read_text(encoding="utf-8")
+    body = "\n".join([*(part for part in parts if part), "<footer>Written by ggm_lightning.</footer>"])
+    text = frame.substitute(title=html.escape(title), style=style, parts=body)
+    # a sampler's text may hold half of a surrogate pair, which no file can
+    write_whole(path, text.encode("utf-8", errors="replace"))
+
+
+def _parts_of(run: Run) -> list[str]:
+    story, metrics = run.story, run.metrics
+    bounds = bounds_of(metrics, story.scale, story.by_class)
+    about = story.measure[1] if story.measure else "-log p" if story.exact else "The bound"
+    last = {name: curve[-1][1] for name, curve in metrics.items()}
+    results = {title: last[f"val/{name}"] for name, title in story.results if f"val/{name}" in last}
+    tables = {"On held-out pictures": results, **story.tables}
+    return [
+        _header(run),
+        cards(bounds, story.exact, words_of(run)),
+        section("Learning curve", _ABOUT_CURVE.format(about[:1].upper() + about[1:]), curves_of(run)),
+        *_drawn_sections(run),
+        *(_table(heading, rows) for heading, rows in tables.items() if rows),
+        facts_section("The run", {**_of_metrics(run), **story.facts}),
+        _starts(story.starts),
+        _configuration(run.config),
+    ]
+
+
+def _header(run: Run) -> str:
+    story = run.story
+    of = f" of {story.max_steps:,}" if story.max_steps else ""
+    said = f": {story.said}" if story.said and story.state != "finished" else ""
+    written = f"; written {story.written}" if story.written else ""
+    if story.state == "running":
+        written += "; if nothing runs any more, it was killed after that"
+    state = f"<b>{_STATES.get(story.state, 'Unknown')}</b>, step {story.step:,}{of}{html.escape(said + written)}."
+    kind = html.escape(story.state)
+    title = f"{story.model}: {run.name}"
+    return f'<header><h1>{html.escape(title)}</h1><p class="state {kind}">{state}</p></header>'
+
+
+def curves_of(run: Run) -> str:
+    """Held-out figure and training loss over steps, tokens and time; a loss of another unit below."""
+    story, metrics = run.story, run.metrics
+    unit = 1.0 if story.scale is None else 1.0 / story.scale
+    name = story.measure[0] if story.measure else "bpd"
+    held_out = metrics.get(f"val/{name}", [])
+    lines = [("held-out", "held-out" if story.measure or story.exact else "held-out bound", held_out, unit)]
+    own_unit = story.loss == f"train/{name}"
+    if metrics.get(f"train/{name}"):
+        lines.append(("training", "training", metrics[f"train/{name}"], unit))
+    stderr = {step: value * unit for step, value in metrics.get(f"val/{name}_stderr", [])}
+    references = {title: bits * unit for title, bits in story.references.items()}
+    charts = _over_all_axes(run, lines, stderr, unit_of(story, metrics), references)
+    if not own_unit and metrics.get(story.loss):
+        below = [("training", story.loss, metrics[story.loss], 1.0)]
+        charts += f"<h3>Training loss</h3>{_over_all_axes(run, below, {}, story.loss.removeprefix('train/'), {})}"
+    return charts
+
+
+def _over_all_axes(
+    run: Run,
+    lines: list[tuple[str, str, Curve, float]],
+    stderr: dict[int, float],
+    unit: str,
+    references: dict[str, float],
+) -> str:
+    axes: dict[str, list[Line]] = {}
+    for kind, name, curve, scale in lines:
+        for axis, (x, y, steps) in points_over(run, curve).items():
+            drawn = axes.setdefault(axis, [])
+            if kind == "training":
+                drawn.append(Line(name, kind, x, y * scale, faint=True))
+                drawn.append(Line(name, kind, x, smoothed(y * scale)))
+            else:
+                error = np.array([stderr.get(int(step), 0.0) for step in steps])
+                drawn.append(Line(name, kind, x, y * scale, error, dots=True))
+    return chooser(axes, unit, references)
+
+
+def points_over(run: Run, curve: Curve) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Axis -> (x, y, steps) of the finite values; other axes than the steps where they are known."""
+    points = np.array([(step, value) for step, value in curve if np.isfinite(value)], float).reshape(-1, 2)
+    steps, y = points[:, 0], points[:, 1]
+    axes = {"optimiser steps": (steps, y, steps)}
+    if run.story.per_step:
+        name, count = run.story.per_step
+        axes[str(name)] = (steps * float(count), y, steps)
+    seconds = run.metrics.get("seconds", [])
+    if seconds:
+        known = np.array(seconds, float)
+        axes["time"] = (np.interp(steps, known[:, 0], known[:, 1]), y, steps)
+    return axes
+
+
+def _of_metrics(run: Run) -> dict[str, str]:
+    facts = {"Optimiser steps": f"{run.story.step:,}"}
+    if "seconds" in run.metrics:
+        facts["Time"] = duration(run.metrics["seconds"][-1][1])
+    if "val/ppl" not in run.metrics and "train/examples_per_s" in run.metrics:
+        facts["Speed"] = f"{run.metrics['train/examples_per_s'][-1][1]:,.0f} examples per second"
+    elif "train/tokens_per_s" in run.metrics:
+        facts["Speed"] = f"{run.metrics['train/tokens_per_s'][-1][1]:,.0f} tokens per second"
+    return facts
+
+
+def written_here(path: Path) -> bool:
+    """Whether a page may be written there: nothing is, or a page that can be made again."""
+    if not path.exists():
+        return True
     try:
-        # a sampler's text may hold half of a surrogate pair, which no file can
-        partial.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        return GENERATED in path.read_text(encoding="utf-8", errors="replace")[:1000]
+    except OSError:
+        return False
 
 
-def _section(heading: str, note: str, body: str) -> str:
+def drawn_of(run: Run) -> tuple[list[Figure], list[str], str]:
+    """(pictures, texts, note): what was drawn last, by the report itself or by callbacks/samples.py."""
+    story = run.story
+    figures = [_figure_of(run.folder, each) for each in story.figures]
+    at = "" if story.sampled_at is None else f"Drawn at step {story.sampled_at:,}, not selected."
+    newer = _newer_drawing(run)
+    if newer is None:
+        return figures, [str(text) for text in story.samples], at
+    step, file = newer
+    note = f"Drawn at step {step:,}, not selected."
+    if file.suffix == ".png":
+        kept = [figure for figure in figures if figure.heading not in ("Samples", "Step by step")]
+        return [Figure("Samples", note, {"drawn from the model": file}), *kept], [], note
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return figures, [part.strip("\n") for part in re.split(r"^----- sample \d+ -----$", text, flags=re.M)[1:]], note
+
+
+def _newer_drawing(run: Run) -> tuple[int, Path] | None:
+    newest, own = sample_file(run), run.story.sampled_at
+    return None if newest is None or (own is not None and newest[0] <= own) else newest
+
+
+def _drawn_sections(run: Run) -> list[str]:
+    figures, texts, note = drawn_of(run)
+    trace = run.story.trace if _newer_drawing(run) is None else None
+    return [
+        *(figure_section(figure) for figure in figures),
+        _trace(trace_fragment(trace) if trace else ""),
+        _samples(texts, run.story.example, note),
+    ]
+
+
+def _figure_of(folder: Path, told: dict[str, Any]) -> Figure:
+    """Files of the folder alone, whatever story.json names."""
+    images = {str(caption): folder / Path(str(file)).name for caption, file in told["images"].items()}
+    return Figure(str(told["heading"]), str(told["note"]), images)
+
+
+def section(heading: str, note: str, body: str) -> str:
+    """`note` and `body` are HTML."""
+    if not body:
+        return ""
     note = f'<p class="note">{note}</p>' if note else ""
     return f"<section><h2>{html.escape(heading)}</h2>{note}{body}</section>"
 
 
-def _cards(bound: dict[str, tuple[float, float | None]], exact: bool) -> str:
-    cards = []
+def cards(bound: Bounds, exact: bool, words: list[str]) -> str:
+    """The figures, large, and what has to be said of them."""
+    shown = []
     kind, about = ("", _ABOUT_EXACT) if exact else (", upper bound", _ABOUT_BOUND)
     for name, (value, stderr) in bound.items():
-        error = "" if stderr is None else f'<div class="error">± {_digits(stderr, value)}</div>'
-        cards.append(
+        error = "" if stderr is None else f'<div class="error">± {number(stderr, value)}</div>'
+        shown.append(
             f'<div class="card"><div class="name">{html.escape(name)}{kind}</div>'
-            f'<div class="value">{_digits(value, value)}</div>{error}</div>'
+            f'<div class="value">{number(value, value)}</div>{error}</div>'
         )
-    if not cards:
+    said = "".join(f"<li>{html.escape(word)}</li>" for word in words)
+    said = f'<ul class="words">{said}</ul>' if said else ""
+    figures = f'<div class="cards">{"".join(shown)}</div><p class="note">{about}</p>' if shown else ""
+    return f"<section>{figures}{said}</section>" if figures or said else ""
+
+
+def image(path: Path, description: str) -> str:
+    """The file inside the page; nothing where it is gone."""
+    kind = _IMAGES.get(path.suffix)
+    if kind is None or not path.is_file():
         return ""
-    return f'<section><div class="cards">{"".join(cards)}</div><p class="note">{about}</p></section>'
-
-
-def _digits(number: float, like: float) -> str:
-    """As many decimals as five significant digits of `like` have."""
-    decimals = 4 if abs(like) < 10 else 3 if abs(like) < 100 else 2 if abs(like) < 1000 else 1
-    return f"{number:,.{decimals}f}"
-
-
-def _image(path: str | Path, description: str) -> str:
-    data = base64.b64encode(Path(path).read_bytes()).decode()
-    kind = Path(path).suffix.removeprefix(".")
+    data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{html.escape(description)}" src="data:image/{kind};base64,{data}">'
 
 
-def _curve(path: str | Path | None, about: str) -> str:
-    if path is None:
-        return ""
-    figure = f"<figure>{_image(path, 'learning curve: held-out bound and training loss over the steps')}</figure>"
-    return _section("Learning curve", about, figure)
+def figure_section(figure: Figure) -> str:
+    pictures = [
+        f"<figure>{shown}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, path in figure.images.items()
+        if (shown := image(path, caption))
+    ]
+    note = re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(figure.note))
+    return section(figure.heading, note, f'<div class="pictures">{"".join(pictures)}</div>' if pictures else "")
 
 
 def _trace(fragment: str) -> str:
@@ -186,37 +318,50 @@ def _trace(fragment: str) -> str:
         "The reverse process from the prior to a sample. A token's colour is the step at which it took its final "
         "value; hold the pointer over it to read the step."
     )
-    return _section("One sample, step by step", note, fragment) if fragment else ""
+    return section("One sample, step by step", note, fragment)
 
 
-def _figure(figure: Figure) -> str:
-    pictures = [
-        f"<figure>{_image(path, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for caption, path in figure.images.items()
-    ]
-    return _section(figure.heading, figure.note, f'<div class="pictures">{"".join(pictures)}</div>')
-
-
-def _samples(samples: list[str]) -> str:
+def _samples(samples: list[str], real: list[str], note: str) -> str:
     # a line break right after <pre> is swallowed by the parser, so the text gets one of its own
     blocks = "".join(f"<pre>\n{html.escape(text)}</pre>" for text in samples)
-    note = "Drawn from the final weights, not selected."
-    return _section("Samples", note, f'<div class="samples">{blocks}</div>') if samples else ""
+    if samples and real:
+        blocks += f'<div><span class="which">For comparison, a held-out text:</span>{plain_text(real[0])}</div>'
+    return section("Samples", html.escape(note), f'<div class="samples">{blocks}</div>' if samples else "")
+
+
+def plain_text(text: str) -> str:
+    """A real text, set apart from those that were drawn."""
+    return f'<pre class="real">\n{html.escape(text)}</pre>'
 
 
 def _table(heading: str, rows: dict[str, float]) -> str:
     shares = all(0 <= value <= 1 for value in rows.values())
     body = []
     for name, value in rows.items():
-        number = f"{100 * value:.1f}%" if shares else f"{value:,.4g}"
+        shown = f"{100 * value:.1f}%" if shares else f"{value:,.4g}"
         gauge = f'<td class="gauge"><i style="width:{100 * value:.2f}%"></i></td>' if shares else ""
-        body.append(f'<tr><th scope="row">{html.escape(name)}</th><td class="number">{number}</td>{gauge}</tr>')
-    return _section(heading, "", f"<table><tbody>{''.join(body)}</tbody></table>")
+        body.append(f'<tr><th scope="row">{html.escape(name)}</th><td class="number">{shown}</td>{gauge}</tr>')
+    return section(heading, "", f"<table><tbody>{''.join(body)}</tbody></table>")
 
 
-def _facts(facts: dict[str, str]) -> str:
+def facts_section(heading: str, facts: dict[str, str]) -> str:
     rows = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>'
         for name, value in facts.items()
     )
-    return _section("The run", "", f"<table><tbody>{rows}</tbody></table>") if facts else ""
+    return section(heading, "", f"<table><tbody>{rows}</tbody></table>" if facts else "")
+
+
+def _starts(starts: list[dict[str, str]]) -> str:
+    """The last one, and those before it."""
+    parts = []
+    for i, start in enumerate(reversed(starts)):
+        heading = "How it was started" if i == 0 else f"Start {len(starts) - i} of {len(starts)}"
+        parts.append(facts_section(heading, {str(name): str(value) for name, value in start.items()}))
+    return "".join(parts)
+
+
+def _configuration(text: str) -> str:
+    if not text:
+        return ""
+    return f'<details><summary>Configuration</summary><pre class="file">\n{html.escape(text)}</pre></details>'

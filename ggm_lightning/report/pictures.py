@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ggm_lightning.rundir.folder import write_whole
 
 PAGE_WIDTH = 960
 
@@ -49,7 +52,9 @@ def save_png(image: np.ndarray, path: str | Path, smallest_side: int = 256) -> N
     """Writes uint8 [H, W, 3]; small pictures are magnified by a whole number, so that their pixels stay squares."""
     from PIL import Image
 
-    Image.fromarray(magnified(image, smallest_side)).save(path)
+    content = io.BytesIO()
+    Image.fromarray(magnified(image, smallest_side)).save(content, format="PNG")
+    write_whole(Path(path), content.getvalue())
 
 
 def magnified(image: np.ndarray, smallest_side: int) -> np.ndarray:
@@ -75,7 +80,9 @@ def save_gif(
     first, *others = _with_one_palette([np.asarray(frame) for frame in frames], smallest_side)
     times = [milliseconds] * (1 + len(others))
     times[0], times[-1] = first_milliseconds, last_milliseconds
-    first.save(path, format="GIF", save_all=True, append_images=others, duration=times, loop=0, disposal=1)
+    content = io.BytesIO()
+    first.save(content, format="GIF", save_all=True, append_images=others, duration=times, loop=0, disposal=1)
+    write_whole(Path(path), content.getvalue())
 
 
 def _with_one_palette(frames: list[np.ndarray], smallest_side: int) -> list[Any]:

@@ -38,6 +38,21 @@ class HasLikelihood(Protocol):
 
 
 @runtime_checkable
+class HasStages(Protocol):
+    """A model whose latent is trained in two stages."""
+
+    recipe: Any  # with stage1_steps
+
+
+@runtime_checkable
+class DrawsSamples(Protocol):
+    """A callback that draws samples into the run folder, as callbacks/samples.py does."""
+
+    every_n_validations: int
+    num_samples: int
+
+
+@runtime_checkable
 class Infills(Protocol):
     """A model that draws the rest where some sites are known."""
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ggm_lightning.report.chart import Line, chooser
 from ggm_lightning.report.curve import curve_png, smoothed
 from ggm_lightning.report.page import Figure, write_report
 from ggm_lightning.report.pictures import grid, save_gif, save_png
 from ggm_lightning.report.trace import final_step, first_row, trace_gif, trace_html
 
 EVIL = '</script><script>alert("1")</script> & <b>\n'
-VOID = {"meta", "img", "input", "br"}
+VOID = {"meta", "img", "input", "br", "line", "circle", "polyline", "polygon"}
 MASK = 7
 
 
@@ -35,6 +36,9 @@ class Page(HTMLParser):
         self.addresses += [value for name, value in attributes if name in ("src", "href")]
         if tag not in VOID:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -63,10 +67,9 @@ def pieces(ids):
 
 @pytest.fixture
 def page(tmp_path, states):
-    curve = tmp_path / "curve.png"
-    metrics = {"val/bpd": [(5, 2.5), (10, 2.25)], "val/bpd_stderr": [(5, 0.1), (10, 0.1)]}
-    metrics["train/bpd"] = [(step, 3 - step / 10) for step in range(10)]
-    curve_png(metrics, {"order-1": 2.4}, 1.0, curve)
+    save_png(np.zeros((3, 3, 3), np.uint8), tmp_path / "a.png")
+    line = Line(EVIL, "held-out", np.array([5.0, 10.0]), np.array([2.5, 2.25]), np.array([0.1, 0.1]), dots=True)
+    curve = chooser({"optimiser steps": [line], EVIL: [line]}, EVIL, {EVIL: 2.4})
     path = tmp_path / "report.html"
     write_report(
         path,
@@ -77,6 +80,7 @@ def page(tmp_path, states):
         trace_html(states, pieces, MASK),
         {"Hardware": EVIL},
         {"Shares": {"samples": 0.25, EVIL: 1.0}, "Numbers": {"entropy": 5.25}},
+        [Figure("Pictures", EVIL, {EVIL: tmp_path / "a.png"})],
     )
     return Page(path.read_text(encoding="utf-8"))
 
@@ -134,8 +138,8 @@ def test_a_mask_that_stays_is_shown_as_a_blank():
 def test_writing_fails_without_touching_the_old_report(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("old")
-    with pytest.raises(FileNotFoundError):
-        write_report(path, "x", tmp_path / "no.png", {}, [], "", {}, {})
+    with pytest.raises(AttributeError):
+        write_report(path, "x", None, {}, [None], "", {}, {})
     assert path.read_text() == "old"
 
 
@@ -202,7 +206,9 @@ def test_gif_from_the_prior_to_the_samples(tmp_path):
     frames, times = frames_of(tmp_path / "t.gif")
     scale = 256 // 11
     assert frames[0].shape == (11 * scale, 23 * scale, 3)
-    assert len(frames) == 36
+    assert len(frames) == 37
+    assert (frames[0] == frames[-1]).all()  # paper shows the samples, not the prior
+    frames = frames[1:]
     assert times[-1] > 5 * times[1]  # the end is held
     expected = [grid(levels(states[round(i * 128 / 35)]), 3) for i in range(36)]
     for frame, exact in zip(frames, expected, strict=True):
@@ -214,7 +220,7 @@ def test_gif_of_few_steps_and_of_many_pictures(tmp_path):
     states = [np.full((50, 1, 60, 60), k) for k in (2, 0, 1)]
     assert trace_gif(states, levels, tmp_path / "t.gif", columns=10) == 20  # whole rows of at most 90,000 pixels
     frames, _ = frames_of(tmp_path / "t.gif")
-    assert len(frames) == 3
+    assert len(frames) == 4
     assert frames[0].shape[1] // frames[0].shape[0] == 5
 
 
@@ -231,10 +237,11 @@ def test_gif_of_more_than_256_colours(tmp_path):
 def test_figures_are_in_the_page(tmp_path, states):
     save_png(np.zeros((3, 3, 3), np.uint8), tmp_path / "a.png")
     save_gif([np.zeros((3, 3, 3), np.uint8)] * 2, tmp_path / "b.gif")
-    figure = Figure("Pictures", "seen <code>here</code>", {EVIL: tmp_path / "a.png", "moving": tmp_path / "b.gif"})
+    figure = Figure("Pictures", "seen `here` <b>", {EVIL: tmp_path / "a.png", "moving": tmp_path / "b.gif"})
     write_report(tmp_path / "r.html", "x", None, {}, [], "", {}, {}, [figure])
     page = Page((tmp_path / "r.html").read_text())
     assert page.open == []
     assert [address.split(",")[0] for address in page.addresses] == ["data:image/png;base64", "data:image/gif;base64"]
     captions = [data for where, data in page.text if where[-1] == "figcaption"]
     assert captions == [EVIL, "moving"]
+    assert [data for where, data in page.text if where[-1] == "code"] == ["here"]
