@@ -118,8 +118,8 @@ def test_a_new_run_from_an_old_ones_weights(
 
 
 def test_what_cannot_be_meant(capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "new", "one", "--init_from=runs/one", "--ckpt_path=runs/one/best.ckpt")
-    assert "--init_from runs/one starts a new run, --ckpt_path runs/one/best.ckpt goes on with one" in said
+    said = refused(capsys, "new", "one", "--init_from=runs/one", "--ckpt_path=runs/one")
+    assert "--init_from runs/one starts a new run, --ckpt_path runs/one goes on with one" in said
     assert "there is no runs/nothing" in refused(capsys, "new", "one", "--init_from=runs/nothing")
     with pytest.raises(SystemExit):
         main(["validate", "--config", "md4_markov", "--init_from", "runs/one"])
@@ -127,13 +127,12 @@ def test_what_cannot_be_meant(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("runs/new/last.ckpt").exists()
 
 
-def run(name: str, *given: Any, environment: dict[str, str] | None = None, **options: Any) -> str:
-    """In a process of its own; what it says."""
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
+def run(name: str, *given: Any, **options: Any) -> None:
+    """In a process of its own."""
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ggm_lightning", *words(name, *given, **options)]
     result = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
-    return result.stderr
 
 
 def difference(one: str, two: str) -> float:
@@ -145,21 +144,33 @@ OWN = ["--init_from=runs/one", "--freeze=network.blocks", "--model.optimizer.dec
 
 
 @pytest.mark.slow
-def test_a_requeued_job_goes_on_with_its_own_run() -> None:
+def test_a_requeued_job_goes_on_with_its_own_run(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same command again: not from the beginning, and not from the other run's weights; bit for bit, with averages
     and what is frozen."""
     fit("whole", "two", *OWN, steps=6)
     fit("requeued", "two", *OWN, steps=3)
-    said = run("requeued", "two", *OWN, steps=6, environment={"SLURM_RESTART_COUNT": "1"})
-    assert "requeued job: goes on from runs/requeued/last.ckpt" in said
-    assert "starts from" not in said
+    caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_RESTART_COUNT", "1")
+        fit("requeued", "two", *OWN, steps=6)
+    assert "requeued job: goes on from runs/requeued/last.ckpt" in caplog.messages
+    assert not [line for line in caplog.messages if line.startswith("starts from")]
     assert difference("whole", "requeued") == 0
     origins = [checkpoint(name)["ggm_lightning"]["started_from"] for name in ("whole", "requeued")]
-    assert origins[0] == origins[1] != None  # noqa: E711
-    said = run("fresh", "two", *OWN, "--ckpt_path=last", "--allow_fresh=true", steps=3)
-    assert "starts from runs/one/last.ckpt" in said
-    assert "starts from" not in run("fresh", "two", *OWN, "--ckpt_path=last", "--allow_fresh=true", steps=6)
-    assert difference("whole", "fresh") == 0
+    assert origins[0] == origins[1]
+    assert origins[0]["given"] == "runs/one"
+
+
+@pytest.mark.slow
+def test_a_command_that_may_be_given_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
+    again = [*OWN, "--ckpt_path=last", "--allow_fresh=true"]
+    fit("again", "two", *again, steps=3)
+    assert [line for line in caplog.messages if line.startswith("starts from runs/one/last.ckpt")]
+    caplog.clear()
+    assert fit("again", "two", *again, steps=5)["global_step"] == 5
+    assert not [line for line in caplog.messages if line.startswith("starts from")]
 
 
 @pytest.mark.slow
