@@ -114,9 +114,9 @@ def begin(model: LightningModule, weights: Weights, codec: Codec | None, trust: 
 
 
 def _example(plan: Transfer, weights: Weights) -> str:
-    """Why, by the first tensor that has a name in common, else by both names."""
+    """Why: by the first tensor that stands under one name in both and has another size, else by both sides' names."""
     for name, reason in plan.new.items():
-        if reason:
+        if name in weights.values and reason:
             return f"{name} is {reason}"
     return f"it holds {next(iter(weights.values), 'no tensor')}, this model {next(iter(plan.new), 'none')}"
 
