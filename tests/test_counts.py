@@ -224,13 +224,14 @@ def test_a_run_without_a_step_is_an_error(tmp_path: Path, option: str, said: str
 
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
+    """Nothing is left to be done: exit code 0, and no file changes (tests/cli/test_resume.py has the
+    cases in which something else was asked for)."""
     run = ok(fit(tmp_path / "run", "--trainer.max_steps=2"))
-    (run.folder / "report.html").unlink()
-    again = fit(tmp_path / "run", "--trainer.max_steps=2", "--ckpt_path", "last")
-    assert again.error.endswith(
-        "this run is finished, at step 2 (trainer.max_steps is 2); to go on, raise trainer.max_steps"
-    )
-    assert not (run.folder / "report.html").exists()
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    again = ok(fit(tmp_path / "run", "--trainer.max_steps=2", "--ckpt_path", "last"))
+    said = f"{run.folder}: this run is finished, at step 2 (trainer.max_steps is 2); to go on, raise trainer.max_steps"
+    assert said in again.output
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
 
 
 @pytest.mark.slow

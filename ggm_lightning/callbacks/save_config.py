@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from ggm_lightning import moved
 from ggm_lightning.rundir.sections import differences
 
-_OF_THE_START = ("ckpt_path", "allow_fresh", "name", "runs")  # of one start of the run, not of what it computes
+# of one start of the run, not of what it computes
+_OF_THE_START = ("ckpt_path", "allow_fresh", "name", "runs", "init_from")
 
 
 class SaveConfig(Callback):

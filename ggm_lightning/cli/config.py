@@ -227,7 +227,10 @@ def take_config_arguments(args: list[str]) -> tuple[list[str], list[str]]:
 # ---------------------------------------------------------------------------------------------- errors in one line
 
 
-TOP_KEYS = ("model", "data", "trainer", "seed_everything", "name", "runs", "logger", "include", "ckpt_path", "config")
+TOP_KEYS = (
+    *("model", "data", "trainer", "seed_everything", "name", "runs", "logger", "include", "ckpt_path", "config"),
+    *("init_from", "freeze"),
+)
 
 
 def one_line(message: str, known: Sequence[str] = TOP_KEYS, experiment: dict[str, Any] | None = None) -> str:

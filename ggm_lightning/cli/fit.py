@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -30,11 +30,12 @@ from ggm_lightning.callbacks.guard import Guard
 from ggm_lightning.callbacks.keep import KeepBest, KeepLast
 from ggm_lightning.callbacks.progress import Progress
 from ggm_lightning.callbacks.save_config import SaveConfig
+from ggm_lightning.callbacks.settings import ChangedOptimizer
 from ggm_lightning.callbacks.steps import TakesSteps, WholeSteps
 from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.callbacks.throughput import Throughput
 from ggm_lightning.cli import config as config_files
-from ggm_lightning.cli import errors, trainer_checks
+from ggm_lightning.cli import errors, resume, trainer_checks
 from ggm_lightning.data.base import DiscreteData
 
 # so that `--model MD4` finds them by their names
@@ -45,12 +46,12 @@ from ggm_lightning.report.callback import Report
 from ggm_lightning.report.figures import closing_line
 from ggm_lightning.report.protocols import HasExponents, Reconstructs
 from ggm_lightning.report.story import read_run
+from ggm_lightning.rundir import building, start, transfer_list
 from ggm_lightning.rundir import checkpoint as checkpoint_files
-from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.building import named
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
+from ggm_lightning.rundir.freezing import freeze
 from ggm_lightning.rundir.loggers import LOGGERS, make_logger
-from ggm_lightning.rundir.sections import differences, with_new_arguments
 
 _SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
 _FROM_DATA = tuple(
@@ -107,6 +108,10 @@ _UNSAID = ("💡", "TPU available", "`Trainer.fit` stopped: ", "Time limit reach
 
 
 class _CLI(LightningCLI):
+    resumed: resume.Resumed | None = None  # the checkpoint that is gone on from, or evaluated
+    weights: start.Weights | None = None  # what a new run starts from
+    is_finished = False
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="the run's folder below `runs`")
         parser.add_argument("--runs", type=str, default="runs", help="where run folders are kept")
@@ -114,6 +119,15 @@ class _CLI(LightningCLI):
         parser.add_argument("--checkpoint_every_n_steps", type=int, default=1000, help="last.ckpt is renewed so often")
         parser.add_argument(
             "--allow_fresh", type=bool, default=False, help="go on without a checkpoint where one was asked for"
+        )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="a checkpoint, or a run's folder: a new run starts from its (averaged) weights as far as they fit",
+        )
+        parser.add_argument(
+            "--freeze", type=list[str], default=[], help="parameters that are not trained, by name or pattern: a.b.*"
         )
         for target in _FROM_DATA:  # a network that has no such argument is left as it is
             parser.link_arguments(f"data.{target.rpartition('.')[2]}", target, apply_on="instantiate")
@@ -150,6 +164,8 @@ class _CLI(LightningCLI):
         for key in ("name", "runs", "logger", "checkpoint_every_n_steps", "allow_fresh"):
             if config[key] is None or config[key] == "":
                 raise ValueError(f"{key} is empty; leave it out for the default")
+        if config.init_from == "":
+            raise ValueError("init_from is empty; leave it out to start from new weights")
         trainer_checks.check_trainer(config.trainer, self.folder)
         if self.subcommand == "fit":
             trainer_checks.check_steps(config.trainer)
@@ -162,14 +178,33 @@ class _CLI(LightningCLI):
         if config.trainer.logger is None:
             config.trainer.logger = False  # ours are made in instantiate_trainer
         config.trainer.enable_checkpointing = True
-        config.ckpt_path = self._resolved_checkpoint(config.get("ckpt_path"), config.allow_fresh)
+        given = config.get("ckpt_path")
+        config.ckpt_path = self._resolved_checkpoint(given, config.allow_fresh)
+        if config.ckpt_path is not None:
+            self.resumed = resume.opened(config.ckpt_path)
+        if self.subcommand == "fit" and config.init_from is not None:
+            self._start_from(config.init_from, given)
         if self.subcommand in ("fit", "predict") and not config.trainer.fast_dev_run:
             refuse_unwritable(self.folder)
+
+    def _start_from(self, init_from: str, ckpt_path: str | None) -> None:
+        """A run that goes on, such as a requeued job's, does not start again: the same command may be given anew."""
+        if self.resumed is None:
+            self.weights = start.weights_of(init_from)
+            return
+        before = (self.resumed.started_from or {}).get("given")
+        if ckpt_path is not None and before != init_from:
+            raise ValueError(
+                f"--init_from {init_from} starts a new run, --ckpt_path {ckpt_path} goes on with one: give one of them "
+                "(both, where the run to go on with was itself started from the former)"
+            )
 
     def _resolved_checkpoint(self, given: str | None, allow_fresh: bool) -> str | None:
         """A file that exists, or None for a fresh start; `last` and `best` are files of the run folder."""
         folder, fitting = self.folder, self.subcommand == "fit"
         path = folder / f"{given}.ckpt" if given in ("last", "best") else Path(given) if given else None
+        if path is not None and path.is_dir():
+            path = path / "last.ckpt"  # of another run's folder
         if path is not None and not path.is_file():
             if allow_fresh and given == "last":
                 return None
@@ -209,7 +244,7 @@ class _CLI(LightningCLI):
             extra.append(Progress())
         if self.subcommand == "fit" and not dry:
             keep_last = KeepLast(str(self.folder), self._get(self.config, "checkpoint_every_n_steps"))
-            ours = [Guard(), Report(), SaveConfig(self.folder, self._config_text())]
+            ours = [Guard(), Report(), SaveConfig(self.folder, self._origin() + self._config_text())]
             extra += [callback for callback in ours if not any(type(callback) is type(other) for other in given)]
             # best before last, whose file says what the best one is; StopSignals saves the last one, too
             extra += [KeepBest(str(self.folder), self.model.best_by), keep_last, StopSignals(keep_last)]
@@ -239,6 +274,12 @@ class _CLI(LightningCLI):
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         return trainer
 
+    def _origin(self) -> str:
+        """A comment in config.yaml: what the run started from, which init_from names by its path alone."""
+        if self.weights is None:
+            return ""
+        return f"# started from {self.weights.path}, step {self.weights.step}, identity {self.weights.identity}\n"
+
     def _config_text(self) -> str:
         parser = self._parser(self.subcommand)
         return parser.dump(self.config[self.subcommand], skip_none=False, skip_link_targets=True)
@@ -246,19 +287,47 @@ class _CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         self.model.resolved_config = yaml.safe_load(self._config_text())
         config = self.config[self.subcommand]
-        path = config.get("ckpt_path")
         if isinstance(self.datamodule, DiscreteData):
             self.datamodule.check_model(self.model)  # before hours of preparation
-        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
+        if self.subcommand != "fit":
+            if self.resumed is not None:
+                resume.changed_model(self.resumed, self.model, resuming=False)
+            return
+        if not config.trainer.fast_dev_run:
             refuse_without_space(self.folder, self.model)
-        if path is not None:
-            _refuse_another_model(self.model, path, resuming=self.subcommand == "fit")
+        if self.resumed is not None:
+            self._go_on(self.resumed, config)
+        elif self.weights is not None:
+            trust = building.foreign(self.model.resolved_config)  # all of it the user has named
+            codec = self.datamodule.codec if isinstance(self.datamodule, checkpoint_files.HasCodec) else None
+            rank_zero_info("\n".join(start.begin(self.model, self.weights, codec, trust)))
+        frozen = freeze(self.model, config.freeze)
+        if frozen:
+            rank_zero_info("\n".join(transfer_list.frozen(frozen, dict(self.model.named_parameters()))))
+
+    def _go_on(self, resumed: resume.Resumed, config: Any) -> None:
+        """Says what is restored and what is not that of the checkpoint, and whether anything is left to be done."""
+        settings = resume.changed_model(resumed, self.model, resuming=True)
+        resume.refuse_other_freeze(resumed, config.freeze)
+        data = resume.changed_data(resumed, self.model.resolved_config or {})
+        self.model.started_from = resumed.started_from
+        max_steps = config.trainer.max_steps
+        if resume.is_finished(resumed, max_steps) and not config.trainer.fast_dev_run:
+            self.is_finished = True
+            rank_zero_info(resume.finished(resumed, max_steps, self.folder, changed=bool(settings or data)))
+            return
+        if settings:
+            self.trainer.callbacks.insert(0, ChangedOptimizer())  # type: ignore[attr-defined]
+        for line in resume.what_is_restored(resumed, self.folder, settings, data):
+            rank_zero_info(line)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         return {**kwargs, "ckpt_path": self.config[subcommand].get("ckpt_path"), "weights_only": True}
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if self.is_finished:
+            return
         run: Callable[..., Any] = getattr(self.trainer, subcommand)
         try:
             run(**self._prepare_subcommand_kwargs(subcommand))
@@ -293,22 +362,3 @@ def _default(config: Any, key: str) -> Any:
         return None
     taken = inspect.signature(named(class_path)).parameters.get(name)
     return None if taken is None else taken.default
-
-
-def _refuse_another_model(model: LightningModule, path: str, resuming: bool) -> None:
-    """A checkpoint of another family, vocabulary, shape or network is refused by key, before anything is loaded.
-
-    Evaluation may differ in how the optimiser is set and how the bound is estimated; a resumed fit in neither.
-    """
-    theirs, ours = (
-        restore.model_section(checkpoint_files.read(path)),
-        checkpoint_files.describe(model)["model"],
-    )
-    if theirs is None or ours is None:
-        return
-    found = differences(ours, with_new_arguments(theirs, ours))
-    free = () if resuming else ("model.optimizer", "model.seed", "model.label_dropout")
-    found = [text for text in found if not text.startswith((*free, "model.eval_"))]
-    if found:
-        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-        raise ValueError(f"--ckpt_path {path} is of another model: {'; '.join(found[:3])}{more}; make them agree")

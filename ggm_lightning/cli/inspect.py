@@ -59,6 +59,7 @@ def facts_of(checkpoint: dict[str, Any]) -> dict[str, str]:
         "shape": _text(arguments.get("shape")),
         "step": _UNKNOWN if step is None else f"{step:,}",
         "averaged": "yes: averages in front, the raw weights beside" if "current_model_state" in checkpoint else "no",
+        "started from": _origin(_section(about, "started_from")),
         "data": _described(_section(config, "data")),
         "tokenizer": _codec(_section(about, "codec")),
         "versions": _versions(checkpoint, about),
@@ -81,6 +82,13 @@ def _text(value: Any, most: int = 200) -> str:
         return _UNKNOWN
     text = str(value)
     return text if len(text) <= most else f"{text[:most]} ..."
+
+
+def _origin(started_from: dict[str, Any]) -> str:
+    """Of a run that began with another one's weights."""
+    if not started_from:
+        return "new weights, as far as it says"
+    return _text(f"{started_from.get('given')}, step {started_from.get('step')}, {started_from.get('identity')}")
 
 
 def _weights(weights: dict[str, Tensor]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
 import os
 import sys
 import tempfile
@@ -159,10 +160,29 @@ def _versions() -> str:
     return ", ".join([f"ggm_lightning {ggm_lightning.__version__}", *others])
 
 
+def _own_options(command: str, rest: list[str]) -> list[str]:
+    """`--freeze a --freeze b` as the one list that the parser takes; ValueError where it, or --init_from, is not for
+    the command. (In a --config file both may stand anywhere: a saved one serves every command.)"""
+    patterns: list[str] = []
+    others: list[str] = []
+    arguments = iter(rest)
+    for argument in arguments:
+        name, given, value = argument.partition("=")
+        if name in ("--freeze", "--init_from") and command != "fit":
+            raise ValueError(f"{name} is for `lightning fit` alone; {command} takes the weights of --ckpt_path")
+        if name != "--freeze":
+            others.append(argument)
+            continue
+        value = value if given else next(arguments, "")
+        patterns += yaml.safe_load(value) if value.startswith("[") else [value]
+    return [*others, f"--freeze={json.dumps(patterns)}"] if patterns else others
+
+
 def _run_trainer_command(command: str, merged: dict[str, Any], rest: list[str]) -> None:
     for name in (argument.split("=")[0] for argument in rest):
         if name.replace(".init_args", "") in ("--model.seed", "--data.seed"):
             raise ValueError(f"{name} is given, but it is taken from --seed_everything; leave it out")
+    rest = _own_options(command, rest)
     from ggm_lightning.cli.fit import build
 
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -70,6 +70,12 @@ class Codec(ABC):
         """Plain JSON that is equal exactly when text and ids correspond in the same way; `to_dict()` where a codec says
         nothing else. Shards and checkpoints hold its hash: what is said here once has to stay."""
         return self.to_dict()
+
+    def meanings(self) -> Sequence[Hashable] | None:
+        """What each id stands for, equal to that of an id of another vocabulary exactly when both stand for the same
+        (codecs/matching.py); of a piece of text ("text", its UTF-8). An entry is None where an id stands for nothing,
+        the whole where this kind of codec shares its ids with no other."""
+        return None
 
     def text(self, ids: list[int]) -> str:
         """Ids without masks -> text."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -84,6 +85,10 @@ class Images(Codec):
     def sites_of(self, pixels: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "c height width"]:
         """Every channel of a pixel."""
         return np.broadcast_to(pixels, self.shape).copy()
+
+    def meanings(self) -> Sequence[Hashable]:
+        """Shares of the full brightness: of 17 and 33 levels every second one is the same."""
+        return [("brightness", Fraction(i, self.num_classes - 1)) for i in range(self.num_classes)]
 
     def pieces(self, ids: Sequence[int], blank: str = BLANK) -> list[str]:
         raise ValueError("Images: single pixels are not shown as text; decode the whole state, masks included")

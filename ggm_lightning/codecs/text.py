@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from ggm_lightning.codecs.codec import BLANK, Codec
 from ggm_lightning.codecs.loss import REPLACEMENT, Loss, none_lost, tried, without_token
 from ggm_lightning.codecs.tokenizer_file import END_OF_TEXT, ControlWords
 
+UNKNOWN = ("unknown",)  # what stands for everything that a vocabulary does not have
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
 
 
@@ -79,6 +80,10 @@ class Characters(Codec):
     def text(self, ids: list[int]) -> str:
         return "".join([self._symbols[i] for i in ids])
 
+    def meanings(self) -> Sequence[Hashable]:
+        known: list[Hashable] = [("text", symbol.encode("utf-8", "surrogatepass")) for symbol in self.alphabet]
+        return known if self.unknown is None else [*known, UNKNOWN]
+
     def identity(self) -> dict[str, Any]:
         return {"kind": "characters", "alphabet": self.alphabet, "unknown": self.unknown}
 
@@ -97,6 +102,9 @@ class Bytes(Codec):
 
     def text(self, ids: list[int]) -> str:
         return bytes(ids).decode("utf-8", errors="replace")
+
+    def meanings(self) -> Sequence[Hashable]:
+        return [("text", bytes([i])) for i in range(self.num_classes)]
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "bytes"}
@@ -186,6 +194,18 @@ class Subwords(Codec):
     def text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
+    def meanings(self) -> Sequence[Hashable]:
+        """Ends of a text are the same whatever they are called, and so are unknown tokens; pieces of a byte-level
+        tokenizer are the text that they write, those of other kinds are compared within their kind."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        known = tokenizer_file.meanings(self._file, ids)
+        found: list[Hashable] = [None] * self.num_classes
+        for token, i in ids.items():
+            found[i] = known[token]
+        if self._unknown is not None:
+            found[self._unknown] = UNKNOWN
+        return found
+
     def identity(self) -> dict[str, Any]:
         return {"kind": "subwords", "tokenizer": self.tokenizer_json}
 
@@ -218,6 +238,9 @@ class Integers(Codec):
 
     def text(self, ids: list[int]) -> str:
         return " ".join(map(str, ids))
+
+    def meanings(self) -> Sequence[Hashable]:
+        return [("number", i) for i in range(self.num_classes)]
 
     def pieces(self, ids: Sequence[int], blank: str = BLANK) -> list[str]:
         return [f"{piece} " for piece in super().pieces(ids, blank)]  # numbers need the space between them

@@ -75,6 +75,38 @@ def _put_last(processor: dict[str, Any] | None) -> str | None:
     return None
 
 
+def meanings(description: dict[str, Any], tokens: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+    """What each token of the vocabulary stands for, see Codec.meanings."""
+    end, special = end_token(description), {token["content"] for token in _added(description) if token["special"]}
+    decoder = (description.get("decoder") or {}).get("type")
+    found: dict[str, tuple[Any, ...]] = {}
+    for token in tokens:
+        written = _written(token) if decoder == "ByteLevel" else None
+        found[token] = (decoder, token) if written is None else ("text", written)
+        if token == end:
+            found[token] = ("end of text",)
+        elif token in special:
+            found[token] = ("special", token)
+    return found
+
+
+def _byte_letters() -> dict[str, int]:
+    """The 256 letters that stand for bytes in a byte-level vocabulary (GPT-2's): visible ones for themselves, the
+    others by the letters from 256 on, in their order."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in visible]
+    return {**{chr(byte): byte for byte in visible}, **{chr(256 + i): byte for i, byte in enumerate(others)}}
+
+
+_BYTES = _byte_letters()
+
+
+def _written(token: str) -> bytes | None:
+    """The bytes that the letters of a token stand for; None where a letter stands for none."""
+    found = [_BYTES.get(letter) for letter in token]
+    return None if None in found else bytes(found)  # type: ignore[arg-type]
+
+
 def unknown_token(description: dict[str, Any]) -> str | int | None:
     """The name (of Unigram: the id) of what stands for characters that the tokenizer does not know."""
     model = description["model"]

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from jaxtyping import Integer
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.data.arguments import checked_by_annotations
+from ggm_lightning.data.fingerprints import rows_fingerprint
 from ggm_lightning.data.latents import CachedLatents
 from ggm_lightning.data.order import EvalOrder, TrainOrder, divide_batch
 from ggm_lightning.data.rows import Numbered, RowSource, check_ids, check_labels
@@ -116,6 +118,7 @@ class DiscreteData(LightningDataModule, ABC):
         self._rows: dict[str, RowSource] = {}
         self._counts: Counts | None = None
         self._epoch: Epoch | None = None
+        self._contents: str | None = None
         for key, value, least in (
             ("global_batch_size", global_batch_size, 1),
             ("max_batch_per_device", max_batch_per_device, 1),
@@ -282,21 +285,39 @@ class DiscreteData(LightningDataModule, ABC):
                 f"network's num_labels to 0"
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Which tokenizer the model learnt: Lightning keeps it in the checkpoint."""
+    def contents(self) -> str | None:
+        """A fingerprint of what one trains on, to notice other contents under the same names. None: there is none."""
+        if self._contents is None:
+            self._contents = rows_fingerprint(self.rows("train"))
+        return self._contents
+
+    def _tokens(self) -> dict[str, Any]:
         codec = self.codec
         name = f"{type(codec).__name__} of {codec.num_classes} ids"
         return {"codec": name, "tokenizer_hash": codec.tokenizer_hash}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Which tokenizer the model learnt, and on what: Lightning keeps it in the checkpoint."""
+        return {**self._tokens(), "contents": self.contents()}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """ValueError if the checkpoint's model learnt other tokens: equal ids would mean something else."""
-        own = self.state_dict()
+        """ValueError if the checkpoint's model learnt other tokens: equal ids would mean something else. A training
+        that goes on with other contents says so."""
+        own = self._tokens()
         if own["tokenizer_hash"] != state_dict["tokenizer_hash"]:
             learnt, found = (f"{s['codec']}, {s['tokenizer_hash'][:12]}.." for s in (state_dict, own))
             raise ValueError(
                 f"wrong tokenizer: the checkpoint was trained with {learnt}, the data has {found}; give the tokenizer "
                 f"of the training, or train anew"
             )
+        before = state_dict.get("contents")  # checkpoints of before have none
+        if before is not None and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            now = self.contents()
+            if now != before:
+                rank_zero_info(
+                    f"the contents of the training data are not those of the checkpoint (fingerprint "
+                    f"{str(now)[:12]}, there {before[:12]}): it goes on with these"
+                )
 
     def train_dataloader(self) -> DataLoader:
         rows, (world, rank) = self.rows("train"), self._place()

@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from ggm_lightning.codecs.codec import dict_hash
 from ggm_lightning.data import header
 from ggm_lightning.data.base import DiscreteData
 
@@ -117,6 +118,12 @@ class PreparedData(DiscreteData):
             rank_zero_info(f"{self.folder}: prepared by this process ({reason}); any others of this node wait for it")
             note = self.build(source, opened)
         rank_zero_info(f"{self.folder}: built ({reason}): {self.describe()}{note}")
+
+    def contents(self) -> str | None:
+        """Of the source files, as they were when they were prepared."""
+        if self._contents is None:
+            self._contents = dict_hash(header.read_header(self.folder)["source"])
+        return self._contents
 
     def check_room(self, needed: int) -> None:
         """ValueError unless the folder's disk has so many bytes free: now rather than after an hour of writing."""

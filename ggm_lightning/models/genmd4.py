@@ -199,7 +199,8 @@ class GenMD4(Family):
             return super().parameter_groups()
         network = [p for p in self.parameters() if p.requires_grad and p is not self.raw_exponents]
         rate = self.optimizer.lr if self.exponent_lr is None else self.exponent_lr
-        return [{"params": network}, {"params": [self.raw_exponents], "lr": rate, "weight_decay": 0.0}]
+        exponents = [self.raw_exponents] if self.raw_exponents.requires_grad else []
+        return [{"params": network}, {"params": exponents, "lr": rate, "weight_decay": 0.0}]
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()

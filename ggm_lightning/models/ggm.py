@@ -331,6 +331,10 @@ class GGM(Family):
 
     # ------------------------------------------------------------------ Lightning
 
+    def of_the_run(self) -> tuple[str, ...]:
+        """The unigram law is that of the data, and measured again."""
+        return ("unigram_counts",)
+
     def setup(self, stage: str) -> None:
         """Measures the unigram law; a checkpoint that is resumed brings its own, which then replaces this one."""
         if self.unigram_counts is None or stage != "fit":

@@ -306,6 +306,10 @@ class LatentFamily(Family):
 
     # ------------------------------------------------------------------ the stages
 
+    def of_the_run(self) -> tuple[str, ...]:
+        """Where an encoder is trained in stage 1, a run that starts from other weights begins there again."""
+        return ("encoder_fixed", "encoder.norm.fixed") if self.recipe.stage1_steps else ()
+
     def freeze_encoder(self, parts: Iterable[Tensor]) -> None:
         """End of stage 1: measures the normalisation over all rows x Int64[b, *shape] of `parts` and fixes the encoder.
         `fit` calls it by itself."""

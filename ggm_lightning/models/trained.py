@@ -110,6 +110,7 @@ class Trained(LightningModule):
 
     optimizer: Optimizer
     resolved_config: dict[str, Any] | None = None  # set by the command line, kept in checkpoints
+    started_from: dict[str, Any] | None = None  # the weights that a run started from (rundir/start.py), of checkpoints
     codec: Any = None  # what the ids stand for, where a checkpoint says so (rundir/restore.py)
     best_by = "val/nelbo"  # best.ckpt has its lowest value
     loss_name = "train/bpd"  # under which the training loss is logged; another where it is not bits per dimension

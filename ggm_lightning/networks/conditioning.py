@@ -50,6 +50,8 @@ class Conditioning(nn.Module):
             a label gets, and what label dropout writes.
     """
 
+    begins_alike = ("mlp.0.weight",)  # columns of the time's embedding first, those of a label's behind them
+
     def __init__(self, dim: int, time_features: str = "t", num_labels: int = 0):
         super().__init__()
         if time_features not in _TIME_FEATURES:

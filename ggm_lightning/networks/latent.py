@@ -48,6 +48,8 @@ class LatentInput(nn.Module):
         positions: slots, for a learned vector per slot; rotary, for none.
     """
 
+    begins_alike = ("slots",)
+
     def __init__(self, num_latents: int, latent_dim: int, width: int, positions: str):
         super().__init__()
         if positions not in _POSITIONS:
@@ -138,6 +140,8 @@ class JointDenoiser(BlockNetwork):
     """
 
     compiled = (JointBlock,)
+    # a Transformer's stream of tokens; its time is the latent's where this network is not told the tokens'
+    also_named = ((r"^blocks\.(\d+)\.tokens\.", r"blocks.\1."), (r"^latent_condition\.", "condition."))
 
     def __init__(
         self,

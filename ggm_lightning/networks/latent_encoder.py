@@ -144,6 +144,7 @@ class LatentEncoder(BlockNetwork):
     """
 
     compiled = (Block,)
+    begins_alike = ("queries",)
 
     def __init__(
         self,

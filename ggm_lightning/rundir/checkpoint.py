@@ -35,6 +35,13 @@ class Configured(Protocol):
 
 
 @runtime_checkable
+class Started(Protocol):
+    """A model that knows from which weights its run started (rundir/start.py), None where from none."""
+
+    started_from: dict[str, Any] | None
+
+
+@runtime_checkable
 class OfData(Protocol):
     """A model, or a codec of pictures, that says what one example looks like."""
 
@@ -259,6 +266,7 @@ def describe(model: LightningModule) -> dict[str, Any]:
         "config": config,
         "model": None if config is None else _model_spec(model, config["model"]),
         "codec": None if codec is None else codec.to_dict(),
+        "started_from": model.started_from if isinstance(model, Started) else None,
     }
 
 

@@ -16,7 +16,7 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +81,10 @@ class Codes(Codec):
             "picture": list(self.picture),
             "sha256": self.sha256,
         }
+
+    def meanings(self) -> Sequence[Hashable]:
+        """Entries of this VQGAN's codebook, whatever the pictures' size."""
+        return [("code", self.sha256, i) for i in range(self.num_classes)]
 
     @property
     def network(self) -> Any:

@@ -130,7 +130,7 @@ class VQGAN(Trained):
     # ------------------------------------------------------------------ Lightning
 
     def on_train_start(self) -> None:
-        if self.first_codes and self.global_step == 0:
+        if self.first_codes and self.global_step == 0 and self.started_from is None:
             rows = self.trainer.datamodule.rows("train")  # type: ignore[attr-defined]
             self.start_codebook(rows[range(min(256, len(rows)))]["x"].to(self.device))
 

@@ -1,0 +1,148 @@
+"""`--ckpt_path`: a checkpoint is compared with the command before a run goes on from it, and differences are said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+from ggm_lightning.rundir import checkpoint as checkpoint_files
+from ggm_lightning.rundir import restore
+from ggm_lightning.rundir.sections import differences, with_new_arguments
+
+# settings of the optimiser may change when a run goes on; its state stays
+_SETTINGS = ("model.optimizer", "model.exponent_lr")
+_OF_TRAINING = ("model.optimizer", "model.exponent_lr", "model.seed", "model.label_dropout")  # of no concern elsewhere
+# keys of the data that decide how, and not what, is read
+_HOW = ("max_batch_per_device", "eval_batch_size", "num_workers", "processes", "folder", "global_batch_size")
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a checkpoint says of itself; its tensors are not kept.
+
+    Attributes:
+        path: of the file.
+        step: optimiser steps, None where it does not say.
+        about: see checkpoint.about.
+        model_section: see restore.model_section.
+    """
+
+    path: Path
+    step: int | None
+    about: dict[str, Any]
+    model_section: Any
+
+    @property
+    def started_from(self) -> dict[str, Any] | None:
+        """The weights its run started from (rundir/start.py), None where it started from none."""
+        found = self.about.get("started_from")
+        return found if isinstance(found, dict) else None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        found = self.about.get("config")
+        return found if isinstance(found, dict) else {}
+
+
+def opened(path: str) -> Resumed:
+    """Raises ValueError for what is no whole checkpoint (rundir/checkpoint.py)."""
+    checkpoint = checkpoint_files.read(path)
+    return Resumed(
+        Path(path),
+        checkpoint_files.step_of(checkpoint),
+        checkpoint_files.about(checkpoint),
+        restore.model_section(checkpoint),
+    )
+
+
+def changed_model(resumed: Resumed, model: LightningModule, resuming: bool) -> list[str]:
+    """The optimiser's settings that differ. A checkpoint of another family, vocabulary, shape or network is refused by
+    key, before anything is loaded; evaluation may also differ in how the bound is estimated and how one trained."""
+    theirs, ours = resumed.model_section, checkpoint_files.describe(model)["model"]
+    if theirs is None or ours is None:
+        return []
+    found = differences(ours, with_new_arguments(theirs, ours))
+    free = _SETTINGS if resuming else _OF_TRAINING
+    wrong = [text for text in found if not text.startswith((*free, "model.eval_"))]
+    if wrong:
+        remedy = "make them agree"
+        if resuming:
+            remedy += ", or start a new run from its weights by --init_from"
+        raise ValueError(f"--ckpt_path {resumed.path} is of another model: {_first(wrong)}; {remedy}")
+    return [text for text in found if text.startswith(_SETTINGS)]
+
+
+def changed_data(resumed: Resumed, config: dict[str, Any]) -> list[str]:
+    """Keys of the data that say what is read, and say otherwise than the checkpoint's configuration."""
+    ours, theirs = config.get("data"), resumed.config.get("data")
+    if not isinstance(theirs, dict):
+        return []
+    found = differences(ours, with_new_arguments(theirs, ours), "data")
+    return [text for text in found if not text.startswith(tuple(f"data.{key} " for key in _HOW))]
+
+
+def refuse_other_freeze(resumed: Resumed, patterns: list[str]) -> None:
+    """The optimiser's state is of the parameters that were trained."""
+    theirs = resumed.config.get("freeze") or []
+    if sorted(theirs) != sorted(patterns):
+        said = " ".join(f"--freeze '{pattern}'" for pattern in theirs) or "no --freeze"
+        raise ValueError(
+            f"--ckpt_path {resumed.path}: its run has {said}, which cannot change when it goes on; give the same, or "
+            "start a new run from its weights by --init_from"
+        )
+
+
+def what_is_restored(resumed: Resumed, folder: Path, settings: list[str], data: list[str]) -> list[str]:
+    """Lines for whoever goes on with another run's checkpoint, with other data, or with other settings."""
+    found = []
+    if not is_own(resumed, folder):
+        found.append(
+            f"--ckpt_path {resumed.path} is of another run: its step count ({resumed.step}) and its optimiser are "
+            f"restored; to start afresh from its weights, give --init_from {resumed.path} instead"
+        )
+    if data:
+        found.append(f"the data is not that of the checkpoint ({_first(data)}): it goes on with this one")
+    if settings:
+        found.append(f"the optimiser goes on with other settings: {_first(settings)}")
+    return found
+
+
+def is_own(resumed: Resumed, folder: Path) -> bool:
+    """Whether it is a checkpoint of this run's folder."""
+    return resumed.path.resolve().parent == folder.resolve()
+
+
+def is_finished(resumed: Resumed, max_steps: int | None) -> bool:
+    """Whether all steps that are asked for are taken."""
+    return resumed.step is not None and max_steps not in (None, -1) and resumed.step >= max_steps  # type: ignore[operator]
+
+
+def finished(resumed: Resumed, max_steps: int | None, folder: Path, changed: bool) -> str:
+    """The line of a run in which nothing is left to be done.
+
+    Raises:
+        ValueError: the same, where the command asks for something else than the run did: another run's folder, other
+            data, other settings.
+    """
+    reached = f"at step {resumed.step} (trainer.max_steps is {max_steps})"
+    remedy = "to go on, raise trainer.max_steps; to start a new run from its weights, give --init_from"
+    if not is_own(resumed, folder):
+        raise ValueError(
+            f"--ckpt_path {resumed.path} restores the step count of another run, which is finished {reached}: nothing "
+            f"would be trained; {remedy} {resumed.path} instead of --ckpt_path"
+        )
+    if changed:
+        raise ValueError(
+            f"{folder}: this run is finished, {reached}, and nothing would be trained with what is changed; {remedy} "
+            f"{folder} and another --name"
+        )
+    return f"{folder}: this run is finished, {reached}; {remedy} {folder} and another --name"
+
+
+def _first(found: list[str]) -> str:
+    more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
+    return "; ".join(found[:_SHOWN]) + more
