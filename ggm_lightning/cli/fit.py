@@ -193,7 +193,7 @@ class _CLI(LightningCLI):
             self.weights = start.weights_of(init_from)
             return
         before = (self.resumed.started_from or {}).get("given")
-        if ckpt_path is not None and before != init_from:
+        if ckpt_path is not None and (before is None or Path(before).resolve() != Path(init_from).resolve()):
             raise ValueError(
                 f"--init_from {init_from} starts a new run, --ckpt_path {ckpt_path} goes on with one: give one of them "
                 "(both, where the run to go on with was itself started from the former)"

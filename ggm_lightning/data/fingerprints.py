@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ggm_lightning.data.rows import RowSource
 
 _BLOCK = 2**20
@@ -35,8 +37,11 @@ def rows_fingerprint(rows: RowSource) -> str | None:
     """Of their number and of 64 of them, evenly spaced: enough to tell one data set from another, whatever it reads.
     None where the same row comes out differently when it is asked for again."""
     index = [i * len(rows) // _ROWS for i in range(_ROWS)]
-    first, again = (rows[index]["x"].numpy().tobytes() for _ in range(2))
-    return hashlib.sha256(f"{len(rows)}\0".encode() + first).hexdigest() if first == again else None
+    first, again = (rows[index]["x"] for _ in range(2))
+    if not torch.equal(first, again):
+        return None
+    of_what = f"{len(rows)} {list(first.shape)}\0".encode()
+    return hashlib.sha256(of_what + first.to(torch.int64).numpy().tobytes()).hexdigest()
 
 
 def folder_fingerprint(folder: Path, names: list[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import shlex
 import subprocess
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
 import ggm_lightning
+from ggm_lightning.data.fingerprints import rows_fingerprint
 from ggm_lightning.report.protocols import HasRows
 
-_PROBED = 64  # rows of a split whose contents are part of its fingerprint
 _PATIENCE = 5.0  # seconds for git, which may be slow on a shared disk
 
 
@@ -87,19 +85,10 @@ def data_of(datamodule: Any) -> str:
     parts = []
     for split, kind in (("train", "training"), ("val", "held-out")):
         rows = datamodule.rows(split)
-        parts.append(f"{len(rows):,} {kind} rows (fingerprint {fingerprint(rows)})")
+        fingerprint = rows_fingerprint(rows)
+        told = f" (fingerprint {fingerprint[:12]})" if fingerprint else ""  # none of rows that differ at every reading
+        parts.append(f"{len(rows):,} {kind} rows{told}")
     return f"{name}: {', '.join(parts)}"
-
-
-def fingerprint(rows: Any) -> str:
-    """12 hexadecimal digits of the SHA-256 of the number of rows and of 64 of them, evenly spaced."""
-    count = len(rows)
-    index = np.unique(np.linspace(0, count - 1, _PROBED).astype(np.int64))
-    digest = hashlib.sha256(f"{count}\0".encode())
-    x = rows[index]["x"]
-    digest.update(f"{list(x.shape)}\0".encode())
-    digest.update(x.to(torch.int64).numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def hardware(trainer: Trainer) -> str:

@@ -353,10 +353,10 @@ def test_no_run_is_one_line(tmp_path):
 
 
 def test_fingerprints_tell_data_apart():
-    from ggm_lightning.report.provenance import fingerprint
+    from ggm_lightning.data.fingerprints import rows_fingerprint
 
     x = np.arange(N * 11).reshape(11, N) % V
-    same, changed = fingerprint(Rows(x)), x.copy()
+    same, changed = rows_fingerprint(Rows(x)), x.copy()
     changed[7, 3] = (changed[7, 3] + 1) % V
-    assert fingerprint(Rows(x.astype(np.uint8))) == same  # how they are kept is no difference
-    assert len({same, fingerprint(Rows(changed)), fingerprint(Rows(x[:10]))}) == 3
+    assert rows_fingerprint(Rows(x.astype(np.uint8))) == same  # how they are kept is no difference
+    assert len({same, rows_fingerprint(Rows(changed)), rows_fingerprint(Rows(x[:10]))}) == 3

@@ -366,12 +366,12 @@ def test_inspect_builds_nothing_and_shows_everything(
 
     path = saved(good, change)
     main(["inspect", path])
-    shown = capsys.readouterr().out
-    assert "family      ggm_lightning.models.md4.MD4" in shown
-    assert "network     payload.Net" in shown
+    shown = re.sub(" +", " ", capsys.readouterr().out)
+    assert "family ggm_lightning.models.md4.MD4" in shown
+    assert "network payload.Net" in shown
     assert "payload.Net, payload.data.Set: foreign code, built only with --trust payload,payload.data" in shown
-    assert "vocabulary  97" in shown
-    assert "tokenizer   ggm_lightning.codecs.text.Characters" in shown
+    assert "vocabulary 97" in shown
+    assert "tokenizer ggm_lightning.codecs.text.Characters" in shown
     assert "format 1" in shown
     assert "  seed_everything: 0" in shown
     assert "\x1b" not in shown
