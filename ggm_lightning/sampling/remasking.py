@@ -7,8 +7,8 @@
 (1) makes up for what is hidden: a site is clean at s with probability alpha_s, whatever sigma. Known sites are never
 hidden, and masked ones of the others are revealed as if nothing were known.
 
-Source: ReMDM, Wang et al., arXiv 2503.00307. Its settings of sigma are the first three rules, of
-which `rate` alone has an error that vanishes with the steps: the others hide as much in a small step as in a large one.
+Source: ReMDM, Wang et al., arXiv 2503.00307. Its settings of sigma are cap, rescale and loop,
+which hide as much in a small step as in a large one, and so gain little or nothing from more steps; `rate` does not.
 `forward_backward` is the corrector of Campbell et al., arXiv 2205.14987, and `psi` the mixture of reverse process and
 renewed noise of the psi-samplers, arXiv 2602.21185 (their kappa is 1 - eta).
 """
@@ -41,9 +41,9 @@ class Remasking(Plan):
         loop              eta while t_off < t <= t_on, in which alpha stands still; before and after it the schedule is
                           run through in what is left of the time
 
-    Law: eta 0 is `ancestral` (loop: with other times). rate: its error vanishes with the steps, as 1/num_steps.
-    forward_backward and psi with eta < 1: likewise, as far as eta leaves reverse steps; cap, rescale and loop have a
-    floor, which more steps hardly lower. Which of them are better with a network that is not exact is another question.
+    Law: eta 0 is `ancestral` (loop: with other times). The error of rate and forward_backward falls as 1/num_steps,
+    that of cap, rescale and psi slowly; loop has a floor. Which of them are better with a network that is not exact is
+    another question.
 
     Args:
         rule: of sigma.

@@ -248,6 +248,32 @@ def test_a_network_that_leaks_is_not_corrected_with() -> None:
     assert (of_run.network_calls, of_run.rows) == (N + 4, B * (N + 4))
 
 
+class Told(Counted):
+    """Keeps the times and the states that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None, **more: Tensor) -> Tensor:
+        self.told.append((t, z))
+        return super().forward(z, t)
+
+
+def test_the_corrector_is_told_of_one_masked_site_and_the_order_of_as_many_as_there_are() -> None:
+    """Both by a schedule of alpha = 1 - t."""
+    network = Told()
+    options = {"inside": "ordered", "inside_options": {"k": 1}}
+    drawn(MD4(network, V, (N,), Linear(0.0)), "corrected", corrections=2, clamp=CLAMP, **options)
+    masked = [(z == V).double().mean(1) for _, z in network.told[2:]]  # behind the look for leaks
+    assert len(masked) == N + 2
+    for (t, _), share in zip(network.told[2 : N + 2], masked, strict=False):
+        assert torch.allclose(t.double(), share)
+    for t, z in network.told[N + 2 :]:
+        assert torch.allclose(t.double(), torch.full((B - 2,), 1 / N, dtype=torch.float64))
+        assert not z.eq(V).any()
+
+
 def test_a_plan_may_be_an_object() -> None:
     by_name = drawn(md4(), "blocks", stride=2, inside="ordered", inside_options={"k": 2})
     by_object = md4().sample(B, STEPS, sampler=Blocks(2, inside=Ordered(k=2)), seed=SEED)
