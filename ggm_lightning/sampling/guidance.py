@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def guided(model: Denoises, denoiser: Denoiser, request: Request) -> Denoiser:
 
     def logits(zt: Tensor, t: Tensor, label: Tensor | None, sites: Tensor, rows: Tensor) -> Tensor:
         assert label is not None  # see `check`
-        nobody = torch.full_like(label, model.network.num_labels)
+        nobody = torch.full_like(label, cast(int, model.network.num_labels))
         twice = [torch.cat([part, part]) for part in (zt, t, sites, rows)]
         both = denoiser(twice[0], twice[1], torch.cat([label, nobody]), twice[2], twice[3])
         with_label, without = both.chunk(2)

@@ -115,7 +115,8 @@ class Sudoku(DiscreteData):
     def _solutions(self, cells: Sequence[int], order: random.Random | None = None) -> Iterator[list[int]]:
         """All solved grids that agree with these cells (-1: empty), the cell that the fewest digits fit first."""
         cells = list(cells)
-        best, fits = -1, []
+        best = -1
+        fits: list[int] = []
         for i, value in enumerate(cells):
             if value >= 0:
                 continue
