@@ -24,6 +24,7 @@ from ggm_lightning.sampling.ordered import Ordered, prefix
 from ggm_lightning.sampling.plans import OF_MASKED
 from ggm_lightning.sampling.request import Samples
 from tests.models.every_family import small
+from tests.models.exact_law import Uniform
 from tests.sampling.test_rows_sent import CLAMP, FLOOR, KNOWN, VALUES, B, Counted, N, V, fuji, seq
 
 STEPS, SEED = 13, 3
@@ -184,6 +185,16 @@ def test_a_text_longer_than_the_model() -> None:
         )
         assert torch.equal(again.x, of_run.x[:, view])
     assert of_run.rows == B * (length - 1)
+
+
+def test_windows_of_a_longer_text_have_noise_of_their_own() -> None:
+    """By a network that says nothing, so that values are noise alone."""
+    options = {"stride": N, "length": 3 * N, "inside": "first_hitting"}
+    x = MD4(Uniform(V), V, (N,), FLOOR).sample(64, 1, sampler="blocks", **options).x
+    windows = x.split(N, 1)
+    for i in range(3):
+        agreeing = (windows[i] == windows[i - 1]).double().mean()
+        assert abs(float(agreeing) - 1 / V) < 4.5 * (2 / 9 / x[:, :N].numel()) ** 0.5
 
 
 # ------------------------------------------------------------------ what is refused
