@@ -154,6 +154,27 @@ def test_the_mode_of_the_surest_sites_needs_no_noise() -> None:
     assert not torch.equal(rows(3, 0.5), rows(9, 0.5))
 
 
+class SurerBehind(torch.nn.Module):
+    """Of the last site it is the surest."""
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        return torch.arange(V).double().mul(torch.arange(1, N + 1)[:, None]).expand(len(z), N, V)
+
+
+def test_the_order_is_that_of_the_law_before_temperature() -> None:
+    of_run = MD4(SurerBehind(), V, (N,)).sample(B, N, sampler="ordered", temperature=0, trace=True)
+    for step, state in enumerate(of_run.trace):
+        assert torch.equal(state == V, (torch.arange(N) < N - step).expand(B, N))
+
+
+def test_each_row_has_its_share_of_the_steps_by_the_sites_of_the_model() -> None:
+    """5 sites in 2 steps are 3 a step, also where only 4 are unknown in the whole batch."""
+    known = KNOWN | (torch.arange(N) == 0)
+    of_run = drawn(md4(), "ordered", 2, clamp=(VALUES, known), trace=True)
+    masked = [(state == V).sum(1) for state in of_run.trace]
+    assert torch.equal(masked[1], (masked[0] - 3).clamp(min=0))
+
+
 # ------------------------------------------------------------------ blocks
 
 
