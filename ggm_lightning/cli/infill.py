@@ -49,9 +49,7 @@ def infill(
         num_steps: reverse steps. GGM: of sampler parallel alone.
         temperature: 1 draws from the model, less sharpens, 0 takes the mode.
         top_p: mass of the nucleus; 1 draws from the model.
-        top_k: keep so many classes before the nucleus is taken.
-        nucleus: crossing keeps the class that crosses top_p, inside leaves it out (as ReMDM does).
-        guidance: how far the label pulls, for plans; 1 is the model's own law, 0 leaves the label out.
+        top_k, nucleus, guidance: see `sample`.
         grid: times of the steps, cosine or uniform, for families that let you choose.
         sampler: by its name (an unknown one lists the family's, whose first is the default), or the path of a class of
             your own. Its options follow as --sampler.NAME VALUE; --latent_steps is LDDM's.
@@ -61,13 +59,13 @@ def infill(
         out: folder for the results; default infilled-<settings>/ beside the checkpoint.
         device: auto, cpu, cuda, ...
         again: fill again what is there already.
-        trust: packages or classes of your own that the checkpoint may build, separated by commas.
+        trust: packages or classes of your own that the checkpoint may build, with commas.
         named: (library) more such names.
         options: (library) of the sampler, as texts.
     """
     loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named))
     given = infill_input.read(loaded.model, text, input, mask, blank)
     values = drawing.sharpened(temperature, top_p, top_k, nucleus, guidance)
-    values |= drawing.typed(loaded.model, sampler, options)
-    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values)
+    of_sampler = drawing.typed(loaded.model, sampler, options)
+    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values | of_sampler)
     drawing.fill(loaded, given, asked, batch_size, out, again)

@@ -57,6 +57,6 @@ def sample(
     """
     loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named))
     values = drawing.sharpened(temperature, top_p, top_k, nucleus, guidance)
-    values |= drawing.typed(loaded.model, sampler, options)
-    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values)
+    of_sampler = drawing.typed(loaded.model, sampler, options)
+    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values | of_sampler)
     drawing.draw_samples(loaded, asked, batch_size, out, again)
