@@ -196,6 +196,7 @@ CASES = {
     "md4_markov": Case(185_104, 11, (64,), {"num_train": 16, "num_val": 8}),
     "md4_owt": Case(165_857_344, 50257, (1024,), OWT, files=words),
     "md4_sawtooth": Case(134_176, 2, (128,), WORDS),
+    "md4_sudoku": Case(186_768, 6, (36,), {"num_train": 16, "num_val": 8, "global_batch_size": 4}),
     "md4_text8": Case(88_734_272, 27, (256,), TEXT8, files=text8),
     "vqgan_digits": Case(159_113, 17, (1, 8, 8), {"global_batch_size": 4}),
 }

@@ -30,6 +30,8 @@ from ggm_lightning.report.pictures import save_png, side_by_side
 from ggm_lightning.report.trace import trace_gif, trace_html
 from ggm_lightning.rundir.terminal import visible
 from ggm_lightning.sampling import naming
+from ggm_lightning.sampling.guidance import NONE
+from ggm_lightning.sampling.guidance import check as check_guidance
 from ggm_lightning.sampling.request import Samples, checked
 
 
@@ -92,6 +94,19 @@ def fill(
     show(results, model, count, drawn, time.monotonic() - begin)
 
 
+def sharpened(temperature: float, top_p: float, top_k: int | None, nucleus: str, guidance: float) -> dict[str, Any]:
+    """The options of `Family.sample` that every sampler has; of the later ones those that say something, so that the
+    settings of results that lie there already stay what they were."""
+    values: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+    if top_k is not None:
+        values["top_k"] = top_k
+    if nucleus != Sharpening().nucleus:
+        values["nucleus"] = nucleus
+    if guidance != NONE:
+        values["guidance"] = guidance
+    return values
+
+
 def typed(model: Family, sampler: str | None, texts: Mapping[str, str]) -> dict[str, Any]:
     """The options of a sampler from their texts on the command line, by the annotations of its constructor; those of
     the model's denoiser as YAML reads them."""
@@ -112,7 +127,10 @@ def results_of(
     model = loaded.model
     options = dict(asked.options)
     naming.sharpening(options)
-    sampler = naming.chosen(model, asked.sampler, options)[0].name
+    weight = options.pop("guidance", NONE)
+    chosen = naming.chosen(model, asked.sampler, options)[0]
+    check_guidance(model, chosen, weight, labels)
+    sampler = chosen.name
     count = asked.num_samples if labels is None else len(labels)
     checked(model, count, asked.num_steps, labels, seed=asked.seed, grid=asked.grid)
     # decoded once as the results will be: a codec of other sizes, or a VQGAN that is gone, is noticed here

@@ -20,6 +20,9 @@ def infill(
     num_steps: int = 256,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int | None = None,
+    nucleus: str = "crossing",
+    guidance: float = 1.0,
     grid: str | None = None,
     sampler: str | None = None,
     label: int | str | None = None,
@@ -44,8 +47,9 @@ def infill(
         blank: the symbol that marks a blank in texts.
         num_samples: fillings of each input.
         num_steps: reverse steps. GGM: of sampler parallel alone.
-        temperature: 1 draws from the model, less sharpens.
+        temperature: 1 draws from the model, less sharpens, 0 takes the mode.
         top_p: mass of the nucleus; 1 draws from the model.
+        top_k, nucleus, guidance: see `sample`.
         grid: times of the steps, cosine or uniform, for families that let you choose.
         sampler: by its name (an unknown one lists the family's, whose first is the default), or the path of a class of
             your own. Its options follow as --sampler.NAME VALUE; --latent_steps is LDDM's.
@@ -55,12 +59,13 @@ def infill(
         out: folder for the results; default infilled-<settings>/ beside the checkpoint.
         device: auto, cpu, cuda, ...
         again: fill again what is there already.
-        trust: packages or classes of your own that the checkpoint may build, separated by commas.
+        trust: packages or classes of your own that the checkpoint may build, with commas.
         named: (library) more such names.
         options: (library) of the sampler, as texts.
     """
     loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named))
     given = infill_input.read(loaded.model, text, input, mask, blank)
-    values = {"temperature": temperature, "top_p": top_p, **drawing.typed(loaded.model, sampler, options)}
-    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values)
+    values = drawing.sharpened(temperature, top_p, top_k, nucleus, guidance)
+    of_sampler = drawing.typed(loaded.model, sampler, options)
+    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values | of_sampler)
     drawing.fill(loaded, given, asked, batch_size, out, again)

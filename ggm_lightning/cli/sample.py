@@ -16,6 +16,9 @@ def sample(
     num_steps: int = 256,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int | None = None,
+    nucleus: str = "crossing",
+    guidance: float = 1.0,
     grid: str | None = None,
     sampler: str | None = None,
     label: int | str | None = None,
@@ -34,8 +37,11 @@ def sample(
         ckpt_path: file written by `lightning fit`; its averaged weights are used.
         num_samples: how many.
         num_steps: reverse steps; more is closer to the model's own law. GGM: of sampler parallel alone.
-        temperature: 1 draws from the model, less sharpens.
+        temperature: 1 draws from the model, less sharpens, 0 takes the mode.
         top_p: mass of the nucleus; 1 draws from the model.
+        top_k: keep so many classes before the nucleus is taken.
+        nucleus: crossing keeps the class that crosses top_p, inside leaves it out (as ReMDM does).
+        guidance: how far the label pulls, for plans; 1 is the model's own law, 0 leaves the label out.
         grid: times of the steps, cosine or uniform, for families that let you choose.
         sampler: by its name (an unknown one lists the family's, whose first is the default), or the path of a class of
             your own. Its options follow as --sampler.NAME VALUE; --latent_steps is LDDM's.
@@ -50,6 +56,7 @@ def sample(
         options: (library) of the sampler, as texts.
     """
     loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named))
-    values = {"temperature": temperature, "top_p": top_p, **drawing.typed(loaded.model, sampler, options)}
-    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values)
+    values = drawing.sharpened(temperature, top_p, top_k, nucleus, guidance)
+    of_sampler = drawing.typed(loaded.model, sampler, options)
+    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values | of_sampler)
     drawing.draw_samples(loaded, asked, batch_size, out, again)

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ggm_lightning.core import logs, watch
+from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.core.losses import at_least_float32
 from ggm_lightning.core.watch import Sites
 
@@ -32,29 +33,54 @@ _BLOCK = 256  # classes whose sum is one step of the outer search
 _WIDTHS = (1 << 10, 1 << 14)  # of the largest classes, among which the nucleus is looked for before all are sorted
 
 
-def unnormalised(logits: Float[Tensor, "k v"], temperature: float = 1.0, top_p: float = 1.0) -> Float64[Tensor, "k v"]:
-    """exp((logits - max) / temperature), zero outside the nucleus, float64.
+def unnormalised(
+    logits: Float[Tensor, "k v"],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    nucleus: str = "crossing",
+) -> Float64[Tensor, "k v"]:
+    """exp((logits - max) / temperature), zero outside the top_k classes and the nucleus, float64.
 
-    The nucleus is the smallest set {v : p_v >= threshold} of mass at least top_p; ties at the threshold all stay, so
-    the result does not depend on the order of the classes (as in MD4's code, models/binary_search.py). Only max, exp,
-    the largest values and cumulative sums along a row are used: a row gives the same bits alone and in a batch.
+    temperature 0 is its limit: 1 at the largest logits, 0 elsewhere. top_k keeps {v : p_v >= the k-th largest}. Then
+    the nucleus of what is left: "crossing" is the smallest set {v : p_v >= threshold} of mass at least top_p (as in
+    MD4's code, models/binary_search.py); "inside" the largest of mass at most top_p, and never less than the most
+    probable classes (as in ReMDM's, arXiv 2503.00307). Ties all stay or all go, so that the result does not depend on
+    the order of the classes. Only max, exp, the largest values and cumulative sums along a row are used: a row gives
+    the same bits alone and in a batch.
     """
-    check_sharpening(temperature, top_p)
+    check_sharpening(temperature, top_p, top_k, nucleus)
     scaled = logits.double()
-    p = torch.exp((scaled - scaled.amax(-1, keepdim=True)) / temperature)
+    top = scaled.amax(-1, keepdim=True)
+    if temperature == 0:
+        # NaN is no largest logit, and stays NaN
+        p = torch.where(scaled == top, 1.0, scaled * 0.0)
+        p = torch.where(scaled == -torch.inf, 0.0, p)
+    else:
+        p = torch.exp((scaled - top) / temperature)
+    if top_k is not None and top_k < p.shape[-1]:
+        p = torch.where(p >= _largest(p.detach(), top_k)[:, -1:], p, 0.0)
     if top_p == 1:
         return p
+    if nucleus == "inside":
+        return torch.where(_inside(p.detach(), top_p), p, 0.0)
     return torch.where(p >= _threshold(p.detach(), top_p), p, 0.0)
 
 
-def check_sharpening(temperature: object, top_p: object) -> None:
-    """ValueError for anything but numbers, temperature positive and finite, top_p in (0, 1]."""
-    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature is {temperature!r}; it must be positive and finite (towards 0 the mode is drawn)"
-        )
+NUCLEI = ("crossing", "inside")
+
+
+def check_sharpening(temperature: object, top_p: object, top_k: object = None, nucleus: object = "crossing") -> None:
+    """ValueError for anything but numbers, temperature finite and not negative, top_p in (0, 1], top_k None or a whole
+    number of at least 1, nucleus one of NUCLEI."""
+    if not isinstance(temperature, Real) or not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature!r}; it must be at least 0, the mode, and finite")
     if not isinstance(top_p, Real) or not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p!r}; it is a probability mass in (0, 1], 1 keeps every class")
+    if top_k is not None:
+        whole_number("top_k", top_k, 1)
+    if nucleus not in NUCLEI:
+        raise ValueError(f"nucleus is {nucleus!r}; choose {' or '.join(NUCLEI)}")
 
 
 @dataclass(frozen=True)
@@ -63,32 +89,40 @@ class Sharpening:
     samplers and laws hand it on as a whole.
 
     Attributes:
-        temperature: a number that logits are divided by; 1 draws from the law itself, towards 0 the mode is drawn.
+        temperature: a number that logits are divided by; 1 draws from the law itself, 0 is the mode.
         top_p: a number, mass of the nucleus, see `unnormalised`; 1 keeps every class.
+        top_k: how many classes are kept before the nucleus is taken; None keeps every class.
+        nucleus: whether the class that crosses top_p is kept, "crossing", or not, "inside".
 
     Raises ValueError for what `check_sharpening` refuses.
     """
 
     temperature: Any = 1.0  # whatever a user gives is checked below, where a type checker would be first
     top_p: Any = 1.0
+    top_k: Any = None
+    nucleus: Any = "crossing"
 
     def __post_init__(self) -> None:
-        check_sharpening(self.temperature, self.top_p)
+        check_sharpening(self.temperature, self.top_p, self.top_k, self.nucleus)
 
     def __str__(self) -> str:
-        return " and ".join(f"{field.name} {getattr(self, field.name)}" for field in fields(self))
+        return " and ".join(
+            f"{field.name} {getattr(self, field.name)}"
+            for field in fields(self)
+            if field.name in ("temperature", "top_p") or getattr(self, field.name) != field.default
+        )
 
     def draw(self, logits: Float[Tensor, "k v"], u: Float64[Tensor, " k"], at: Sites = None) -> Int64[Tensor, " k"]:
         """One class per row, see `draw`."""
-        return draw(logits, u, self.temperature, self.top_p, at)
+        return draw(logits, u, float(self.temperature), float(self.top_p), at, self.top_k, self.nucleus)
 
     def probabilities(self, logits: Float[Tensor, "k v"]) -> Float64[Tensor, "k v"]:
         """The law that `draw` draws from, normalised."""
-        return probabilities(logits, self.temperature, self.top_p)
+        return probabilities(logits, float(self.temperature), float(self.top_p), self.top_k, self.nucleus)
 
     def log_probabilities(self, logits: Float[Tensor, "*k v"]) -> Float64[Tensor, "*k v"]:
         """Its logarithms, see `log_probabilities`."""
-        return log_probabilities(logits, self.temperature, self.top_p)
+        return log_probabilities(logits, float(self.temperature), float(self.top_p), self.top_k, self.nucleus)
 
 
 PLAIN = Sharpening()
@@ -121,20 +155,40 @@ def _largest(p: Float64[Tensor, "k v"], width: int) -> Float64[Tensor, "k width"
     return torch.from_numpy(np.sort(rows, axis=-1)).flip(-1)
 
 
-def probabilities(logits: Float[Tensor, "k v"], temperature: float = 1.0, top_p: float = 1.0) -> Float64[Tensor, "k v"]:
+def _inside(p: Float64[Tensor, "k v"], top_p: float) -> Bool[Tensor, "k v"]:
+    """{v : the classes at least as large as v hold at most top_p of the row}, and the largest."""
+    largest = _largest(p, p.shape[-1])
+    mass = largest.cumsum(-1)
+    kept = (mass <= top_p * mass[:, -1:]).sum(-1, keepdim=True)
+    # the first that is left out takes those with it that are as large
+    left_out = largest.gather(1, kept.clamp(max=p.shape[-1] - 1))
+    return (p > left_out) | (p == largest[:, :1])
+
+
+def probabilities(
+    logits: Float[Tensor, "k v"],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    nucleus: str = "crossing",
+) -> Float64[Tensor, "k v"]:
     """The law that `draw` draws from, normalised."""
-    p = unnormalised(logits, temperature, top_p)
+    p = unnormalised(logits, temperature, top_p, top_k, nucleus)
     return p / p.cumsum(-1)[:, -1:]
 
 
 def log_probabilities(
-    logits: Float[Tensor, "*k v"], temperature: float = 1.0, top_p: float = 1.0
+    logits: Float[Tensor, "*k v"],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    nucleus: str = "crossing",
 ) -> Float64[Tensor, "*k v"]:
     """The logarithms of `probabilities`, however small; -inf outside the nucleus, and where no class is possible."""
-    check_sharpening(temperature, top_p)
-    scaled = logits.double() / temperature
-    if top_p < 1:
-        kept = unnormalised(logits.flatten(0, -2), temperature, top_p).reshape(logits.shape) > 0
+    check_sharpening(temperature, top_p, top_k, nucleus)
+    scaled = logits.double() / (temperature or 1.0)
+    if top_p < 1 or top_k is not None or temperature == 0:
+        kept = unnormalised(logits.flatten(0, -2), temperature, top_p, top_k, nucleus).reshape(logits.shape) > 0
         scaled = torch.where(kept, scaled, -torch.inf)
     return logs.log_normalised(scaled)
 
@@ -145,6 +199,8 @@ def draw(
     temperature: float = 1.0,
     top_p: float = 1.0,
     at: Sites = None,
+    top_k: int | None = None,
+    nucleus: str = "crossing",
 ) -> Int64[Tensor, " k"]:
     """One class per row: the first v whose cumulative probability exceeds u in (0, 1).
 
@@ -153,10 +209,11 @@ def draw(
 
     Many classes are searched in two levels, float64 sums of blocks and then one block, and without a nucleus their
     exponentials keep the logits' precision (float32 at least): two thirds of the time. A GPU with Triton takes one
-    kernel for all of it, in float32 for logits that are not float64.
+    kernel for all of it, in float32 for logits that are not float64; it knows temperature and the nucleus "crossing".
     """
-    check_sharpening(temperature, top_p)
-    if logits.is_cuda and logits.dtype != torch.float64:
+    check_sharpening(temperature, top_p, top_k, nucleus)
+    in_kernel = temperature > 0 and top_k is None and (top_p == 1 or nucleus == "crossing")
+    if logits.is_cuda and logits.dtype != torch.float64 and in_kernel:
         kernels = triton_draws()
         if kernels is not None:
             drawn = kernels.draw(logits, u, temperature, top_p)
@@ -166,7 +223,7 @@ def draw(
     watch.note(faults, at)
     rows = max(1, _CHUNK_ENTRIES // logits.shape[-1])
     parts = zip(logits.split(rows), u.split(rows), strict=True)
-    drawn = [_draw_rows(part, u_part, temperature, top_p) for part, u_part in parts]
+    drawn = [_draw_rows(part, u_part, temperature, top_p, top_k, nucleus) for part, u_part in parts]
     # a legal class stands where a fault has not been reported yet
     return torch.where(faults > 0, 0, torch.cat(drawn)) if drawn else u.long()
 
@@ -183,13 +240,18 @@ def triton_draws() -> ModuleType | None:
 
 
 def _draw_rows(
-    logits: Float[Tensor, "k v"], u: Float64[Tensor, " k"], temperature: float, top_p: float
+    logits: Float[Tensor, "k v"],
+    u: Float64[Tensor, " k"],
+    temperature: float,
+    top_p: float,
+    top_k: int | None,
+    nucleus: str,
 ) -> Int64[Tensor, " k"]:
     k, v = logits.shape
     if v <= 4 * _BLOCK:
-        return _first_above(unnormalised(logits, temperature, top_p).cumsum(-1), u)
-    if top_p < 1:
-        e = unnormalised(logits, temperature, top_p)
+        return _first_above(unnormalised(logits, temperature, top_p, top_k, nucleus).cumsum(-1), u)
+    if top_p < 1 or top_k is not None or temperature == 0:
+        e = unnormalised(logits, temperature, top_p, top_k, nucleus)
     else:
         scaled = at_least_float32(logits)
         e = torch.exp((scaled - scaled.amax(-1, keepdim=True)) / temperature)

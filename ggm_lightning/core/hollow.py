@@ -86,3 +86,26 @@ def draw_classes(pi: Float64[Tensor, " v"], u: Float64[Tensor, " k"]) -> Int64[T
     """K classes of law pi, one out of each K-th of its mass: means over them are unbiased, and vary less than iid."""
     stratum = torch.arange(len(u), dtype=torch.float64, device=u.device)
     return categorical.draw_common(pi, (stratum + u) / len(u))
+
+
+_ROUNDING = 1e-4  # of what other sites move by: less is no leak but sums in another order
+
+
+def site_of_row(b: int, n: int, device: torch.device) -> Int64[Tensor, " b"]:
+    """In which site of each row a network is looked at, spread over all n."""
+    return torch.arange(b, device=device) * max(1, n // b) % n
+
+
+def moved(
+    base: Float[Tensor, "b n d"], other: Float[Tensor, "b n d"], site: Int64[Tensor, " b"]
+) -> tuple[int | None, bool]:
+    """What a network returned before and after the token at `site` was changed: (a site that moved with its own token,
+    which a hollow network's do not, or None; whether any other site moved)."""
+    by = torch.where(other == base, 0.0, (other - base).abs()).amax(-1)  # -inf stays -inf: that is no movement
+    row = torch.arange(len(site), device=site.device)
+    own = by[row, site]
+    by[row, site] = 0.0
+    others = bool((by > 0).any())
+    if bool((own > _ROUNDING * by.max()).any()):
+        return int(site[own.argmax()]), others
+    return None, others

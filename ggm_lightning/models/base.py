@@ -23,7 +23,7 @@ from ggm_lightning.metrics.likelihood import Likelihood
 from ggm_lightning.models import contract, declared, readout
 from ggm_lightning.models.readout import Readout
 from ggm_lightning.models.trained import Optimizer, Trained
-from ggm_lightning.sampling import arguments, loop, naming, plan
+from ggm_lightning.sampling import arguments, guidance, loop, naming, plan
 from ggm_lightning.sampling.contract import Denoiser
 from ggm_lightning.sampling.naming import Maker
 from ggm_lightning.sampling.request import Clamp, Request, Samples, checked
@@ -228,21 +228,24 @@ class Family(Trained, ABC):
                 call, so network_calls may be smaller.
             label: Int64[b], class of each sample; it, row and both parts of clamp may be NumPy arrays or lists.
             clamp: (values, mask): sites where mask is True keep `values` all along (infilling).
-            temperature, top_p: sharpen the law of the values; 1 and 1 draw from the model itself.
+            temperature, top_p: sharpen the law of the values; 1 and 1 draw from the model itself, temperature 0 takes
+                its mode.
             seed, row: the draw of row r is a function of (seed, r); row defaults to 0..b-1.
             trace: keep the states (CPU): all of a short chain, 256 of a long one.
             grid: one of the family's `grids`; None takes the first.
             sampler: one of the family's `samplers`, the path of a class of your own, or an object of it; None takes
                 the first (sampling/naming.py).
             progress: show a bar with time left.
-            options: of the sampler, and of the family's `denoiser` where it has any (LDDM: latent_steps).
+            options: top_k, nucleus (core.categorical.Sharpening) and guidance (sampling/guidance.py); those of the
+                sampler, and of the family's `denoiser` where it has any (LDDM: latent_steps).
 
         Raises ValueError for what it cannot mean, in one line and before the network is called.
         """
         options |= {"temperature": temperature, "top_p": top_p}
-        sharpening = naming.sharpening(options)
+        sharpening, weight = naming.sharpening(options), options.pop("guidance", guidance.NONE)
         chosen, of_denoiser = naming.chosen(self, sampler, options)
-        further = {"sharpening": sharpening, "sampler": chosen.name, "options": of_denoiser}
+        guidance.check(self, chosen, weight, label)
+        further = {"sharpening": sharpening, "sampler": chosen.name, "options": of_denoiser, "guidance": weight}
         request = checked(self, num_samples, num_steps, label, clamp, seed, trace, grid, row, progress, **further)
         with self.evaluating("sampling"), watch.watching(request.row):
             samples = self.draw(request, chosen)

@@ -26,6 +26,7 @@ from ggm_lightning.core.vector_masking import VectorMaskedLaw
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.readout import MaskedTerms
 from ggm_lightning.sampling import arguments
+from ggm_lightning.sampling.plans import OF_MASKED
 
 NO_COMMON_TIMES = (
     "each class is masked at times of its own, so that when a site is revealed depends on what it becomes, and no plan "
@@ -57,7 +58,9 @@ class GenMD4(Family):
         family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
-    refused_samplers = MappingProxyType({"first_hitting": NO_COMMON_TIMES})
+    refused_samplers = MappingProxyType(
+        dict.fromkeys([name for name in OF_MASKED if name != "ancestral"], NO_COMMON_TIMES)
+    )
 
     def __init__(
         self,

@@ -25,7 +25,6 @@ from ggm_lightning.core.sweeps import Sweeps
 from ggm_lightning.models.contract import Checked
 from ggm_lightning.models.readout import Readout
 
-_ROUNDING = 1e-4  # of what other sites move by: less is no leak but sums in another order
 _CHUNK_ENTRIES = 1 << 24  # logits of a bound formed at once: 128 MB in float64
 _LAW_ENTRIES = 1 << 25  # probabilities that a sampler forms at once: 256 MB in float64
 
@@ -76,8 +75,7 @@ def check_network(model: CheckedHollow, zt: Tensor, t: Tensor, visited: Tensor, 
     if key in model.looked_at:
         return
     b, n = visited.shape
-    row = torch.arange(b, device=zt.device)
-    site = row * max(1, n // b) % n
+    row, site = torch.arange(b, device=zt.device), hollow.site_of_row(b, n, zt.device)
     changed, flipped = zt.flatten(1).clone(), visited.clone()
     changed[row, site] = (changed[row, site] + 1) % model.num_classes
     flipped[row, site] = ~flipped[row, site]
@@ -86,16 +84,13 @@ def check_network(model: CheckedHollow, zt: Tensor, t: Tensor, visited: Tensor, 
         base = model.readout(zt, t, label, visited=visited).values
         other = model.readout(changed.reshape(zt.shape), t, label, visited=flipped).values
     model.network_calls, model.rows_sent = calls, rows
-    moved = torch.where(other == base, 0.0, (other - base).abs()).amax(-1)  # -inf stays -inf: that is no movement
-    own = moved[row, site]
-    moved[row, site] = 0.0
-    if bool((own > _ROUNDING * moved.max()).any()):
-        at = int(site[own.argmax()])
+    at, others = hollow.moved(base, other, site)
+    if at is not None:
         raise ValueError(
             f"GGM: order random needs a hollow network, and what {type(model.network).__name__} returned at site {at} "
             f"moved with the token of site {at}; take networks.hollow.HollowTransformer, or order: raster or permuted"
         )
-    if bool((moved > 0).any()):
+    if others:
         model.looked_at.add(key)
 
 

@@ -40,8 +40,8 @@ from ggm_lightning.models.lddm_stages import TrainingTimes
 from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling import latent as latent_first
 from ggm_lightning.sampling.contract import Denoiser
-from ggm_lightning.sampling.first_hitting import FirstHitting
 from ggm_lightning.sampling.naming import Maker
+from ggm_lightning.sampling.plans import GIVEN_LATENT
 from ggm_lightning.sampling.request import Request, Samples
 from ggm_lightning.sampling.sampler import Sampler
 
@@ -94,7 +94,7 @@ class FujiLDDM(LatentFamily):
         self.clock = LatentClock.to_snr(self.latent_schedule, self.max_snr, self.num_timesteps, 2)
         self.independent_clocks = independent_clocks
         sequential: dict[str, Maker] = {f"seq_{kind}": make for kind, make in _AFTER_LATENT.items()}
-        sequential["first_hitting"] = FirstHitting
+        sequential |= GIVEN_LATENT
         if independent_clocks:
             self.samplers = MappingProxyType({**type(self).samplers, **sequential})
         else:
@@ -174,7 +174,7 @@ class SeqLDDM(LatentFamily):
         num_latent_timesteps: levels of the latent's discrete bound; None is continuous time.
     """
 
-    samplers: Mapping[str, Maker] = MappingProxyType({**_AFTER_LATENT, "first_hitting": FirstHitting})
+    samplers: Mapping[str, Maker] = MappingProxyType({**_AFTER_LATENT, **GIVEN_LATENT})
     uses_joint_latent = False
     latent_network: nn.Module
 

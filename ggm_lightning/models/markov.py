@@ -27,8 +27,8 @@ from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.rates import Rates
 from ggm_lightning.models.base import Family
 from ggm_lightning.sampling import arguments
-from ggm_lightning.sampling.first_hitting import FirstHitting
 from ggm_lightning.sampling.naming import Maker
+from ggm_lightning.sampling.plans import OF_MASKED
 from ggm_lightning.sampling.reverse import Bridged
 
 PARAMETRISATIONS = ("prior", "posterior")
@@ -134,7 +134,7 @@ class MarkovDiffusion(Family):
         self._process = rates.process_of(self.rates, num_classes, t_end)
         if process == "absorbing":
             self.mask_id, self.schedule = num_classes, Absorption(t_end, power)
-            self.samplers = MappingProxyType({**type(self).samplers, "first_hitting": FirstHitting})
+            self.samplers = MappingProxyType({**OF_MASKED, **type(self).samplers})
         self._grid: Grid | None = None
         law = torch.zeros(self._process.num_states, dtype=torch.float64)
         law[:num_classes] = 1 / num_classes

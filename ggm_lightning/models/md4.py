@@ -11,8 +11,7 @@ corrupt  ->  terms (the loss given a corrupted state)  ->  loss, nelbo  ->  reve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,9 +24,10 @@ from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.readout import MaskedTerms
-from ggm_lightning.sampling import arguments, plan
+from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling.contract import Denoiser
-from ggm_lightning.sampling.first_hitting import FirstHitting
+from ggm_lightning.sampling.naming import Maker
+from ggm_lightning.sampling.plans import OF_MASKED
 
 
 class MD4(Family):
@@ -40,7 +40,8 @@ class MD4(Family):
     belongs to a law that is not quite p (what is still masked at t = 0 is decoded uniformly): on a law of 4 sites of 3
     classes it is 1.7e-4 nats above -log p(x) in the mean, and for single x off by -3.0e-3 to +4.2e-4.
 
-    Infilling: exact with sampler first_hitting (up to eps); with ancestral its error vanishes with the steps.
+    Infilling: exact with samplers first_hitting (up to eps) and ordered, k = 1; with ancestral its error vanishes with
+    the steps. All of them: docs/samplers.md.
 
     Args:
         network, num_classes, shape: see Family.
@@ -53,7 +54,7 @@ class MD4(Family):
         family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
-    samplers = MappingProxyType({"ancestral": plan.Ancestral, "first_hitting": FirstHitting})
+    samplers: Mapping[str, Maker] = OF_MASKED
 
     def __init__(
         self,

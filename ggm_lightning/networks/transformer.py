@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import RotaryAttention, rotary_tables
 from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
@@ -239,6 +240,8 @@ class Transformer(TokenNetwork):
         compile_blocks: let `compile_network` compile the blocks.
         visited_bits: learn two vectors, of which each position gets one by its `visited` bit (GGM, arXiv 2405.17035).
         causal: a position sees itself and those before it (autoregressive models, arXiv 1706.03762).
+        site_vectors: number of sites n, each of which gets a learned vector besides its rotary position, which tells
+            distances alone: for rows in which a site is a place, such as the cells of a grid. 0: none.
     """
 
     def __init__(
@@ -258,6 +261,7 @@ class Transformer(TokenNetwork):
         compile_blocks: bool = False,
         visited_bits: bool = False,
         causal: bool = False,
+        site_vectors: int = 0,
     ):
         super().__init__(
             num_classes,
@@ -274,6 +278,8 @@ class Transformer(TokenNetwork):
             num_layers=num_layers,
         )
         self.causal = causal
+        whole_number("site_vectors", site_vectors, 0)
+        self.site_table = nn.Embedding(site_vectors, self.width) if site_vectors else None
 
         def block() -> Block:
             attention = RotaryAttention(self.width, num_heads, dropout, causal)
@@ -282,6 +288,20 @@ class Transformer(TokenNetwork):
 
         self.blocks = Stack([block() for _ in range(num_layers)], checkpoint_activations)
         self._end()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.site_table is not None:
+            initialise.embedding_(self.site_table)
+
+    def _at_its_site(self, x: Float[Tensor, "b m d"], start: int = 0) -> Float[Tensor, "b m d"]:
+        """With the vectors of the sites start .. start + m - 1. Raises ValueError where there are others."""
+        if self.site_table is None:
+            return x
+        last, known = start + x.shape[1], self.site_table.num_embeddings
+        if last > known or (last < known and not self.causal):
+            raise ValueError(f"site_vectors is {known}, but the row has {last} sites; give the data's own number")
+        return x + self.site_table.weight[start:last]
 
     def features(
         self,
@@ -292,7 +312,7 @@ class Transformer(TokenNetwork):
         sites: Int[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b m d"]:
         condition = self.condition(z.shape[0], t, label)
-        x = self._embed(rearrange(z, "b ... -> b (...)"), visited)
+        x = self._at_its_site(self._embed(rearrange(z, "b ... -> b (...)"), visited))
         cos, sin = self._rotary(x, x.shape[1])
         (x,) = self.blocks((x,), condition, cos, sin, last=sites)
         return self._finish(x, condition)
@@ -309,7 +329,7 @@ class Transformer(TokenNetwork):
         """The features of m tokens that stand behind those which the cache has seen; it then has seen these, too."""
         start = cache.length
         condition = self.condition(z.shape[0], t, label)
-        x = self._embed(z)
+        x = self._at_its_site(self._embed(z), start)
         cos, sin = (table[start:] for table in self._rotary(x, start + z.shape[1]))
         for block, memory in zip(self.blocks, cache.blocks, strict=True):
             # not block(...): where blocks are compiled, each length would be compiled anew

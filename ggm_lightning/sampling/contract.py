@@ -1,9 +1,9 @@
 """What a sampler asks of a model, and nothing else: the protocols between sampling/ and the families.
 
-A sampler asks for two things. `reverse_law(zt, t, s)` is one step of the reverse process, of which a plan reads only
-`reveal`, the probability of each site to leave the mask. `denoiser(request)` is the network as a function of a state;
-whatever a family draws beside its tokens (the latent of LDDM) it draws there, once. Where the noise is absorbing there
-are `mask_id` and `schedule` besides; without them no sites can be revealed, and the family has samplers of its own.
+A sampler asks for two things. `reverse_law(zt, t, s)` is one step of the reverse process. `denoiser(request)` is the
+network as a function of a state; whatever a family draws beside its tokens (the latent of LDDM) it draws there, once.
+Where the noise is absorbing there are `mask_id` and `schedule` besides, from which a plan knows the probability of each
+site to leave the mask; without them no sites can be revealed, and the family has samplers of its own.
 """
 
 from __future__ import annotations

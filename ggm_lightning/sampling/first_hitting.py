@@ -49,6 +49,11 @@ class FirstHitting(Plan):
         run.t = run.model.schedule.inverse(self._u)
         return Sites(none.index_put((row, site), torch.ones_like(row, dtype=torch.bool)))
 
+    def finish(self, run: Run) -> Tensor:
+        # the number of steps depends on what is known in other rows, and the noise of what is left must not
+        run.step = run.model.num_sites
+        return super().finish(run)
+
 
 def next_masked_fraction(
     u: Float64[Tensor, " b"], num_masked: Int64[Tensor, " b"], uniform: Float64[Tensor, " b"]

@@ -22,7 +22,7 @@ def run(model: Denoises, request: Request, sampler: Sampler) -> Samples:
     steps = sampler.steps(this)
     trace = Trace(request, len(steps))
     if steps:  # else the state is x already
-        trace.add(0, this.shaped(this.z))
+        trace.add(0, sampler.state(this))
     costs = sampler.costs(this, len(steps))
     with request.bar(sum(costs), sampler.unit) as bar:
         for i, when in enumerate(steps):
@@ -31,7 +31,7 @@ def run(model: Denoises, request: Request, sampler: Sampler) -> Samples:
             sampler.move(this)
             bar.update(costs[i])
             if i + 1 < len(steps):
-                trace.add(i + 1, this.shaped(this.z))
+                trace.add(i + 1, sampler.state(this))
     this.step = len(steps)
     watch.at(this.step)
     x = sampler.finish(this)

@@ -11,14 +11,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from ggm_lightning.core import categorical, watch
 from ggm_lightning.core.categorical import PLAIN, Sharpening
-from ggm_lightning.sampling import arguments
+from ggm_lightning.sampling import arguments, guidance
 from ggm_lightning.sampling.contract import Denoiser, Denoises
 from ggm_lightning.sampling.sampler import Run, Sampler
 
@@ -59,7 +58,7 @@ class Plan(Sampler):
             )
 
     def start(self, run: Run) -> Tensor:
-        run.denoiser = run.model.denoiser(run.request)
+        run.denoiser = guidance.guided(run.model, run.model.denoiser(run.request), run.request)
         return super().start(run)
 
     def move(self, run: Run) -> None:
@@ -87,8 +86,7 @@ class Plan(Sampler):
 
     def finish(self, run: Run) -> Tensor:
         request = run.request
-        uniform = partial(request.uniform(run.model.num_sites), step=run.step)
-        return run.model.finish(run.shaped(run.z), request.label, uniform, request.sharpening, run.denoiser)
+        return run.model.finish(run.shaped(run.z), request.label, run.uniform, request.sharpening, run.denoiser)
 
 
 class Ancestral(Plan):

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from ggm_lightning.core import watch
 from ggm_lightning.core.categorical import PLAIN, Sharpening
+from ggm_lightning.sampling.corrected import sites_drawn_anew
 from ggm_lightning.sampling.sampler import Run
 from ggm_lightning.sampling.sweeping import Sweeping, Visits
-
-_CORRECTED = 8  # a call of the corrector draws one out of so many sites anew
 
 
 class RandomVisits(Visits, Protocol):
@@ -96,6 +95,5 @@ class RandomOrder(Sweeping):
     def _corrected(self, run: Run, rows: Tensor) -> Any:
         """Of parallel Gibbs: an eighth of the sites, drawn for each row, unknown ones first."""
         model, request = cast(RandomVisits, run.model), run.request
-        size = max(1, model.num_sites // _CORRECTED)
-        sites = (run.uniform("corrected") + run.known)[rows].argsort(1)[:, :size]
+        sites = sites_drawn_anew(run, rows, run.uniform)
         return model.gibbs_law(run.shaped(run.z[rows]), sites, request.labels(rows), request.sharpening)

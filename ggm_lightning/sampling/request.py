@@ -56,6 +56,7 @@ class Request:
         row: Int64[b].
         sampler: its name, for messages.
         options: what the model's `denoiser` was given, see its family.
+        guidance: how far the label pulls, see sampling/guidance.py; 1 is the network's own law.
     """
 
     num_samples: int
@@ -70,6 +71,7 @@ class Request:
     sharpening: Sharpening = PLAIN
     sampler: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float = 1.0
 
     def uniform(self, num_sites: int, rows: Tensor | None = None) -> Callable[..., Tensor]:
         """noise.uniform(stream, step=...) of this seed and of these `rows` Int64[m] of the batch (None: all),

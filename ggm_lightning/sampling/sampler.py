@@ -37,6 +37,8 @@ class Run:
         step: number of the step that is made, from 0.
         t, s: Float64[b], its times; t is what the network is told, and a sampler with times of its own sets it.
         denoiser: of samplers that ask for one.
+        window: Bool[n], the masked sites that may be revealed now, see sampling/blocks.py; None: all of them.
+        first_step: added to `step` where noise is drawn, so that each window has noise of its own.
     """
 
     denoiser: Denoiser
@@ -45,6 +47,8 @@ class Run:
         self.model, self.request = model, request
         self.z = torch.empty(0)
         self.step = 0
+        self.window: Tensor | None = None
+        self.first_step = 0
         self.t, self.s = request.times(1.0, 0.0)
         self._looked_at: tuple[Tensor, Tensor, Tensor] | None = None  # sites, times, logits
 
@@ -57,8 +61,9 @@ class Run:
 
     @property
     def masked(self) -> Tensor:
-        """Bool[b, n]."""
-        return self.z == self.model.mask_id
+        """Bool[b, n], those that may be revealed."""
+        masked = self.z == self.model.mask_id
+        return masked if self.window is None else masked & self.window
 
     @property
     def known(self) -> Tensor:
@@ -70,7 +75,7 @@ class Run:
     @property
     def free(self) -> Tensor:
         """Bool[b, n]: neither masked nor known, so that a plan may hide them again."""
-        return ~self.masked & ~self.known
+        return (self.z != self.model.mask_id) & ~self.known
 
     def shaped(self, z: Tensor) -> Tensor:
         """Int64[m, *shape] of Int64[m, n]."""
@@ -85,12 +90,20 @@ class Run:
     def uniform(self, stream: str, num_sites: int | None = None, rows: Tensor | None = None) -> Tensor:
         """Uniforms in (0, 1) of this step, Float64[b, n], or Float64[m, num_sites] of the rows Int64[m]: a function of
         (seed, stream, step, row, site). No two purposes may share a stream; "value" is that of the values."""
-        return self.request.uniform(num_sites or self.model.num_sites, rows)(stream, step=self.step)
+        return self.request.uniform(num_sites or self.model.num_sites, rows)(stream, step=self.first_step + self.step)
 
     def reveal_probability(self) -> Tensor:
-        """Float64[b, n]: of each site to leave the mask between t and s, as the reverse process has it."""
-        law = self.model.reverse_law(self.shaped(self.z), self.t, self.s, self.request.label, self.request.sharpening)
-        return law.reveal
+        """Float64[b, n]: (alpha_s - alpha_t) / (1 - alpha_t), of each masked site to be clean at s, as the reverse
+        process has it; 1 where nothing is masked any more at t."""
+        u_t, u_s = (self.model.schedule.masked_fraction(when) for when in (self.t, self.s))
+        reveal = torch.where(u_t > 0, (u_t - u_s) / u_t, 1.0)
+        return torch.where(self.masked, reveal[:, None], 0.0)
+
+    def time_of_masked(self) -> Tensor:
+        """Float64[b]: the time at which as many sites of a row are masked as now, in the mean."""
+        share = (self.z == self.model.mask_id).double().mean(1)
+        ends = self.model.schedule.masked_fraction(torch.tensor([0.0, 1.0], dtype=share.dtype, device=share.device))
+        return self.model.schedule.inverse(share.clamp(ends[0], ends[1]))
 
     def logits(self, sites: Tensor) -> Tensor:
         """Logits Float[k, V] at the True ones of `sites` Bool[b, n], in row-major order, of the state at the times
@@ -164,7 +177,10 @@ class Sampler(ABC):
     def move(self, run: Run) -> None:
         """Makes one step: `run.put` sets the next state."""
 
+    def state(self, run: Run) -> Tensor:
+        """The state as the trace shows it, of x's shape."""
+        return run.shaped(run.z)
+
     def finish(self, run: Run) -> Tensor:
         """x Int64[b, *shape] from the state after the last step."""
-        uniform = partial(run.request.uniform(run.model.num_sites), step=run.step)
-        return run.model.finish(run.shaped(run.z), run.request.label, uniform, run.request.sharpening)
+        return run.model.finish(run.shaped(run.z), run.request.label, run.uniform, run.request.sharpening)

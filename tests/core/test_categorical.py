@@ -32,6 +32,35 @@ def test_frequencies_follow_the_law() -> None:
     assert chi2 < 6 + 4 * math.sqrt(12)
 
 
+def test_the_other_nucleus_top_k_and_the_mode() -> None:
+    """ReMDM's nucleus leaves out the class that crosses its mass; ties go together. Control: ours, which keeps it."""
+    p = torch.tensor([[0.4, 0.3, 0.1, 0.1, 0.06, 0.04]], dtype=torch.float64)
+
+    def kept(**options: object) -> list[bool]:
+        return (categorical.probabilities(p.log(), **options)[0] > 0).tolist()
+
+    assert kept(top_p=0.75, nucleus="inside") == [True, True, False, False, False, False]
+    assert kept(top_p=0.75) == [True, True, True, True, False, False]
+    assert kept(top_p=0.85, nucleus="inside") == [True, True, False, False, False, False]  # 3 and 4 are tied
+    assert kept(top_p=0.95, nucleus="inside") == [True, True, True, True, False, False]
+    assert kept(top_p=0.1, nucleus="inside") == [True, False, False, False, False, False]
+    assert kept(top_k=2) == [True, True, False, False, False, False]
+    assert kept(top_k=3) == [True, True, True, True, False, False]
+    assert kept(top_k=99) == [True] * 6
+    assert kept(top_k=2, top_p=0.5) == [True, False, False, False, False, False]  # .4 of .7 is more than half
+    assert kept(temperature=0.0) == [True, False, False, False, False, False]
+    tied = categorical.probabilities(torch.tensor([[2.0, -math.inf, 2.0]]), temperature=0.0)
+    assert tied.tolist() == [[0.5, 0.0, 0.5]]
+    logs = categorical.log_probabilities(p.log(), temperature=0.0)
+    assert logs[0].tolist() == [0.0, *[-math.inf] * 5]
+    u = torch.rand(1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wide = torch.randn(1, 5000, generator=torch.Generator().manual_seed(1))
+    assert int(categorical.draw(wide, u, temperature=0.0)) == int(wide.argmax())
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="logits are"):
+            categorical.draw(torch.full((1, 3), bad), u, temperature=0.0)
+
+
 def test_temperature_and_nucleus() -> None:
     p = torch.tensor([[0.4, 0.3, 0.1, 0.1, 0.06, 0.04]], dtype=torch.float64)
     keep = categorical.probabilities(p.log(), top_p=0.75)
@@ -39,7 +68,7 @@ def test_temperature_and_nucleus() -> None:
     torch.testing.assert_close(keep, expected)
     torch.testing.assert_close(categorical.probabilities(p.log(), temperature=0.5), p**2 / (p**2).sum())
     assert (categorical.probabilities(p.log(), top_p=1e-9) > 0).sum() == 1
-    for bad in ({"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}):
+    for bad in ({"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": 0}, {"nucleus": "outside"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             categorical.draw(p, torch.tensor([0.5], dtype=torch.float64), **bad)
 

@@ -110,6 +110,13 @@ class Masked(Exact):
         return log_posterior(seen(z[first]))[back]
 
 
+class HollowMasked(Masked):
+    """What it says at a site does not depend on the site's own token."""
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        return log_posterior(seen(z), own=False)
+
+
 class TimedMasked(Exact):
     """GenMD4's: that a site is masked at t tells of its value."""
 
@@ -209,6 +216,10 @@ class Latent(Exact):
 
 def md4() -> MD4:
     return MD4(Masked(), V, (N,))
+
+
+def md4_hollow() -> MD4:
+    return MD4(HollowMasked(), V, (N,))
 
 
 def genmd4() -> GenMD4:

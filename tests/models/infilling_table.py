@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +31,13 @@ class Case:
     Attributes:
         model: builds it. num_steps: as `sample` takes them.
         law: the exact law of what the model fills in; None: it is drawn, DRAWS times.
+        options: of the sampler.
     """
 
     model: Callable[[], Family]
     num_steps: int
     law: Callable[[Family], Tensor] | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Line:
     cases: tuple[Case, ...]
 
     def drawn(self, case: Case, num_samples: int = DRAWS) -> Tensor:
-        return chains.drawn_law(case.model(), case.num_steps, num_samples, sampler=self.sampler, seed=1)
+        return chains.drawn_law(case.model(), case.num_steps, num_samples, sampler=self.sampler, seed=1, **case.options)
 
     def measured(self, case: Case) -> float:
         law = self.drawn(case) if case.law is None else case.law(case.model())
@@ -72,6 +75,12 @@ def floor(num_samples: int) -> float:
 def _md4(family: str, model: Callable[[], Family], coarse: int, fine: int) -> Line:
     cases = tuple(Case(model, T, partial(chains.masked_law, num_steps=T)) for T in (coarse, fine))
     return Line(family, "ancestral", f"T = {coarse}, {fine}", VANISHES.format("T"), cases)
+
+
+def _drawn(sampler: str, setting: str, options: Mapping[str, Any]) -> Line:
+    """Of MD4, by draws."""
+    cases = tuple(Case(models.md4, T, None, options) for T in (10, 100))
+    return Line("MD4", sampler, f"{setting}, T = 10, 100 ({DRAWS:,} draws)", VANISHES.format("T"), cases)
 
 
 def _ggm_case(sampler: str, num_sweeps: int, redenoise: int, hide: str = "own") -> Case:
@@ -119,6 +128,13 @@ def _markov(process: str) -> Line:
     return Line("MarkovDiffusion", "ancestral", f"{process}, T = 50, 400", FLOOR, cases)
 
 
+def _corrections() -> Line:
+    """From one step, in which the unknown sites are independent given the known ones."""
+    cases = tuple(Case(models.md4_hollow, 1, None, {"corrections": count}) for count in (0, 1))
+    setting = f"T = 1, corrections: 0, 1 ({DRAWS:,} draws)"
+    return Line("MD4", "corrected", setting, VANISHES.format("the corrections"), cases)
+
+
 def _rounds() -> Line:
     cases = tuple(_ggm_case("gated", 32, rounds) for rounds in (4, 16, 64))
     return Line("GGM", "gated", "R = 32, redenoise: 4, 16, 64", VANISHES.format("the rounds"), cases)
@@ -128,6 +144,10 @@ _ABSORBING = (Case(partial(models.markov, "absorbing"), 1, None),)
 LINES = (
     Line("MD4", "first_hitting", f"any ({DRAWS:,} draws)", EXACT, (Case(models.md4, 1, None),)),
     _md4("MD4", models.md4, 10, 100),
+    Line("MD4", "ordered", f"k = 1 ({DRAWS:,} draws)", EXACT, (Case(models.md4, models.N, None),)),
+    _drawn("remasking", "rule: rate, eta: 1", {}),
+    _drawn("blocks", "whole rows", {}),
+    _corrections(),
     _md4("GenMD4", models.genmd4, 20, 200),
     _ggm("heat_bath", "", VANISHES.format("R")),
     _ggm("gated", ", redenoise: 0", FLOOR, redenoise=0),

@@ -61,16 +61,16 @@ KNOWN = torch.tensor([True, False, True, False, False])
         ({"seed": 1.5}, "seed is 1.5", "a whole number"),
         ({"seed": None}, "seed is None", "a whole number"),
         ({"seed": 2**63}, "seed is 9223372036854775808", "64 bits"),
-        ({"temperature": 0}, "temperature is 0", "positive and finite"),
-        ({"temperature": float("nan")}, "temperature is nan", "positive and finite"),
-        ({"temperature": "hot"}, "temperature is 'hot'", "positive and finite"),
+        ({"temperature": -1}, "temperature is -1", "at least 0"),
+        ({"temperature": float("nan")}, "temperature is nan", "at least 0"),
+        ({"temperature": "hot"}, "temperature is 'hot'", "at least 0"),
         ({"top_p": 0}, "top_p is 0", "(0, 1]"),
         ({"top_p": 1.5}, "top_p is 1.5", "(0, 1]"),
         ({"top_p": "0.9"}, "top_p is '0.9'", "(0, 1]"),
         ({"sampler": ["ancestral"]}, "sampler is a list of 1", "give its name"),
         ({"grid": 3}, "grid is 3", "give its name"),
         ({"latent_steps": 2.5}, "latent_steps is 2.5", "no steps of a latent; leave it out"),
-        ({"eta": 0.02}, "eta is 0.02, but MD4's 'ancestral' has no eta", "leave it out"),
+        ({"zeta": 0.02}, "zeta is 0.02, but MD4's 'ancestral' has no zeta", "leave it out"),
         ({"sampler": "no.such.Sampler"}, "sampler 'no.such.Sampler' is not found", "give package.module.Class"),
         ({"sampler": "pathlib.Path"}, "sampler 'pathlib.Path' is no sampler", "derive it from"),
         ({"row": 4}, "row has shape ()", "[2]"),
@@ -148,7 +148,7 @@ def test_terms_and_reverse_law_of_every_family(name: str) -> None:
     refused(lambda: model.reverse_law(x.double(), half, half * 0), "zt is a tensor of float64")
     refused(lambda: model.reverse_law(x, half, 0.0), "s is 0.0", "shape (2,)")
     refused(lambda: model.reverse_law(x, half, half * 0, sharpening=0.5), "sharpening is 0.5", "Sharpening")
-    refused(lambda: Sharpening(temperature=0), "temperature is 0")
+    refused(lambda: Sharpening(temperature=-1), "temperature is -1")
 
 
 def test_labels_of_a_loss() -> None:

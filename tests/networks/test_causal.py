@@ -17,6 +17,7 @@ CONFIGURATIONS = {
     "labels": {"time_features": "none", "num_labels": LABELS},
     "labels, adaln": {"time_features": "none", "num_labels": LABELS, "conditioning": "adaln"},
     "a constant time": {},
+    "site vectors": {"time_features": "none", "site_vectors": N},
     "outside_embed": {"time_features": "none", "outside_embed": True, "depth_scaled_init": False},
     "dropout, checkpointed": {"time_features": "none", "dropout": 0.3, "checkpoint_activations": True},
 }

@@ -282,6 +282,26 @@ def test_wrong_arguments_are_named(changes: dict, message: str):
         tiny(**changes)
 
 
+def test_site_vectors_tell_the_sites_apart():
+    """Off, nothing changes, also not what a seed gives. On, the same tokens mean something else at another site."""
+    plain, off = tiny(), tiny(site_vectors=0)
+    assert plain.state_dict().keys() == off.state_dict().keys()
+    torch.manual_seed(5)
+    first = Transformer(V, 6, 3, 2).state_dict()
+    torch.manual_seed(5)
+    second = Transformer(V, 6, 3, 2, site_vectors=0).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    z, t = torch.full((B, N), 3), torch.tensor([0.23, 0.71])
+    assert torch.allclose(plain(z, t), plain(z, t)[:, :1].expand(-1, N, -1), atol=1e-5)
+    on = tiny(site_vectors=N)
+    assert (on(z, t)[:, 1:] - on(z, t)[:, :1]).abs().amax(-1).min() > 1e-2
+    assert on.site_table.weight.shape == (N, 18)
+    with pytest.raises(ValueError, match="site_vectors is 5, but the row has 4 sites"):
+        on(z[:, :4], t)
+    with pytest.raises(ValueError, match="site_vectors is -1; it must be at least 0"):
+        tiny(site_vectors=-1)
+
+
 def test_missing_and_unknown_inputs_are_named():
     z, t = batch()
     with pytest.raises(ValueError, match="needs the time"):

@@ -72,7 +72,7 @@ def test_sample_and_infill(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_mistakes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sample = ["sample", *COMMON]
     own = [*sample, "--sampler", "surest.Surest"]
-    assert "MD4's 'Surest' has no eta; leave it out" in error_of(capsys, *own, "--sampler.eta", ".02")
+    assert "MD4's 'Surest' has no eta; take sampler remasking" in error_of(capsys, *own, "--sampler.eta", ".02")
     assert "k: expected int, got 'many'" in error_of(capsys, *own, "--sampler.k", "many")
     said = error_of(capsys, *own, "--sampler.k", "0", exit_code=1)  # of the user's own code, with its place
     assert "Surest: k is 0; it must be at least 1; at " in said

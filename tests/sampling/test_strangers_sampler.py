@@ -110,7 +110,7 @@ def test_the_latents_options_go_to_the_denoiser(surest: str) -> None:
 @pytest.mark.parametrize(
     ("build", "options", "said"),
     [
-        (FAMILIES["md4"], {"eta": 0.02}, "eta is 0.02, but MD4's 'Surest' has no eta; leave it out"),
+        (FAMILIES["md4"], {"eta": 0.02}, "eta is 0.02, but MD4's 'Surest' has no eta; take sampler remasking"),
         (FAMILIES["md4"], {"latent_steps": 3}, "MD4's 'Surest' has no steps of a latent; leave it out"),
         (FAMILIES["md4"], {"k": 0}, "Surest: k is 0; it must be at least 1"),
         (
