@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.text_families [--seconds 110] [--seeds 0 1 2] [--texts demo shakespeare] [--models ...]
 
-Characters, windows of 32, width 64, 3 blocks each (hollow: 1 + 1 streams and 1 merge). Each run of a model is kept below
-runs/ as soon as it ends; the same command goes on with what is missing and writes results/text_families.json anew from
-all that is there. Seconds are those of the process (time.process_time), so that other programs count little.
+Characters, windows of 32, width 64, 3 blocks each (hollow: 1 + 1 streams and 1 merge). Each run of a model is kept
+below runs/ as soon as it ends; the same command goes on with what is missing and writes results/text_families.json anew
+from all that is there. Seconds are those of the process (time.process_time), so that other programs count little.
 
-What is compared: the bound on the same held-out rows, whose difference from MD4's is taken row by row; and samples, by a
-model of order 3 of the held-out text, by the autoregressive model (seed 0; not itself), by the share of n-grams that
+What is compared: the bound on the same held-out rows, whose difference from MD4's is taken row by row; and samples, by
+a model of order 3 of the held-out text, by the autoregressive model (seed 0; not itself), by the share of n-grams that
 are distinct and by the entropy of single characters: a judge alone is pleased by likely rows that repeat themselves.
 tinyshakespeare is read from the folder GGM_DATA (../shared/data), and left out where it is not there.
 """
