@@ -97,14 +97,18 @@ def test_a_limited_validation_sees_the_same_rows_on_any_number_of_ranks(tmp_path
     assert abs(bounds(all_rows)[0][0] / bounds(one)[0][0] - 1) > 1e-3  # control: other rows have another bound
 
 
-BLOCKS = ["--model.init_args.block_size=5", "--model.init_args.hide=block", "--model.init_args.loss=ce_x0"]
-ALL_SITES = [
-    "--model.init_args.order=random",
-    "--model.init_args.noise_draws=4",
-    "--model.init_args.network=ggm_lightning.networks.hollow.HollowTransformer",
+BLOCKS = [
+    "--model.init_args.block_size=5",
+    "--model.init_args.hide=block",
+    "--model.init_args.loss=ce_x0",
+    "--model.init_args.order=raster",
+    "--model.init_args.network=ggm_lightning.networks.transformer.Transformer",
     "--model.init_args.network.init_args.num_layers=1",
-    "--model.init_args.network.init_args.num_merges=1",
     "--model.init_args.network.init_args.feature_dim=8",
+    "--model.init_args.network.init_args.visited_bits=true",
+]
+ALL_SITES = [
+    "--model.init_args.noise_draws=4",
 ]
 
 

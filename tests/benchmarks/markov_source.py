@@ -30,26 +30,28 @@ LENGTH, SYMBOLS, SAMPLES, EVALUATED = 64, 11, 1000, 1024
 Draw = tuple[str | None, int]
 _MODEL = "--model.init_args."
 _NETWORK = f"{_MODEL}network"
-_HOLLOW = [  # 200,000 parameters beside 185,000
-    f"{_MODEL}order=random",
-    f"{_NETWORK}=ggm_lightning.networks.hollow.HollowTransformer",
-    *(f"{_NETWORK}.init_args.{option}" for option in ("feature_dim=16", "num_heads=4", "num_layers=1", "num_merges=1")),
-    f"{_NETWORK}.init_args.mlp=geglu",
+_SIZES = ("feature_dim=16", "num_heads=4", "num_layers=3", "mlp=geglu", "visited_bits=true")
+_ONE_SITE = [  # 185,000 parameters beside 200,000 of the experiment's hollow network
+    f"{_MODEL}order=raster",
+    f"{_NETWORK}=ggm_lightning.networks.transformer.Transformer",
+    *(f"{_NETWORK}.init_args.{size}" for size in _SIZES),
 ]
-_HOLLOW_DRAWS: list[Draw] = [("parallel", 4), ("parallel", 16), ("parallel", 64), ("gated", 1)]
-_BLOCK = [f"{_MODEL}loss=ce_x0", f"{_MODEL}block_size=16", f"{_MODEL}hide=block", f"{_MODEL}order=permuted"]
+_HOLLOW_DRAWS: list[Draw] = [("parallel", 4), ("parallel", 16), ("parallel", 64)]
+_BLOCK = [*_ONE_SITE, f"{_MODEL}loss=ce_x0", f"{_MODEL}block_size=16", f"{_MODEL}hide=block", f"{_MODEL}order=permuted"]
 VARIANTS: dict[str, tuple[str, list[str], list[Draw]]] = {
     "MD4": ("md4_markov", [], [(None, 4), (None, 16), (None, 64), (None, 256)]),
-    "GGM bce": ("ggm_markov", [], [("heat_bath", 1)]),
-    "GGM bce, 4 x steps": ("ggm_markov", ["--trainer.max_steps=3200"], [("heat_bath", 1)]),
-    "GGM ce_x0": ("ggm_markov", [f"{_MODEL}loss=ce_x0"], [("heat_bath", 1)]),
+    "GGM bce": ("ggm_markov", _ONE_SITE, [("heat_bath", 1)]),
+    "GGM bce, 4 x steps": ("ggm_markov", [*_ONE_SITE, "--trainer.max_steps=3200"], [("heat_bath", 1)]),
+    "GGM ce_x0": ("ggm_markov", [*_ONE_SITE, f"{_MODEL}loss=ce_x0"], [("heat_bath", 1)]),
     "GGM ce_x0, blocks": (
         "ggm_markov",
         _BLOCK,
         [("parallel", 16), ("parallel", 64), ("parallel", 128), ("heat_bath", 1)],
     ),
-    "GGM hollow bce": ("ggm_markov", _HOLLOW, _HOLLOW_DRAWS),
-    "GGM hollow ce_x0": ("ggm_markov", [*_HOLLOW, f"{_MODEL}loss=ce_x0"], _HOLLOW_DRAWS),
+    "GGM hollow bce": ("ggm_markov", [], _HOLLOW_DRAWS),
+    "GGM hollow bce, seed 1": ("ggm_markov", ["--seed_everything=1"], _HOLLOW_DRAWS),
+    "GGM hollow bce, seed 2": ("ggm_markov", ["--seed_everything=2"], _HOLLOW_DRAWS),
+    "GGM hollow ce_x0": ("ggm_markov", [f"{_MODEL}loss=ce_x0"], _HOLLOW_DRAWS),
 }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import schedules
 from ggm_lightning.models.md4 import MD4
+from ggm_lightning.networks.hollow import HollowTransformer
 from ggm_lightning.networks.transformer import Transformer
 
 B, N, V = 3, 5, 7
@@ -64,6 +65,43 @@ def test_both_network_paths_give_the_same_numbers(x: Tensor) -> None:
     torch.testing.assert_close(fast.terms(x, zt, t), slow.terms(x, zt, t), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(fast.loss(x, step=3), slow.loss(x, step=3), rtol=1e-12, atol=1e-12)
     assert torch.equal(fast.sample(2, 4).x, slow.sample(2, 4).x)
+
+
+def test_a_hollow_network_is_a_denoiser_like_any_other(x: Tensor) -> None:
+    """It learns, bounds and samples; all of its logits, or those at some sites, are the same numbers."""
+
+    class WholeLogits(nn.Module):
+        def __init__(self, inner: HollowTransformer) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+            return self.inner(z, t, label)
+
+    torch.manual_seed(0)
+    network = HollowTransformer(V, feature_dim=8, num_heads=2, num_layers=1, num_merges=1, visited_bits=False).double()
+    fast, whole = MD4(network, V, (N,)), MD4(WholeLogits(network), V, (N,))
+    before = float(fast.nelbo(x, num_samples=16).mean())
+    assert before == pytest.approx(N * math.log(V), rel=1e-2)  # it says nothing yet
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for step in range(40):
+        optimizer.zero_grad()
+        fast.loss(x, step=step).backward()
+        optimizer.step()
+    assert float(fast.nelbo(x, num_samples=16).mean()) < 0.7 * before  # of three rows it has learnt much
+    assert all(parameter.grad.abs().max() > 0 for parameter in network.parameters())
+    torch.testing.assert_close(fast.loss(x, step=3), whole.loss(x, step=3))
+    torch.testing.assert_close(fast.nelbo(x, num_samples=2), whole.nelbo(x, num_samples=2))
+    drawn = fast.sample(50, 9, seed=2).x
+    assert torch.equal(drawn, whole.sample(50, 9, seed=2).x)
+    taught = (x.T[None] == drawn[..., None]).any(-1).double().mean()
+    assert taught > 0.6  # tokens that one of the three rows has at that site; by chance less than 3 / 7
+
+
+def test_a_hollow_network_with_visited_bits_is_refused(x: Tensor) -> None:
+    network = HollowTransformer(V, feature_dim=8, num_heads=2, num_layers=1, num_merges=1)
+    with pytest.raises(ValueError, match="visited_bits is True and the bits were not given"):
+        MD4(network, V, (N,)).loss(x)
 
 
 def test_initial_loss_is_log2_v_up_to_the_number_of_masks() -> None:
