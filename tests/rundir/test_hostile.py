@@ -373,7 +373,7 @@ def test_inspect_builds_nothing_and_shows_everything(
     assert "vocabulary 97" in shown
     assert "tokenizer ggm_lightning.codecs.text.Characters" in shown
     assert "format 1" in shown
-    assert "  seed_everything: 0" in shown
+    assert " seed_everything: 0" in shown
     assert "\x1b" not in shown
     assert list(harm.iterdir()) == []
     assert "payload" not in sys.modules
