@@ -25,7 +25,10 @@ def write(folder: Path, name: str, texts: list[str] = TEXTS) -> Path:
     path = folder / name
     raw = json_lines(texts)
     if name.endswith(".parquet"):
-        pq.write_table(pa.table({"url": ["u"] * len(texts), "text": texts}), path, row_group_size=64)
+        column = pa.array(texts)
+        if name.startswith("categories"):  # as pandas writes a column of categories
+            column = column.dictionary_encode()
+        pq.write_table(pa.table({"url": ["u"] * len(texts), "text": column}), path, row_group_size=64)
     elif name.endswith(".gz"):
         path.write_bytes(gzip.compress(raw))
     elif name.endswith(".zst"):

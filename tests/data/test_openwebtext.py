@@ -26,7 +26,7 @@ from ggm_lightning.data.toy.demo import train_bpe
 from tests.data.small_text import TEXTS, files, ids, prepared, write
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.jsonl.zst", "a.ndjson"])
+@pytest.mark.parametrize("name", ["a.parquet", "categories.parquet", "a.jsonl.gz", "a.jsonl.zst", "a.ndjson"])
 @pytest.mark.parametrize("held_out", ["documents", "blocks"])
 def test_every_format_gives_the_same_tokens(tmp_path: Path, tokenizer: Path, name: str, held_out: str) -> None:
     how = {"tokenizer": str(tokenizer), "held_out": held_out, "val_fraction": 0.1}
