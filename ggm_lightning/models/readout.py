@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import death, fused, losses, watch
+from ggm_lightning.core import death, fused, losses, products, watch
 from ggm_lightning.core.softplus_loss import softplus_loss
 from ggm_lightning.models import declared
 
@@ -48,7 +48,7 @@ class Readout:
         if sites is not None and sites.dtype != torch.bool:
             return Readout(self.values.take_along_dim(sites[..., None], 1), self.head, self.fuse, sites)()
         values = self.values.flatten(0, 1) if sites is None else self.values[sites]
-        logits = values if self.head is None else self.head(values)
+        logits = values if self.head is None else products.head_logits(self.head, values)
         watch.logits(logits, sites if self.sites is None else _places(self.sites))
         return logits
 
