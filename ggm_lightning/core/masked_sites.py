@@ -31,7 +31,7 @@ class MaskedSites:
         self.mask = mask
         self._count = count
         self._arriving: _Arriving | None = None
-        if count is None and mask.device.type == "cuda":
+        if count is None and _waits(mask):
             self._arriving = _Arriving(mask.sum())
 
     @property
@@ -49,6 +49,11 @@ class MaskedSites:
     def index(self) -> Int64[Tensor, " k"]:
         """The True sites of the flattened mask, in their order."""
         return indices(self.mask.flatten(), self.count)
+
+
+def _waits(mask: Tensor) -> bool:
+    """Whether `nonzero` would stop the host until the device has come so far."""
+    return mask.device.type not in ("cpu", "meta")
 
 
 class _Arriving:
