@@ -121,7 +121,7 @@ def _product_dtype(h: Tensor, weight: Tensor, exact: torch.dtype) -> torch.dtype
     device = h.device.type
     if exact == torch.float64 or device == "cpu":
         return exact
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return torch.promote_types(h.dtype, weight.dtype)
 

@@ -42,10 +42,38 @@ def with_zero_rows(weight: Float[Tensor, "v d"], dtype: torch.dtype) -> Float[Te
 
 
 def head_logits(head: nn.Module, values: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
-    """head(values): by a padded copy of its weight where that pays, else by the head itself."""
-    if type(head) is not nn.Linear or len(values) < _MANY_ROWS:
+    """head(values): by a padded copy of its weight where that pays, else by the head itself.
+
+    Without gradients, as in sampling and bounds, what autocast would round to its own precision stays float32: the
+    factors are rounded, the logits are not.
+    """
+    if type(head) is not nn.Linear:
         return head(values)
-    return linear(values, head.weight, head.bias)
+    if not torch.is_grad_enabled() and _is_autocast(values):
+        return _in_float32(head, values)
+    return head(values) if len(values) < _MANY_ROWS else linear(values, head.weight, head.bias)
+
+
+def _is_autocast(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+
+
+def _in_float32(head: nn.Linear, values: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
+    dtype = torch.get_autocast_dtype(values.device.type)
+    with torch.autocast(values.device.type, enabled=False):
+        weight = with_zero_rows(head.weight, dtype) if pays(head.weight) else head.weight.to(dtype)
+        out = torch.empty(len(values), len(weight), device=values.device)
+        product(out, values.to(dtype), weight.t())
+    logits = out[:, : head.out_features]
+    return logits if head.bias is None else logits + head.bias
+
+
+def exactly(a: Float[Tensor, "k c"], b: Float[Tensor, " c"]) -> Float[Tensor, " k"]:
+    """a b in their own precision, also under autocast."""
+    if a.is_meta:
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 def linear(
