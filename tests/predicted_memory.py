@@ -100,12 +100,12 @@ def autocast() -> Iterator[None]:
         yield
 
 
-def built(section: dict[str, Any], from_data: dict[str, Any], **changes: Any) -> nn.Module:
-    """A network or an encoder on the meta device."""
+def built(section: dict[str, Any], from_data: dict[str, Any], device: str = "meta", **changes: Any) -> nn.Module:
+    """A network or an encoder."""
     kind = class_of(section["class_path"])
     known = inspect.signature(kind).parameters
     taken = {key: value for key, value in from_data.items() if key in known}
-    with torch.device("meta"):
+    with torch.device(device):
         return kind(**taken, **section.get("init_args", {}), **{k: v for k, v in changes.items() if k in known})
 
 
@@ -114,19 +114,19 @@ def class_of(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def model_of(path: Path, num_classes: int, shape: tuple[int, ...], **changes: Any) -> Family:
+def model_of(path: Path, num_classes: int, shape: tuple[int, ...], device: str = "meta", **changes: Any) -> Family:
     """The file's model at full size; what is not about sizes has its default."""
     section = config.load_file(str(path))["model"]
     from_data = {"num_classes": num_classes, "shape": shape}
     arguments: dict[str, Any] = dict(from_data)
     for name, value in section["init_args"].items():
         if name in ("network", "encoder", "latent_network"):
-            arguments[name] = built(value, from_data, **changes)
+            arguments[name] = built(value, from_data, device, **changes)
         elif name == "recipe":
             arguments[name] = Recipe(**value)
         elif isinstance(value, bool | int | float) or name in ("loss", "order", "hide", "output", "noise_law"):
             arguments[name] = value
-    return class_of(section["class_path"])(**arguments).to("meta")
+    return class_of(section["class_path"])(**arguments).to(device)
 
 
 def step_bytes(model: Family, rows: int) -> int:
