@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import torch
 from jaxtyping import Float64, Int64
@@ -71,8 +73,22 @@ def _bits(stream: str, seed: int, step: int, row: Tensor, num_sites: int) -> Ten
     return _absorb(_absorb(key, row)[:, None], site)
 
 
+@cache
+def _triton_noise() -> ModuleType | None:
+    """The Triton kernel, or None where Triton is missing (core/fused.py says so once)."""
+    try:
+        from ggm_lightning.core import noise_kernels
+    except ImportError:
+        return None
+    return noise_kernels
+
+
 def uniform(stream: str, *, seed: int, step: int, row: Int64[Tensor, " b"], num_sites: int) -> Float64[Tensor, "b n"]:
-    """Uniforms strictly inside (0, 1), on `row`'s device: (k + 1/2) / 2^52 with k the top 52 bits of the hash."""
+    """Uniforms strictly inside (0, 1), on `row`'s device: (k + 1/2) / 2^52 with k the top 52 bits of the hash. On
+    a GPU with Triton one kernel, the same numbers."""
+    kernels = _triton_noise() if row.is_cuda and row.dtype == torch.int64 else None
+    if kernels is not None:
+        return kernels.uniform(key_of(stream, seed, step), row, num_sites)
     return (_shift_right(_bits(stream, seed, step, row, num_sites), 12).to(torch.float64) + 0.5) * 2.0**-52
 
 

@@ -98,6 +98,18 @@ def test_autocast_keeps_float32_logits_and_weight_gradients() -> None:
     assert error(weight.grad, rounded[1].grad) < 1e-2
 
 
+@pytest.mark.parametrize(("seed", "step", "sites"), [(0, 0, 1), (2**63 - 1, 10**9, 601), (-(2**63), 7, 512)])
+def test_uniforms_are_the_same_to_the_bit(seed: int, step: int, sites: int) -> None:
+    from ggm_lightning.core import noise, noise_kernels
+
+    row = torch.tensor([0, 1, 2**40, 7])
+    expected = noise.uniform("mask", seed=seed, step=step, row=row, num_sites=sites)
+    found = noise_kernels.uniform(noise.key_of("mask", seed, step), row.to(DEVICE), sites)
+    assert torch.equal(found.cpu(), expected)
+    other = noise_kernels.uniform(noise.key_of("time", seed, step), row.to(DEVICE), sites)
+    assert not torch.equal(other.cpu(), expected)  # control
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_softplus_loss(dtype: torch.dtype) -> None:
     from ggm_lightning.core import kernels

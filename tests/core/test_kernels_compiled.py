@@ -36,6 +36,7 @@ CASES: list[tuple[str, str, dict[str, str], dict[str, Any], int]] = [
     ("kernels", "row_kernel", ROW, {"BLOCK": 8192, "BIAS": True, "RATES": False, "GRADIENT": False}, 8),
     ("kernels", "class_kernel", SUMS, {"ROWS": 32, "COLUMNS": 128, "BIAS": True}, 4),
     ("kernels", "softplus_kernel", SOFTPLUS, {"BLOCK": 1024, "GRADIENT": True}, 4),
+    ("noise_kernels", "uniform_kernel", {"ROW": "*i64", "OUT": "*fp64", "key": "i64"}, {"BLOCK": 512}, 4),
     ("draw_kernels", "draw_kernel", DRAW, {"BLOCK": 2048, "NUCLEUS": False}, 8),
     ("draw_kernels", "draw_kernel", DRAW, {"BLOCK": 2048, "NUCLEUS": True}, 8),
     ("draw_kernels", "thin_kernel", THIN, {"BLOCK": 512, "NUM_BITS": 48}, 4),
