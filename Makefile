@@ -11,7 +11,7 @@ fit = $(if $(shell grep -s '"complete": true' runs/$(1)/story.json),@echo "runs/
 	--config experiments/$(2).yaml $(if $(wildcard runs/$(1)/last.ckpt),--ckpt_path last))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench clean
+.PHONY: help demo demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -71,6 +71,9 @@ check: $(VENV)/.dev  ## lint, format, types
 
 bench: $(VENV)/.dev  ## speed, into tests/benchmarks/results/ (nothing is asserted)
 	$(BIN)/python -m tests.benchmarks.run
+
+gpu:  ## what has to be measured on a GPU, in 8 minutes, without a network; into tests/benchmarks/results/
+	$(BIN)/python -m tests.benchmarks.gpu
 
 clean:  ## remove .venv and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

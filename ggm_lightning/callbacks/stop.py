@@ -1,7 +1,8 @@
 """SIGTERM, SIGUSR1 and Ctrl-C: finish the optimiser step, save last.ckpt, leave; SLURM jobs are put back in the queue.
 
 Lightning 2.6.6 saves on SLURM's signal in the middle of a batch (4 of 6 resumed runs then differed from the undisturbed
-one), and on Ctrl-C not at all. Here a signal only sets a flag, which is looked at where a step has ended.
+one), and on Ctrl-C not at all. Here a signal only sets a flag, which is looked at where a step has ended; several ranks
+tell each other of it, and leave after the step that follows (callbacks/agreement.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from ggm_lightning.callbacks.agreement import Agreement
 from ggm_lightning.callbacks.keep import KeepLast
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -49,6 +51,7 @@ class StopSignals(Checkpoint):
         self._process = os.getpid()
         self._step = 0
         self._leaving = False
+        self._agreement: Agreement | None = None  # once training has begun
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._install()  # before the first loader workers are forked, to whom Ctrl-C is sent, too
@@ -56,6 +59,12 @@ class StopSignals(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._install()
         self._step = trainer.global_step
+        self._agreement = Agreement(trainer)
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.world_size > 1 and hasattr(loop, "_broadcast_sigterm_tensor"):
+            # before each batch Lightning (2.6.6) asks rank 0 for its own flag, which these handlers leave alone, and
+            # waits for the device
+            loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def _install(self) -> None:
         if not self._before:
@@ -87,8 +96,9 @@ class StopSignals(Checkpoint):
         if trainer.global_step == self._step:
             return  # accumulating
         self._step = trainer.global_step
-        # any rank may have been told; they must leave after the same step (Lightning itself broadcasts once per step)
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+        # any rank may have been told; they must leave after the same step, which of several ranks is the next one
+        assert self._agreement is not None
+        if self._agreement.ask(self.received is not None):
             self.keep_last.save_now(trainer)
             self._leaving = True
 
@@ -99,6 +109,9 @@ class StopSignals(Checkpoint):
             self._leave(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._agreement is not None and not self._leaving and self._agreement.settle():
+            self.keep_last.save_now(trainer)  # not only after a whole validation
+            self._leaving = True
         if self._leaving:
             self._leave(trainer)
 

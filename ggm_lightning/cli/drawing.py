@@ -57,7 +57,8 @@ def draw_samples(loaded: Loaded, asked: Asked, batch_size: int, out: str | None,
         show(results, model, asked.num_samples)
         return
     begin = time.monotonic()
-    drawn = in_batches(model, results, asked, asked.num_samples, batch_size, labels, None)
+    with loaded.computing():
+        drawn = in_batches(model, results, asked, asked.num_samples, batch_size, labels, None)
     facts = {"step": str(loaded.step), "sampler": results.settings["sampler"], "num_steps": asked.num_steps}
     facts |= {**asked.options, "seed": asked.seed}
     with results.writing() as folder:
@@ -83,7 +84,8 @@ def fill(
         show(results, model, count)
         return
     begin = time.monotonic()
-    drawn = in_batches(model, results, asked, count, batch_size, labels, (values, known))
+    with loaded.computing():
+        drawn = in_batches(model, results, asked, count, batch_size, labels, (values, known))
     if len(model.shape) == 1:  # what the model added behind a text that is shorter than its window is cut off
         drawn.x = drawn.x[:, : given.length]
         drawn.trace = [state[:, : given.length] for state in drawn.trace or []]
@@ -148,6 +150,7 @@ def results_of(
         **asked.options,
         "sampler": sampler,
         "input": given,
+        **loaded.noted,
     }
     name = folder_name(
         command,
@@ -160,6 +163,7 @@ def results_of(
         ("seed", asked.seed, ""),
         ("n", asked.num_samples, ""),
         ("input", given or None, ""),
+        ("", loaded.noted.get("precision"), ""),
     )
     return place(loaded.path.parent, name, settings, out, again)
 

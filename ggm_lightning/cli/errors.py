@@ -32,9 +32,11 @@ _SPEAKING = (ValueError, OSError, ImportError, RuntimeError)
 _SPEAKING_NAMES = ("ArgumentError", "NSKeyError", "ParserError", "MisconfigurationException")
 _REFUSALS = (ValueError, OSError, ImportError)
 _MEMORY = {
-    "fit": "set data.max_batch_per_device lower: micro-batches of fewer rows, and the same update",
+    "fit": "set data.init_args.max_batch_per_device lower (micro-batches of fewer rows, and the same update), "
+    "data.init_args.eval_batch_size if it was in a validation, or model.network.init_args.checkpoint_activations: true",
     "sample": "lower --batch_size (the samples stay the same)",
     "infill": "lower --batch_size (the fillings stay the same)",
+    "evaluate": "lower --batch_size (the bounds stay the same)",
 }
 
 _run_folder: Path | None = None

@@ -61,6 +61,7 @@ def evaluate(
     batch_size: int = 64,
     limit: int | None = None,
     device: str = "auto",
+    precision: str = "auto",
     out: str | None = None,
     prepare: bool = False,
     again: bool = False,
@@ -80,19 +81,19 @@ def evaluate(
             standard error contains their noise: per row its variance falls as 1 / num_samples, and the more rows, the
             less there is to gain. (SEDD's published figures took 1,000.)
         seed: of times and corruption; the default is the model's eval_seed, that of validation.
-        batch_size: rows at once.
-        limit: only the first rows.
+        batch_size, limit: rows at once; only the first rows.
         device: auto, cpu, cuda, ...
+        precision: of the network's products: 32, bf16, or auto, on cuda that of the training, else 32.
         out: folder for the figures, a file for each set; default evaluation-<settings>/ beside the checkpoint.
         prepare: prepare what is not prepared, in a folder that is not there yet; else its command is named.
         again: measure again what was measured already.
         trust: packages or classes of your own that the checkpoint may build, separated by commas.
-        section: (library) the data section to use where `data` is not given.
+        section: (library) the data where `data` is not given.
         overrides: (library) merged over every data section; on the command line --data.init_args.KEY VALUE.
         named: (library) more trusted names.
     """
     trusted = (*trusted_names(trust, {"data": section, "overrides": overrides}), *named)
-    loaded = load_family(ckpt_path, device, trusted)
+    loaded = load_family(ckpt_path, device, trusted, precision)
     model = loaded.model
     settings = Settings(
         split,
@@ -102,21 +103,26 @@ def evaluate(
         limit=limit,
     )
     sources = sections(data, section, loaded.config.get("data"), overrides or {}, ckpt_path)
-    seed_of_data = loaded.config.get("seed_everything", 0)
-    sets = [opened(name, one, model, split, seed_of_data, trusted) for name, one in sources.items()]
-    for one in sets:
-        make_ready(one, prepare)
-    for one in sets:
-        check(one, model)
-    folder = Path(out) if out else loaded.path.parent / _folder(loaded.step, settings)
+    of_data = (split, loaded.config.get("seed_everything", 0), trusted)
+    sets = [opened(name, one, model, *of_data) for name, one in sources.items()]
+    _made_ready(sets, model, prepare)
+    folder = Path(out or loaded.path.parent / _folder(loaded, settings))
     found = _measured(loaded, sets, settings, folder, again)
     print(table(found, f"{type(model).__name__} of {ckpt_path}", settings, model.exact))
     return found
 
 
+def _made_ready(sets: list[EvaluationSet], model: Family, prepare: bool) -> None:
+    """All of them before the first is looked at."""
+    for one in sets:
+        make_ready(one, prepare)
+    for one in sets:
+        check(one, model)
+
+
 def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, folder: Path, again: bool) -> list[Bound]:
     """The bounds on all sets, each written when it is finished, or read where it was measured before."""
-    about: dict[str, Any] = {"checkpoint_identity": loaded.identity, "step": loaded.step}
+    about: dict[str, Any] = {"checkpoint_identity": loaded.identity, "step": loaded.step, **loaded.noted}
     about |= {"model": loaded.about.get("model"), **asdict(settings)}
     about.pop("batch_size")  # it changes nothing but rounding
     files = [BoundFile.of(folder, one, about) for one in sets]
@@ -126,7 +132,8 @@ def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, fol
             print(f"{one.name}: {losses}", file=sys.stderr)
         bound = None if again else file.read(loaded.model)
         if bound is None:
-            bound = _measure(loaded.model, one, settings)
+            with loaded.computing():
+                bound = _measure(loaded.model, one, settings)
             file.write(bound, {"checkpoint": str(loaded.path), "device": str(loaded.model.device)})
             print(f"figures: {file.path}", file=sys.stderr)
         else:
@@ -137,14 +144,15 @@ def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, fol
     return found
 
 
-def _folder(step: int | None, settings: Settings) -> str:
+def _folder(loaded: Loaded, settings: Settings) -> str:
     return folder_name(
         "evaluation",
-        step,
+        loaded.step,
         ("", settings.split, ""),
         ("", settings.num_samples, "samples"),
         ("seed", settings.seed, ""),
         ("limit", settings.limit, ""),
+        ("", loaded.noted.get("precision"), ""),
     )
 
 

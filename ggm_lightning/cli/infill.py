@@ -30,6 +30,7 @@ def infill(
     batch_size: int = 64,
     out: str | None = None,
     device: str = "auto",
+    precision: str = "auto",
     again: bool = False,
     trust: str | None = None,
     named: Sequence[str] = (),
@@ -58,14 +59,15 @@ def infill(
         batch_size: fillings drawn at once.
         out: folder for the results; default infilled-<settings>/ beside the checkpoint.
         device: auto, cpu, cuda, ...
+        precision: see `sample`.
         again: fill again what is there already.
         trust: packages or classes of your own that the checkpoint may build, with commas.
         named: (library) more such names.
         options: (library) of the sampler, as texts.
     """
-    loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named))
+    loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named), precision)
     given = infill_input.read(loaded.model, text, input, mask, blank)
     values = drawing.sharpened(temperature, top_p, top_k, nucleus, guidance)
-    of_sampler = drawing.typed(loaded.model, sampler, options)
-    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values | of_sampler)
+    values |= drawing.typed(loaded.model, sampler, options)
+    asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values)
     drawing.fill(loaded, given, asked, batch_size, out, again)

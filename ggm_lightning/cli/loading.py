@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore
+
+PRECISIONS = ("auto", "32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Loaded:
         step: optimiser steps, None where the file does not say.
         identity: tells this file's content from any other's.
         about: what the command line wrote into it: model, config, codec, versions.
+        precision: of the network's products, "32" or "bf16"; draws and sums keep theirs.
     """
 
     model: Family
@@ -31,6 +35,7 @@ class Loaded:
     step: int | None
     identity: str
     about: dict[str, Any]
+    precision: str = "32"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -38,13 +43,27 @@ class Loaded:
         found = self.about.get("config")
         return found if isinstance(found, dict) else {}
 
+    def computing(self) -> AbstractContextManager[Any]:
+        """In which the network is called."""
+        if self.precision == "32":
+            return nullcontext()
+        return torch.autocast(self.model.device.type, torch.bfloat16)
 
-def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = ()) -> Loaded:
-    """Reads a checkpoint and builds its model; `auto` is cuda where there is one.
+    @property
+    def noted(self) -> dict[str, str]:
+        """For the settings of results: what makes them others than those of full precision."""
+        return {} if self.precision == "32" else {"precision": self.precision}
+
+
+def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = (), precision: str = "auto") -> Loaded:
+    """Reads a checkpoint and builds its model; device auto is cuda where there is one, precision auto is there that of
+    the training, and 32 elsewhere.
 
     Raises:
-        ValueError: no such device; see `rundir.restore.load`; not a model of data (a Family).
+        ValueError: no such device or precision; see `rundir.restore.load`; not a model of data (a Family).
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -57,13 +76,20 @@ def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = ())
         raise ValueError(
             f"--ckpt_path {ckpt_path}: holds a {type(model).__name__}, which can be neither sampled nor evaluated"
         )
-    return Loaded(
+    loaded = Loaded(
         model,
         Path(ckpt_path),
         checkpoint_files.step_of(checkpoint),
         checkpoint_files.identity(ckpt_path),
         checkpoint_files.about(checkpoint),
     )
+    return replace(loaded, precision=_precision(loaded) if precision == "auto" else precision)
+
+
+def _precision(loaded: Loaded) -> str:
+    """What `auto` means."""
+    trained_in = str(loaded.config.get("trainer", {}).get("precision", "32"))
+    return "bf16" if loaded.model.device.type == "cuda" and trained_in.startswith("bf16") else "32"
 
 
 def trusted_names(trust: str | None, experiment: dict[str, Any]) -> tuple[str, ...]:

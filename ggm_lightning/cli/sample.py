@@ -26,6 +26,7 @@ def sample(
     batch_size: int = 64,
     out: str | None = None,
     device: str = "auto",
+    precision: str = "auto",
     again: bool = False,
     trust: str | None = None,
     named: Sequence[str] = (),
@@ -50,12 +51,14 @@ def sample(
         batch_size: samples drawn at once.
         out: folder for the results; default samples-<settings>/ beside the checkpoint.
         device: auto, cpu, cuda, ...
+        precision: of the network's products: 32, bf16, or auto, on cuda that of the training, else 32. Draws and sums
+            are in float32 and float64 whatever it is.
         again: draw again what is there already.
         trust: packages or classes of your own that the checkpoint may build, separated by commas.
         named: (library) more such names.
         options: (library) of the sampler, as texts.
     """
-    loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named))
+    loaded = load_family(ckpt_path, device, (*trusted_names(trust, {}), *named), precision)
     values = drawing.sharpened(temperature, top_p, top_k, nucleus, guidance)
     of_sampler = drawing.typed(loaded.model, sampler, options)
     asked = Asked(num_samples, num_steps, grid, sampler, label, seed, values | of_sampler)

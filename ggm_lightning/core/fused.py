@@ -28,12 +28,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from ggm_lightning.core import losses
+from ggm_lightning.core import losses, masked_sites, products
 
 MIN_CLASSES = 4096  # below, whole rows of logits are so small that forming them all at once costs no more
 CHUNK_BYTES = {"cpu": 100_000_000}  # of logits and their gradients at once, by device
 _CHUNK_BYTES = 1 << 30  # on other devices: 3,500 rows of 50,000 classes
-_ALIGNMENT = 64  # columns: rows of a chunk begin at addresses that are loaded 128 bits at a time, also for odd V
 _BLOCK_ROWS = 64  # rows for which GenMD4's factor is formed at once on a CPU
 
 
@@ -55,6 +54,7 @@ def masked_linear_cross_entropy(
     *,
     min_classes: int = MIN_CLASSES,
     max_bytes: int | None = None,
+    num_masked: int = masked_sites.UNKNOWN,
 ) -> WeightedNats:
     """sum_r c_r losses.cross_entropy(h_r W^T + b, y_r) over the True rows of `mask`, nats, eq. (1); with class_weight
     sum_r c_r losses.rate_divergence(h_r W^T + b, y_r, w), eq. (2).
@@ -63,6 +63,7 @@ def masked_linear_cross_entropy(
         row_weight: c_r; neither it nor hidden is looked at where `mask` is False.
         min_classes: with fewer, the formula itself is computed on the masked rows.
         max_bytes: of logits and their gradients at once; None takes 100 MB on a CPU, 1 GiB elsewhere.
+        num_masked: how often `mask` is True; a GPU that has to be asked stops for it (core/masked_sites.py).
 
     Differentiable once, in hidden, weight, bias, class_weight and row_weight. Raises ValueError for shapes that do not
     belong together, RuntimeError where a gradient is to be differentiated again.
@@ -74,7 +75,10 @@ def masked_linear_cross_entropy(
             f"belong to targets {tuple(n)}; give each one entry per target"
         )
     h, y, c = hidden.flatten(0, -2), targets.flatten(), row_weight.flatten()
-    rows = torch.ones_like(y, dtype=torch.bool) if mask is None else mask.flatten()
+    if mask is None:
+        rows, num_masked = torch.ones_like(y, dtype=torch.bool), len(y)
+    else:
+        rows = mask.flatten()
     if v < min_classes:
         return _whole(h, weight, y, c, rows, bias, class_weight, n)
     exact = torch.float64 if torch.float64 in (h.dtype, weight.dtype) else torch.float32
@@ -93,7 +97,8 @@ def masked_linear_cross_entropy(
         None if class_weight is None else class_weight.to(exact),
         needs,
         computed,
-        max(1, budget // (_padded(v) * size)),
+        max(1, budget // (products.padded(v) * size)),
+        num_masked,
     )
     return WeightedNats(loss, nats.reshape(n))
 
@@ -116,13 +121,9 @@ def _product_dtype(h: Tensor, weight: Tensor, exact: torch.dtype) -> torch.dtype
     device = h.device.type
     if exact == torch.float64 or device == "cpu":
         return exact
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return torch.promote_types(h.dtype, weight.dtype)
-
-
-def _padded(v: int) -> int:
-    return -(-v // _ALIGNMENT) * _ALIGNMENT
 
 
 @cache
@@ -141,7 +142,7 @@ def triton_losses() -> ModuleType | None:
     "ggm_lightning::linear_cross_entropy",
     mutates_args=(),
     schema="(Tensor hidden, Tensor weight, Tensor targets, Tensor row_weight, Tensor mask, Tensor? bias, "
-    "Tensor? class_weight, bool[] needs, ScalarType computed, int chunk_rows) "
+    "Tensor? class_weight, bool[] needs, ScalarType computed, int chunk_rows, int num_masked) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _linear_cross_entropy(
@@ -155,16 +156,20 @@ def _linear_cross_entropy(
     needs: list[bool],
     computed: torch.dtype,
     chunk_rows: int,
+    num_masked: int,
 ) -> tuple[Tensor, ...]:
     """(loss, nats, and the gradients of hidden, weight, bias, class_weight where `needs` says so, else empty)."""
     with torch.autocast(hidden.device.type, enabled=False):  # its casts would reach the products in here
-        outputs = _empty_outputs(hidden, weight, row_weight, needs)
+        outputs = list(_empty_outputs(hidden, weight, row_weight, needs))
+        whole = outputs[3]
+        if needs[1] and products.pays(weight):
+            whole, outputs[3] = _with_rows_behind(weight, row_weight.dtype)
         loss, nats, d_hidden, d_weight, d_bias, d_class = outputs
-        index = torch.nonzero(mask)[:, 0]
+        index = masked_sites.indices(mask, num_masked)
         for output in outputs:
             if output is not d_weight or not len(index):  # the first chunk writes all of it
                 output.zero_()
-        chunk = _Chunk.of(weight.to(computed), row_weight.dtype, bias, class_weight, min(chunk_rows, len(index)), needs)
+        chunk = _Chunk.of(weight, computed, row_weight.dtype, bias, class_weight, min(chunk_rows, len(index)), needs)
         for i, rows in enumerate(index.split(chunk_rows) if len(index) else ()):
             x = hidden.index_select(0, rows).to(computed)
             c = row_weight.index_select(0, rows)
@@ -174,10 +179,17 @@ def _linear_cross_entropy(
             if needs[0]:
                 d_hidden.index_copy_(0, rows, torch.mm(gradient, chunk.weight).to(hidden.dtype))
             if needs[1]:
-                (_add_product if i else _product)(d_weight, gradient.t(), x)
+                (products.add_product if i else products.product)(whole, gradient.t(), x)
             if needs[2]:
-                d_bias += gradient.sum(0, dtype=d_bias.dtype)
+                d_bias += gradient.sum(0, dtype=d_bias.dtype)[: len(d_bias)]
     return loss, nats, d_hidden, d_weight, d_bias, d_class
+
+
+def _with_rows_behind(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(memory for the gradient of W with its rows of zeros, the gradient in it: the same memory without them)."""
+    v, d = weight.shape
+    whole = weight.new_empty(products.padded(v), d, dtype=dtype)
+    return whole, whole.new_empty(0).set_(whole.untyped_storage(), 0, (v, d), (d, 1))  # no view: autograd may take it
 
 
 def _empty_outputs(hidden: Tensor, weight: Tensor, row_weight: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
@@ -200,6 +212,7 @@ def _(
     needs: Any,
     computed: Any,
     chunk_rows: Any,
+    num_masked: Any,
 ) -> tuple[Tensor, ...]:
     return _empty_outputs(hidden, weight, row_weight, needs)
 
@@ -224,7 +237,7 @@ def _hand_out(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[
             "the fused linear cross-entropy has no second derivative: use core.losses where create_graph=True"
         )
     if d_loss is None:
-        return (None,) * 10
+        return (None,) * 11
     nats, *gradients = ctx.saved_tensors
     # in place, where one may: no second matrix of W's size, nor the time to write it
     scaled = Tensor.mul_ if _nobody_else_reads(nats) else Tensor.mul
@@ -233,7 +246,7 @@ def _hand_out(ctx: Any, d_loss: Tensor | None, *others: Tensor | None) -> tuple[
         for gradient, dtype, need in zip(gradients, ctx.dtypes, ctx.needs, strict=True)
     )
     d_row = nats * d_loss if ctx.needs_input_grad[3] else None
-    return d_hidden, d_weight, None, d_row, None, d_bias, d_class, None, None, None
+    return d_hidden, d_weight, None, d_row, None, d_bias, d_class, None, None, None, None
 
 
 _linear_cross_entropy.register_autograd(_hand_out, setup_context=_keep)
@@ -242,17 +255,20 @@ _linear_cross_entropy.register_autograd(_hand_out, setup_context=_keep)
 class _Chunk(NamedTuple):
     """Buffers for a chunk's logits and their gradients, used again by each chunk, and what all chunks share."""
 
-    weight: Tensor  # Float[v, d], in the precision of the products
+    weight: Tensor  # Float[v, d] in the precision of the products, or Float[padded, d]: core/products.py
+    v: int
     logits: Tensor  # Float[rows, padded], float32 or float64
     gradients: Tensor | None  # of their own where a kernel reads logits and writes gradients
     bias: Tensor | None
-    class_weight: Tensor | None  # padded where a kernel reads it
+    class_weight: Tensor | None  # both padded where a kernel reads them
+    kernels: ModuleType | None
     needs_gradient: bool
 
     @classmethod
     def of(
         cls,
         weight: Tensor,
+        computed: torch.dtype,
         exact: torch.dtype,
         bias: Tensor | None,
         class_weight: Tensor | None,
@@ -260,30 +276,31 @@ class _Chunk(NamedTuple):
         needs: list[bool],
     ) -> _Chunk:
         v, needed = weight.shape[0], any(needs[:3])
-        logits, gradients = weight.new_empty(rows, _padded(v), dtype=exact), None
-        if logits.is_cuda and exact == torch.float32 and triton_losses() is not None:
-            if needed:
-                gradients = weight.new_empty(rows, _padded(v))
-            if class_weight is not None:
-                class_weight = functional.pad(class_weight, (0, _padded(v) - v))
-            return cls(weight, logits, gradients, bias, class_weight, needed)
-        return cls(weight, logits, gradients, bias, class_weight, needed)
+        width = products.padded(v)
+        factor = products.with_zero_rows(weight, computed) if products.pays(weight) else weight.to(computed)
+        logits, gradients = factor.new_empty(rows, width, dtype=exact), None
+        kernels = triton_losses() if logits.is_cuda and exact == torch.float32 else None
+        if kernels is not None:
+            gradients = factor.new_empty(rows, width) if needed else None
+            bias, class_weight = (
+                None if part is None else functional.pad(part, (0, width - v)) for part in (bias, class_weight)
+            )
+        return cls(factor, v, logits, gradients, bias, class_weight, kernels, needed)
 
     def run(self, x: Tensor, y: Tensor, c: Tensor, d_class: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(nats Float[k], gradient of the logits Float[k, v] in the precision of the products); adds to d_class."""
-        v = self.weight.shape[0]
-        whole = self.logits[: len(x)]
-        z = whole[:, :v]
-        _product(z, x, self.weight.t())
+        """(nats Float[k], gradient of the logits Float[k, v] in the precision of the products, with zeros behind it
+        where the weight has them); adds to d_class."""
+        whole, wide = self.logits[: len(x)], len(self.weight)
+        products.product(whole[:, :wide], x, self.weight.t())
+        if self.kernels is not None:
+            gradient = None if self.gradients is None else self.gradients[: len(x)]
+            nats = self.kernels.rows(whole, self.v, y, c, self.bias, self.class_weight, gradient, d_class)
+            return nats, (whole if gradient is None else gradient)[:, :wide]
+        z = whole[:, : self.v]
         if self.bias is not None:
             z += self.bias
-        kernels = triton_losses() if z.is_cuda and z.dtype == torch.float32 else None
-        if kernels is not None:
-            gradient = None if self.gradients is None else self.gradients[: len(x)]
-            nats = kernels.rows(whole, v, y, c, self.class_weight, gradient, d_class)
-            return nats, z if gradient is None else gradient[:, :v]
         nats = rows_in_place(z, y, c, self.class_weight, self.needs_gradient, d_class)
-        return nats, z.to(self.weight.dtype)
+        return nats, whole[:, :wide].to(self.weight.dtype)  # what stands behind z is 0, as the weight's rows there
 
 
 def rows_in_place(
@@ -315,30 +332,6 @@ def rows_in_place(
             part.mul_((w + shift).mul_(factor))
         p.scatter_add_(1, target, -c_column * w_y)
     return (mean - w_y * (1 + log_p_y))[:, 0]
-
-
-def _sums_in_float32(a: Tensor) -> bool:
-    return a.is_cuda and torch.cuda.get_device_capability(a.device)[0] >= 8
-
-
-def _product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """out = a b, not rounded to the factors' precision."""
-    if a.dtype == out.dtype:
-        torch.mm(a, b, out=out)
-    elif _sums_in_float32(a):
-        torch.mm(a, b, out_dtype=out.dtype, out=out)  # type: ignore[call-overload]
-    else:
-        torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)
-
-
-def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """out += a b, added up in out's precision: in bfloat16 each chunk would lose another 0.2 % of it."""
-    if a.dtype == out.dtype:
-        out.addmm_(a, b)
-    elif _sums_in_float32(a):
-        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)  # type: ignore[call-overload]
-    else:
-        out.addmm_(a.to(out.dtype), b.to(out.dtype))
 
 
 def token_logits(

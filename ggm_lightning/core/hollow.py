@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ggm_lightning.core import categorical, glauber
+from ggm_lightning.core import categorical, glauber, products
 from ggm_lightning.core.losses import at_least_float32
 
 
@@ -65,7 +65,7 @@ def label_nats(
     replaced = (keep * (1 - a))[:, None]
     signal = torch.where(replaced > 0, replaced * softplus(-s), 0.0)  # in sweep 0 it is 0, also where s = -inf
     noise = (1 - keep)[:, None] * softplus(s)
-    return keep * a * softplus(-s_x0) + (signal + noise) @ weight
+    return keep * a * softplus(-s_x0) + products.exactly(signal + noise, weight)
 
 
 def draw_labels(

@@ -14,6 +14,7 @@ training and bounds need of them is kept as logarithms (`Step`): laws may hold c
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -170,7 +171,12 @@ class Process(Chain):
         self.num_states = len(L)
 
     def to(self, device: torch.device) -> Process:
-        return self if self.L.device == device else Process(self.L.to(device))
+        """The same process there, not checked again: a look at values would wait for the device."""
+        if self.L.device == device:
+            return self
+        moved = copy.copy(self)
+        moved.L = self.L.to(device)
+        return moved
 
     def transition(self, t: Float64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
         _refuse_backwards(t)
@@ -306,7 +312,13 @@ class Grid:
             self._tables = [process.transition(times), process.between(times[1:], times[:-1])]
 
     def to(self, device: torch.device) -> Grid:
-        return self if self.times.device == device else Grid(self.process.to(device), self.times.to(device))
+        if self.times.device == device:
+            return self
+        moved = copy.copy(self)
+        moved.process, moved.times = self.process.to(device), self.times.to(device)
+        if self._tables is not None:
+            moved._tables = [table.to(device) for table in self._tables]
+        return moved
 
     def transition(self, k: Int64[Tensor, " b"]) -> Float64[Tensor, "b v v"]:
         """P(x_{t_k} = a | x_0 = b) [b, a, b]."""

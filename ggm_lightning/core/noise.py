@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import torch
 from jaxtyping import Float64, Int64
@@ -39,24 +41,63 @@ def _absorb(h: Tensor, counter: Tensor) -> Tensor:
     return _mix(_mix(h) + (counter.to(torch.int64) + 1) * _GOLDEN)
 
 
-def _bits(stream: str, seed: int, step: int, row: Tensor, num_sites: int) -> Tensor:
+_WORD = (1 << 64) - 1
+
+
+def _mixed(h: int) -> int:
+    """`_mix` of an integer in [0, 2^64)."""
+    h = ((h ^ (h >> 30)) * _MIX_1) & _WORD
+    h = ((h ^ (h >> 27)) * _MIX_2) & _WORD
+    return h ^ (h >> 31)
+
+
+def _absorbed(h: int, counter: int) -> int:
+    """`_absorb` of integers."""
+    return _mixed((_mixed(h) + (counter + 1) * _GOLDEN) & _WORD)
+
+
+def key_of(stream: str, seed: int, step: int) -> int:
+    """What all rows and sites of a draw share, a signed 64-bit integer: a number of the host's, which no device is ever
+    asked for or waited for."""
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed is {seed}; it must fit into 64 bits")
-    start = torch.tensor([zlib.crc32(stream.encode()), seed, step], dtype=torch.int64)  # on the CPU: no device sync
-    key = _absorb(_absorb(start[0], start[1]), start[2]).to(row.device)
+    h = zlib.crc32(stream.encode())
+    for counter in (seed, step):
+        h = _absorbed(h, counter)
+    return h - (1 << 64) if h >> 63 else h
+
+
+def _bits(stream: str, seed: int, step: int, row: Tensor, num_sites: int) -> Tensor:
+    key = torch.tensor(key_of(stream, seed, step))  # 0-dim, on the CPU: a scalar to every device
     site = torch.arange(num_sites, device=row.device)
     return _absorb(_absorb(key, row)[:, None], site)
 
 
+@cache
+def _triton_noise() -> ModuleType | None:
+    """The Triton kernel, or None where Triton is missing (core/fused.py says so once)."""
+    try:
+        from ggm_lightning.core import noise_kernels
+    except ImportError:
+        return None
+    return noise_kernels
+
+
 def uniform(stream: str, *, seed: int, step: int, row: Int64[Tensor, " b"], num_sites: int) -> Float64[Tensor, "b n"]:
-    """Uniforms strictly inside (0, 1), on `row`'s device: (k + 1/2) / 2^52 with k the top 52 bits of the hash."""
+    """Uniforms strictly inside (0, 1), on `row`'s device: (k + 1/2) / 2^52 with k the top 52 bits of the hash. On
+    a GPU with Triton one kernel, the same numbers."""
+    kernels = _triton_noise() if row.is_cuda and row.dtype == torch.int64 else None
+    if kernels is not None:
+        return kernels.uniform(key_of(stream, seed, step), row, num_sites)
     return (_shift_right(_bits(stream, seed, step, row, num_sites), 12).to(torch.float64) + 0.5) * 2.0**-52
 
 
 def integer_seed(stream: str, *, seed: int, step: int, row: int = 0) -> int:
     """A seed in [0, 2^63) for generators that are not ours (dropout, a library)."""
-    bits = _bits(stream, seed, step, torch.tensor([row]), 1)
-    return int(_shift_right(bits, 1).item())
+    h = key_of(stream, seed, step) & _WORD
+    for counter in (row, 0):
+        h = _absorbed(h, counter)
+    return h >> 1
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ two classes that the model tells apart never occurs. The published schedule is n
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
@@ -79,7 +81,13 @@ class Sweeps:
         self.log_odds = torch.log(self.keep) - torch.log(self.beta)
 
     def to(self, device: torch.device) -> Sweeps:
-        return self if self.order.device == device else Sweeps(self.order.to(device), self.survival.to(device))
+        """The same sweeps there, not checked again: a look at values would wait for the device."""
+        if self.order.device == device:
+            return self
+        moved = copy.copy(self)
+        for name in ("order", "survival", "rank", "keep", "beta", "log_odds"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
 
     def visits(self, t: Int64[Tensor, " b"]) -> Int64[Tensor, "b n"]:
         """n_i(t), how often each site has been visited before step t, t in 0..T."""

@@ -12,6 +12,7 @@ Here, too, rows get the numbers under which a model draws their noise (`Dealt.ro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
 import numpy as np
 from jaxtyping import Int64
@@ -72,21 +73,20 @@ def permuted(
 
 
 def divide_batch(global_batch: int, world: int, max_micro: int | None) -> tuple[int, int]:
-    """(accumulation, micro-batch): the smallest accumulation with G/(world*accumulation) <= max_micro."""
+    """(accumulation, rows of the largest micro-batch): the smallest accumulation whose parts of the global batch G, one
+    to each of world * accumulation, have at most max_micro rows. Parts differ by one row where G does not divide."""
     if global_batch < 1:
         raise ValueError(f"data.global_batch_size is {global_batch}; it must be a whole number of at least 1")
     if max_micro is not None and max_micro < 1:
         raise ValueError(f"data.max_batch_per_device is {max_micro}; it must be at least 1, or null for no limit")
     accumulation = 1 if max_micro is None else -(-global_batch // (world * max_micro))
-    micro, remainder = divmod(global_batch, world * accumulation)
-    if remainder:
-        limit = "" if max_micro is None else f" with at most {max_micro} rows each"
+    parts = world * accumulation
+    if parts > global_batch:
         raise ValueError(
-            f"data.global_batch_size G={global_batch} does not divide into {world} device(s) x {accumulation} "
-            f"micro-batch(es){limit} (micro-batch {global_batch / (world * accumulation):.3f}); choose G as a multiple "
-            f"of {world * accumulation} or change data.max_batch_per_device"
+            f"data.global_batch_size G={global_batch} has no row for each of {world} device(s) x {accumulation} micro-"
+            f"batch(es); choose G of at least {parts}, fewer devices, or a larger data.max_batch_per_device"
         )
-    return accumulation, micro
+    return accumulation, -(-global_batch // parts)
 
 
 def _at_the_start() -> int:
@@ -111,9 +111,10 @@ class TrainOrder(Sampler[Dealt]):
 
     Optimiser step k takes positions kG .. (k+1)G-1 of an infinite stream; position p is row permuted(p mod size) of
     data epoch p // size. Within the step, micro-batch a of rank r takes every parts-th position, kG + part, kG + part +
-    parts, ... with parts = world*accumulation and part = a*world + r. These places less kG are the rows' numbers, so
-    each micro-batch has its times spread over all of [0, 1). Nothing is dropped and a batch may straddle epochs, so
-    data smaller than G works too.
+    parts, ... below (k+1)G, with parts = world*accumulation and part = a*world + r. These places less kG are the rows'
+    numbers, so each micro-batch has its times spread over all of [0, 1). Nothing is dropped and a batch may straddle
+    epochs, so data smaller than G works too. Where G does not divide into the parts, the first G mod parts of them have
+    a row more than the others; whoever averages over them has to weigh them by their rows (models/trained.py).
     One pass over this sampler (a Lightning epoch) ends with step S, 2S, ... for S = ceil(size/G), and starts at
     `first_step()`, which is asked each time: that is what makes a resumed run continue where it stopped.
 
@@ -125,6 +126,9 @@ class TrainOrder(Sampler[Dealt]):
         first_step: the number of optimiser steps taken so far.
         epoch_steps: a smaller S. The rows of a step are the same as without: an epoch goes on where the last one ended.
         repeats: each epoch has the rows 0 .. SG-1 (modulo size), unshuffled: to see whether a model can learn them.
+
+    Attributes:
+        numbers: of this rank's rows in the global batch, for each micro-batch Int64[m]; the same in every step.
     """
 
     def __init__(
@@ -144,14 +148,16 @@ class TrainOrder(Sampler[Dealt]):
             raise ValueError("TrainOrder: the training split has no rows; check the path and the length")
         if not 0 <= rank < world:
             raise ValueError(f"TrainOrder: rank {rank} is outside 0..{world - 1}")
-        self.micro, remainder = divmod(global_batch, world * accumulation)
-        if remainder or self.micro < 1:
+        if global_batch < world * accumulation:
             raise ValueError(
-                f"TrainOrder: global batch {global_batch} does not divide into {world} ranks x {accumulation} micro-"
-                f"batches; make it a multiple of {world * accumulation}"
+                f"TrainOrder: global batch {global_batch} has no row for each of {world} ranks x {accumulation} micro-"
+                f"batches; make it at least {world * accumulation}"
             )
         self.size, self.global_batch, self.seed = size, global_batch, seed
         self.world, self.rank, self.accumulation = world, rank, accumulation
+        parts = world * accumulation
+        firsts = range(rank, parts, world)
+        self.numbers = [np.arange(part, global_batch, parts, dtype=np.int64) for part in firsts]
         self.first_step = first_step
         self.steps_per_epoch = -(-size // global_batch) if epoch_steps is None else epoch_steps
         self.repeats = repeats
@@ -161,20 +167,15 @@ class TrainOrder(Sampler[Dealt]):
 
     def indices(self, step: int, micro_batch: int) -> list[int]:
         """The rows of one micro-batch of this rank."""
-        return self._indices(step, step + 1)[micro_batch].tolist()
+        begin = sum(len(row) for row in self.numbers[:micro_batch])
+        return self._indices(step, step + 1)[0, begin : begin + len(self.numbers[micro_batch])].tolist()
 
-    @property
-    def numbers(self) -> Int64[np.ndarray, "micro_batches m"]:
-        """The numbers of this rank's rows in the global batch, the same in every step."""
-        part = (np.arange(self.accumulation, dtype=np.int64) * self.world + self.rank)[:, None]
-        return part + self.world * self.accumulation * np.arange(self.micro, dtype=np.int64)
-
-    def _indices(self, first: int, end: int) -> Int64[np.ndarray, "micro_batches m"]:
-        """The rows of all micro-batches of this rank in steps first .. end-1."""
-        step = np.arange(first, end, dtype=np.int64)[:, None, None]
+    def _indices(self, first: int, end: int) -> Int64[np.ndarray, "steps m"]:
+        """The rows of this rank in steps first .. end-1, micro-batch after micro-batch."""
+        step = np.arange(first, end, dtype=np.int64)[:, None]
         if self.repeats:
             step = step % self.steps_per_epoch
-        position = (step * self.global_batch + self.numbers).reshape(-1, self.micro)
+        position = step * self.global_batch + np.concatenate(self.numbers)
         epoch, offset = np.divmod(position, self.size)
         if self.repeats:
             return offset
@@ -186,12 +187,13 @@ class TrainOrder(Sampler[Dealt]):
 
     def _from(self, first: int) -> Iterator[Dealt]:
         end = (first // self.steps_per_epoch + 1) * self.steps_per_epoch
-        numbers = self.numbers.tolist()
-        block = max(1, _TOGETHER // (self.accumulation * self.micro))
+        numbers = [part.tolist() for part in self.numbers]
+        begins = list(accumulate((len(row) for row in numbers), initial=0))
+        block = max(1, _TOGETHER // begins[-1])
         for start in range(first, end, block):
-            indices = self._indices(start, min(start + block, end)).tolist()
-            for i, index in enumerate(indices):
-                yield Dealt(index, numbers[i % self.accumulation])
+            for step in self._indices(start, min(start + block, end)).tolist():
+                for begin, row in zip(begins, numbers, strict=False):  # the last is where the step ends
+                    yield Dealt(step[begin : begin + len(row)], row)
 
 
 class EvalOrder(Sampler[Dealt]):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core.categorical import PLAIN, Sharpening
+from ggm_lightning.core.masked_sites import MaskedSites
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.models import contract, declared
 from ggm_lightning.models.base import Family
@@ -115,7 +116,8 @@ class AutoregressiveModel(Family):
     def _minus_log_p(self, x: Tensor, label: Tensor | None) -> MaskedTerms:
         """Eq. (1): every site counts, each once."""
         flat = x.flatten(1)
-        return self.answer(x, label).terms(flat, torch.ones_like(flat, dtype=torch.bool), lambda nats: nats)
+        everywhere = MaskedSites(torch.ones_like(flat, dtype=torch.bool), count=flat.numel())
+        return self.answer(x, label).terms(flat, everywhere, lambda nats: nats)
 
     def nelbo(
         self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None

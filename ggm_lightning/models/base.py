@@ -328,17 +328,18 @@ class Family(Trained, ABC):
     # ------------------------------------------------------------------ Lightning
 
     def configure_model(self) -> None:
-        declared.compile_all(self.network)
+        declared.compile_all(self.network, on_gpu=self.trains_on_gpu)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         x, micro_batches, world = batch["x"], self.trainer.accumulate_grad_batches, self.trainer.world_size
+        parts, total = self.divides(len(x))
         # by this remainder Lightning, too, tells when a step is full
-        part, parts = batch_idx % micro_batches * world + self.global_rank, micro_batches * world
+        part = batch_idx % micro_batches * world + self.global_rank
         torch.manual_seed(noise.integer_seed("dropout", seed=self.seed, step=self.global_step, row=part))
         row = _numbers(batch, part, parts)
-        loss = self.loss(x, batch.get("label"), step=self.global_step, row=row, total=len(x) * parts)
+        loss = self.loss(x, batch.get("label"), step=self.global_step, row=row, total=total)
         self.collect({self.loss_name: loss})
-        return loss
+        return self.weighed(loss)
 
     def evaluated_rows(self, batch: dict[str, Tensor], split: str) -> Tensor:
         """Int64[b]: the rows' numbers in the data set, by which their noise is drawn."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from ggm_lightning.core.arguments import is_whole, shown
+from ggm_lightning.networks.blocks import BlockNetwork
 
 
 class Network(Protocol):
@@ -116,11 +118,19 @@ def sizes_of(head: Any) -> tuple[int | None, int | None]:
     return getattr(head, "in_features", None), getattr(head, "out_features", None)
 
 
-def compile_all(*modules: nn.Module | None) -> None:
-    """Calls `compile_network` of those that have it."""
+def compile_all(*modules: nn.Module | None, on_gpu: bool = False) -> None:
+    """Calls `compile_network` of those that have it; one of ours that leaves it open (compile_blocks: null) compiles
+    its blocks on a GPU, and says so."""
     for module in modules:
-        if module is not None and has(module, "compile_network"):
-            module.compile_network()  # type: ignore[operator]
+        if module is None or not has(module, "compile_network"):
+            continue
+        if isinstance(module, BlockNetwork) and module.compile_blocks is None and on_gpu:
+            module.compile_blocks = True
+            rank_zero_info(
+                f"{name_of(module)}: its blocks are compiled in the first steps, which take a minute or two for it; "
+                "compile_blocks: false leaves it out"
+            )
+        module.compile_network()  # type: ignore[operator]
 
 
 def name_of(module: nn.Module) -> str:

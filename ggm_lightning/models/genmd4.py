@@ -21,6 +21,7 @@ from torch.nn.functional import softplus
 
 from ggm_lightning.core import noise, times, vector_masking
 from ggm_lightning.core.categorical import PLAIN, Sharpening
+from ggm_lightning.core.masked_sites import MaskedSites
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.vector_masking import VectorMaskedLaw
 from ggm_lightning.models.base import Family
@@ -118,7 +119,7 @@ class GenMD4(Family):
         return self._terms(x, zt, t, label).rows()
 
     def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> MaskedTerms:
-        masked = (zt == self.mask_id).flatten(1)
+        masked = MaskedSites((zt == self.mask_id).flatten(1))
         answer = self.readout(zt, t, label)
         return answer.terms(x.flatten(1), masked, lambda nats: nats / t.to(nats.dtype), self.exponents())
 

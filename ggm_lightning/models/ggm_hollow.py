@@ -15,9 +15,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ggm_lightning.core import glauber, hollow, losses, noise, times, watch
+from ggm_lightning.core import glauber, hollow, losses, noise, products, times, watch
 from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.glauber import SiteLaw
 from ggm_lightning.core.noise import StepNoise
@@ -180,7 +179,7 @@ def _some_logits(answer: Readout, classes: Tensor, tokens: Tensor) -> tuple[Tens
         logits = losses.at_least_float32(answer())
         return logits[:, classes], logits.gather(1, tokens[:, None])[:, 0]
     bias = None if head.bias is None else head.bias[classes]
-    logits = functional.linear(values, head.weight[classes], bias)
+    logits = products.linear(values, head.weight[classes], bias)
     return losses.at_least_float32(logits), answer.of_tokens(tokens, fuse=True)
 
 

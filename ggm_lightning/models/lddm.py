@@ -119,9 +119,10 @@ class FujiLDDM(LatentFamily):
         """Float64[b], nats: the integrand of eq. (5) at t, given x_t = zt and z_t = latent Float64[b, S, d]; its mean
         over t ~ U(0, 1) and q is the bound less `prior_nats`. For finite T, t in {1/T, ..., 1}, and eq. (4)."""
         arguments.check_terms(self, x, zt, t, label)
+        masked = self._masked(zt)
         answer, z0_hat = self.predict(zt, t, latent, t, label)
         error = (self.encode(x).double() - z0_hat.double()).square().sum((1, 2))
-        tokens = self._masked(x, zt, answer, partial(self._weighted, t=t)).rows()
+        tokens = answer.terms(x.flatten(1), masked, partial(self._weighted, t=t)).rows()
         return tokens.double() + self.clock.weight(t) * error
 
     def joint_law(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ggm_lightning.core import gaussian, masking, noise, schedule_checks, times
 from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.gaussian import LatentClock
+from ggm_lightning.core.masked_sites import MaskedSites
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
@@ -27,7 +28,7 @@ from ggm_lightning.models import contract, declared
 from ggm_lightning.models import lddm_stages as stages
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_stages import Recipe, TrainingTimes
-from ggm_lightning.models.readout import MaskedTerms, Readout
+from ggm_lightning.models.readout import Readout
 from ggm_lightning.sampling import arguments
 from ggm_lightning.sampling import latent as latent_first
 from ggm_lightning.sampling.contract import Denoiser
@@ -176,9 +177,9 @@ class LatentFamily(Family):
         """Times `weight`; 0 where nothing is masked, also where the weight is infinite."""
         return torch.where(nats != 0, self.weight(t).to(nats.dtype) * nats, 0.0)
 
-    def _masked(self, x: Tensor, zt: Tensor, answer: Readout, weigh: Callable[[Tensor], Tensor]) -> MaskedTerms:
-        """Row by row, weigh(-sum over the masked n of log mu_n(x_n))."""
-        return answer.terms(x.flatten(1), (zt == self.mask_id).flatten(1), weigh)
+    def _masked(self, zt: Tensor) -> MaskedSites:
+        """What `answer.terms` sums over, -sum over the masked n of log mu_n(x_n); made before the network is called."""
+        return MaskedSites((zt == self.mask_id).flatten(1))
 
     def _token_loss(self, nats: Tensor, t: Tensor) -> Tensor:
         """Bits per site of the bound, or the nats per site of the plain cross-entropy."""
@@ -188,8 +189,9 @@ class LatentFamily(Family):
 
     def token_terms(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
         """Float[b], nats: weight(t) x cross-entropy of the masked tokens given x_t and the latent they see at t."""
+        masked = self._masked(zt)
         answer, _ = self.predict(zt, t, latent, self.decoder_time(t), label)
-        return self._masked(x, zt, answer, partial(self._weighted, t=t)).rows()
+        return answer.terms(x.flatten(1), masked, partial(self._weighted, t=t)).rows()
 
     def latent_error(self, x: Tensor, zt: Tensor, t: Tensor, latent: Tensor, label: Tensor | None = None) -> Tensor:
         """Float64[b]: |z_0 - prediction|^2 from the latent at the clock's time t (and the tokens x_t)."""
@@ -221,14 +223,14 @@ class LatentFamily(Family):
         encoder_learns, with_latent = self.learning(draws.step)
         t, shown, predicted, weight = self.training_times(draws.step, draws.row, draws.total)
         zt = self.corrupt(x, t, uniform("mask", self.num_sites))
-        u = uniform("encoder", 2)
+        masked, u = self._masked(zt), uniform("encoder", 2)
         hidden = u[:, 0] < u[:, 1] * (recipe.p_r if encoder_learns else recipe.p_r_given)
         with torch.set_grad_enabled(encoder_learns and torch.is_grad_enabled()):
-            z0 = self.encode(x, hidden[:, None] & (zt == self.mask_id).flatten(1))
+            z0 = self.encode(x, hidden[:, None] & masked.mask)
         keep = (uniform("latent dropout", 1) >= recipe.p_cfg)[:, :, None]
         latent = self.noised(z0, shown, "latent", draws.seed, draws.step, draws.row) * keep
         answer, z0_hat = self.predict(zt, t, latent, shown, label)
-        token_loss, _ = self._masked(x, zt, answer, partial(self._token_loss, t=t)).loss()
+        token_loss, _ = answer.terms(x.flatten(1), masked, partial(self._token_loss, t=t)).loss()
         total_loss = token_loss.mean()
         self._parts = {"train/token_loss": total_loss.detach()}
         if with_latent:
@@ -333,7 +335,7 @@ class LatentFamily(Family):
 
     def configure_model(self) -> None:
         super().configure_model()
-        declared.compile_all(self.encoder, self.latent_network)
+        declared.compile_all(self.encoder, self.latent_network, on_gpu=self.trains_on_gpu)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Those of step 0, also in stage 2, so that its optimiser can be resumed; AdamW leaves what has no gradient."""

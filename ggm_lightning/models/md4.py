@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import masking, noise, schedule_checks, times
 from ggm_lightning.core.categorical import PLAIN, Sharpening
+from ggm_lightning.core.masked_sites import MaskedSites
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
@@ -96,9 +97,9 @@ class MD4(Family):
         return self._terms(x, zt, t, label).rows()
 
     def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> MaskedTerms:
-        masked = (zt == self.mask_id).flatten(1)
+        masked = MaskedSites((zt == self.mask_id).flatten(1))
         # nothing masked: 0, also where the weight is infinite
-        weight = torch.where(masked.any(-1), self.weight(t), 0.0)
+        weight = torch.where(masked.mask.any(-1), self.weight(t), 0.0)
         return self.readout(zt, t, label).terms(x.flatten(1), masked, lambda nats: weight.to(nats.dtype) * nats)
 
     def weight(self, t: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import death, fused, losses, watch
+from ggm_lightning.core import death, fused, losses, products, watch
+from ggm_lightning.core.masked_sites import MaskedSites
 from ggm_lightning.core.softplus_loss import softplus_loss
 from ggm_lightning.models import declared
 
@@ -48,7 +49,7 @@ class Readout:
         if sites is not None and sites.dtype != torch.bool:
             return Readout(self.values.take_along_dim(sites[..., None], 1), self.head, self.fuse, sites)()
         values = self.values.flatten(0, 1) if sites is None else self.values[sites]
-        logits = values if self.head is None else self.head(values)
+        logits = values if self.head is None else products.head_logits(self.head, values)
         watch.logits(logits, sites if self.sites is None else _places(self.sites))
         return logits
 
@@ -71,10 +72,17 @@ class Readout:
         ).loss
 
     def terms(
-        self, x0: Tensor, masked: Tensor, weigh: Callable[[Tensor], Tensor], w: Tensor | None = None
+        self, x0: Tensor, masked: Tensor | MaskedSites, weigh: Callable[[Tensor], Tensor], w: Tensor | None = None
     ) -> MaskedTerms:
-        """What the masked sites (Bool[b, n]) cost at x0 Int64[b, n]; nothing is computed yet."""
-        return MaskedTerms(self, x0, masked, weigh, w)
+        """What the masked sites (Bool[b, n]) cost at x0 Int64[b, n]; nothing is computed yet. Sites that were made
+        before the network was called are counted by now (core/masked_sites.py)."""
+        sites = masked if isinstance(masked, MaskedSites) else MaskedSites(masked)
+        return MaskedTerms(self, x0, sites, weigh, w)
+
+    def at(self, index: Tensor) -> Tensor:
+        """Logits Float[k, V] at the sites Int64[k] of the flattened [b, n]; nothing is looked at."""
+        values = self.values.flatten(0, 1).index_select(0, index)
+        return values if self.head is None else products.head_logits(self.head, values)
 
 
 @dataclass
@@ -88,7 +96,7 @@ class MaskedTerms:
 
     answer: Readout
     x0: Tensor
-    masked: Tensor
+    masked: MaskedSites
     weigh: Callable[[Tensor], Tensor]
     w: Tensor | None
 
@@ -96,12 +104,16 @@ class MaskedTerms:
         """Float[b], with gradients."""
         if self.answer.fuse and not torch.is_grad_enabled():
             nats = self._fused(self.x0.new_ones(len(self.x0), dtype=torch.float32)).nats
-        elif self.w is None:
-            nats = losses.masked_cross_entropy(self.answer(self.masked), self.x0, self.masked)
         else:
-            divergence = losses.rate_divergence(self.answer(self.masked), self.x0[self.masked], self.w)
-            nats = losses.sum_over_sites(divergence, self.masked)
+            nats = self._by_formula()
         return self.weigh(nats)
+
+    def _by_formula(self) -> Tensor:
+        """Float[b], nats, from the logits of all masked sites."""
+        index = self.masked.index()
+        logits, x0 = self.answer.at(index), self.x0.flatten().index_select(0, index)
+        nats = losses.cross_entropy(logits, x0) if self.w is None else losses.rate_divergence(logits, x0, self.w)
+        return losses.sum_over_sites(nats, self.masked.mask)
 
     def loss(self, states: int = 1) -> tuple[Tensor, Tensor]:
         """(what is minimised, by its mean; the rows Float[b], of which nobody may ask gradients).
@@ -120,7 +132,15 @@ class MaskedTerms:
         """A row with no masked site counts 0, whatever its weight."""
         head, weight = self.answer.head, row_weight[:, None].expand(self.x0.shape)
         loss, nats = fused.masked_linear_cross_entropy(
-            self.answer.values, head.weight, self.x0, weight, self.masked, head.bias, self.w, min_classes=0
+            self.answer.values,
+            head.weight,
+            self.x0,
+            weight,
+            self.masked.mask,
+            head.bias,
+            self.w,
+            min_classes=0,
+            num_masked=self.masked.count,
         )
         return fused.WeightedNats(loss, nats.sum(1))
 

@@ -36,6 +36,17 @@ class Averages(Protocol):
         """Puts the raw weights back."""
 
 
+@runtime_checkable
+class DealsBatches(Protocol):
+    """The order of a training loader, as data/order.py makes it.
+
+    Attributes:
+        global_batch: rows of an optimiser step, over all ranks and micro-batches.
+    """
+
+    global_batch: int
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """AdamW on all parameters, linear warm-up, then a half cosine to 0 at the last step (or constant).
@@ -121,10 +132,33 @@ class Trained(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.step_means = StepMeans()
+        self._weight = 1.0  # rows of the present micro-batch, in units of their mean over the step's parts
+
+    @property
+    def trains_on_gpu(self) -> bool:
+        """Whether a trainer is about to take it to one; False without a trainer."""
+        return self._trainer is not None and self._trainer.strategy.root_device.type == "cuda"
 
     def collect(self, values: dict[str, Tensor]) -> None:
         """Scalars of this micro-batch, by the names under which their means are logged."""
-        self.step_means.add(self.global_step, values)
+        self.step_means.add(self.global_step, {name: self.weighed(value) for name, value in values.items()})
+
+    def divides(self, rows: int) -> tuple[int, int]:
+        """(parts that the optimiser step is made of, its rows in all), known from a micro-batch of `rows` rows.
+
+        A loader that does not say how many rows a step has, such as a plain DataLoader, is taken to deal out equal
+        parts.
+        """
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        order = getattr(getattr(self.trainer, "train_dataloader", None), "sampler", None)
+        total = order.global_batch if isinstance(order, DealsBatches) else rows * parts
+        self._weight = rows * parts / total
+        return parts, total
+
+    def weighed(self, mean: Tensor) -> Tensor:
+        """A mean over the rows of this micro-batch, so that the plain mean over all parts of the step is the mean over
+        its rows: parts of unequal size count by their rows. Where they are equal, the number itself."""
+        return mean if self._weight == 1 else mean * self._weight
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Lightning calls this after all callbacks' hooks, just before it hands the step's metrics to the loggers

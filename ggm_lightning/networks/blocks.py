@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+def recomputed(when: bool, part: Callable[..., Any], *inputs: Any) -> Any:
+    """part(*inputs); `when` says to keep nothing of it but its inputs, and to compute it again in the backward pass,
+    with the same dropout."""
+    return checkpoint(part, *inputs, use_reentrant=False) if when else part(*inputs)
+
+
+def joined(block: nn.Module, x: Tensor, skip: Tensor, *given: Tensor | None) -> Tensor:
+    """block([x, skip], ...): recomputed as a whole, the two are kept but not their concatenation."""
+    return block(torch.cat([x, skip], dim=1), *given)
 
 
 class Stack(nn.ModuleList):
@@ -26,22 +39,22 @@ class Stack(nn.ModuleList):
     ) -> tuple[Tensor, ...]:
         for i, block in enumerate(self, 1):
             inputs = (*state, *given) if last is None or i < len(self) else (*state, *given, last)
-            if self.checkpoint_activations and self.training:
-                out = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                out = block(*inputs)
+            out = recomputed(self.checkpoint_activations and self.training, block, *inputs)
             state = out if isinstance(out, tuple) else (out,)
         return state
 
 
 class BlockNetwork(nn.Module):
-    """A network that can compile its blocks, the modules of the classes `compiled`, one by one."""
+    """A network that can compile its blocks, the modules of the classes `compiled`, one by one.
+
+    compile_blocks: whether it does; None: where it is to run on a GPU, which whoever trains it knows.
+    """
 
     compiled: tuple[type[nn.Module], ...] = ()
-    compile_blocks: bool = False
+    compile_blocks: bool | None = None
 
     def compile_network(self) -> None:
-        """Compile each block in place, so the checkpoint's keys stay as they are; nothing without compile_blocks."""
+        """Compile each block in place, so the checkpoint's keys stay as they are; nothing unless compile_blocks."""
         if not self.compile_blocks:
             return
         import torch._dynamo  # here: it takes a second

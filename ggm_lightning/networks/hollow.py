@@ -142,7 +142,7 @@ class HollowTransformer(TokenNetwork):
         dropout: float = 0.0,
         depth_scaled_init: bool = True,
         checkpoint_activations: bool = False,
-        compile_blocks: bool = False,
+        compile_blocks: bool | None = None,
         visited_bits: bool = True,
     ):
         super().__init__(

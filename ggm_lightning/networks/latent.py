@@ -136,7 +136,7 @@ class JointDenoiser(BlockNetwork):
         dropout: one rate for the attention probabilities, the channels of all branches and the embedding.
         depth_scaled_init: gated kernels start with variance 2 / num_layers / fan_in instead of 1 / fan_in.
         checkpoint_activations: recompute each block in the backward pass: less memory, about a third more time.
-        compile_blocks: let `compile_network` compile the blocks.
+        compile_blocks: compile each block; None: on a GPU.
     """
 
     compiled = (JointBlock,)
@@ -159,7 +159,7 @@ class JointDenoiser(BlockNetwork):
         dropout: float = 0.0,
         depth_scaled_init: bool = True,
         checkpoint_activations: bool = False,
-        compile_blocks: bool = False,
+        compile_blocks: bool | None = None,
     ):
         super().__init__()
         sizes = {"num_heads": num_heads, "num_layers": num_layers, "num_latents": num_latents, "latent_dim": latent_dim}
@@ -262,7 +262,7 @@ class LatentDenoiser(BlockNetwork):
         dropout: float = 0.0,
         depth_scaled_init: bool = True,
         checkpoint_activations: bool = False,
-        compile_blocks: bool = False,
+        compile_blocks: bool | None = None,
     ):
         super().__init__()
         sizes = {"num_heads": num_heads, "num_layers": num_layers, "num_latents": num_latents, "latent_dim": latent_dim}

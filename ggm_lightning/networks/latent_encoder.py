@@ -140,7 +140,7 @@ class LatentEncoder(BlockNetwork):
         mlp: gelu (as published), or gated: glu, swiglu, geglu.
         dropout: one rate for the attention probabilities, the channels of both branches and the embedding.
         checkpoint_activations: recompute each block in the backward pass: less memory, about a third more time.
-        compile_blocks: let `compile_network` compile the blocks.
+        compile_blocks: compile each block; None: on a GPU.
     """
 
     compiled = (Block,)
@@ -158,7 +158,7 @@ class LatentEncoder(BlockNetwork):
         mlp: str = "gelu",
         dropout: float = 0.0,
         checkpoint_activations: bool = False,
-        compile_blocks: bool = False,
+        compile_blocks: bool | None = None,
     ):
         super().__init__()
         sizes = {"num_heads": num_heads, "num_layers": num_layers, "num_latents": num_latents, "latent_dim": latent_dim}

@@ -135,9 +135,10 @@ class VQGAN(Trained):
             self.start_codebook(rows[range(min(256, len(rows)))]["x"].to(self.device))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.divides(len(batch["x"]))
         loss, parts = self.loss(batch["x"], self.global_step)
         self.collect({self.loss_name: loss, **{f"train/{name}": value for name, value in parts.items()}})
-        return loss
+        return self.weighed(loss)
 
     def _score(self, split: str, batch: dict[str, Tensor]) -> None:
         values = self.values(batch["x"])

@@ -215,8 +215,9 @@ def failed(capsys: pytest.CaptureFixture[str], args: list[str]) -> tuple[int, st
         ("ForwardEscape", r"red \x1b[31m and \u202e turned"),
         (
             "ForwardMemory",
-            "CUDA out of memory. Tried to allocate 2.00 GiB.; set data.max_batch_per_device lower: micro-batches of "
-            "fewer rows, and the same update",
+            "CUDA out of memory. Tried to allocate 2.00 GiB.; set data.init_args.max_batch_per_device lower "
+            "(micro-batches of fewer rows, and the same update), data.init_args.eval_batch_size if it was in a "
+            "validation, or model.network.init_args.checkpoint_activations: true",
         ),
         ("InitValue", "No luck: Errors in line two Given value: three"),
         ("InitKey", "KeyError: 'absent'"),

@@ -42,14 +42,16 @@ def chunk(k: int, v: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(("k", "v"), [(7, 1031), (1, 67), (3, 128), (0, 67)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows(rates: bool, k: int, v: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bias of its own, which the rows do not hold, for every second case."""
     from ggm_lightning.core import kernels
 
     monkeypatch.setattr(kernels, "ROW_BLOCK", 512)  # several blocks to a row
     logits, y, c, w = (part.to(DEVICE) for part in chunk(k, v))
+    bias = torch.linspace(-2, 3, len(w), device=DEVICE) if rates == (k == 7) else None
     gradient = torch.full(logits.shape, NAN, dtype=dtype, device=DEVICE)
     d_class = torch.full((v,), 0.25, device=DEVICE) if rates else None
-    nats = kernels.rows(logits, v, y, c, w if rates else None, gradient, d_class)
-    z = logits[:, :v].double().clone()
+    nats = kernels.rows(logits, v, y, c, bias, w if rates else None, gradient, d_class)
+    z = logits[:, :v].double() + (0.0 if bias is None else bias[:v].double())
     expected_class = torch.full((v,), 0.25, device=DEVICE, dtype=torch.float64) if rates else None
     expected = fused.rows_in_place(z, y, c.double(), w[:v].double() if rates else None, True, expected_class)
     assert error(nats, expected) < 1e-6
@@ -57,7 +59,7 @@ def test_rows(rates: bool, k: int, v: int, dtype: torch.dtype, monkeypatch: pyte
     assert bool((gradient[:, v:] == 0).all())
     if rates:
         assert error(d_class, expected_class) < 1e-5
-    without = kernels.rows(logits, v, y, c, w if rates else None, None, None)
+    without = kernels.rows(logits, v, y, c, bias, w if rates else None, None, None)
     assert torch.equal(without, nats)
     if k:  # control: the row weight left out
         assert error(gradient[:, :v] / c[:, None], z) > 1e-1
@@ -94,6 +96,18 @@ def test_autocast_keeps_float32_logits_and_weight_gradients() -> None:
     expected.backward()
     assert error(loss.detach(), expected.detach()) < 1e-6
     assert error(weight.grad, rounded[1].grad) < 1e-2
+
+
+@pytest.mark.parametrize(("seed", "step", "sites"), [(0, 0, 1), (2**63 - 1, 10**9, 601), (-(2**63), 7, 512)])
+def test_uniforms_are_the_same_to_the_bit(seed: int, step: int, sites: int) -> None:
+    from ggm_lightning.core import noise, noise_kernels
+
+    row = torch.tensor([0, 1, 2**40, 7])
+    expected = noise.uniform("mask", seed=seed, step=step, row=row, num_sites=sites)
+    found = noise_kernels.uniform(noise.key_of("mask", seed, step), row.to(DEVICE), sites)
+    assert torch.equal(found.cpu(), expected)
+    other = noise_kernels.uniform(noise.key_of("time", seed, step), row.to(DEVICE), sites)
+    assert not torch.equal(other.cpu(), expected)  # control
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -16,17 +16,27 @@ if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("nothing is compiled while Triton interprets", allow_module_level=True)
 
 ALIGNED = {"stride", "WIDTH", "PADDED"}
-ROW = {"Z": "*fp32", "TARGET": "*i64", "C": "*fp32", "W": "*fp32", "NATS": "*fp32", "LSE": "*fp32", "G": "*bf16"}
-SUMS = {"Z": "*fp32", "LSE": "*fp32", "C": "*fp32", "OUT": "*fp32"}
+ROW = {
+    "Z": "*fp32",
+    "TARGET": "*i64",
+    "C": "*fp32",
+    "B": "*fp32",
+    "W": "*fp32",
+    "NATS": "*fp32",
+    "LSE": "*fp32",
+    "G": "*bf16",
+}
+SUMS = {"Z": "*fp32", "B": "*fp32", "LSE": "*fp32", "C": "*fp32", "OUT": "*fp32"}
 DRAW = {"Z": "*fp32", "U": "*fp64", "OUT": "*i64", "temperature": "fp32", "top_p": "fp32"}
 THIN = {"X0": "*i64", "P": "*i64", "MIDDLE": "*fp32", "ROW": "*i64", "XT": "*i64", "INPUT": "*bf16", "key": "i64"}
 SOFTPLUS = {"RAW": "*bf16", "X0": "*i64", "XT": "*i64", "SCALE": "*fp32", "G": "*bf16", "NATS": "*fp32"}
 CASES: list[tuple[str, str, dict[str, str], dict[str, Any], int]] = [
-    ("kernels", "row_kernel", ROW, {"BLOCK": 4096, "RATES": False, "GRADIENT": True}, 8),
-    ("kernels", "row_kernel", ROW, {"BLOCK": 4096, "RATES": True, "GRADIENT": True}, 8),
-    ("kernels", "row_kernel", ROW, {"BLOCK": 4096, "RATES": False, "GRADIENT": False}, 8),
-    ("kernels", "class_kernel", SUMS, {"ROWS": 32, "COLUMNS": 128}, 4),
+    ("kernels", "row_kernel", ROW, {"BLOCK": 8192, "BIAS": False, "RATES": False, "GRADIENT": True}, 32),
+    ("kernels", "row_kernel", ROW, {"BLOCK": 8192, "BIAS": True, "RATES": True, "GRADIENT": True}, 32),
+    ("kernels", "row_kernel", ROW, {"BLOCK": 8192, "BIAS": True, "RATES": False, "GRADIENT": False}, 8),
+    ("kernels", "class_kernel", SUMS, {"ROWS": 32, "COLUMNS": 128, "BIAS": True}, 4),
     ("kernels", "softplus_kernel", SOFTPLUS, {"BLOCK": 1024, "GRADIENT": True}, 4),
+    ("noise_kernels", "uniform_kernel", {"ROW": "*i64", "OUT": "*fp64", "key": "i64"}, {"BLOCK": 512}, 4),
     ("draw_kernels", "draw_kernel", DRAW, {"BLOCK": 2048, "NUCLEUS": False}, 8),
     ("draw_kernels", "draw_kernel", DRAW, {"BLOCK": 2048, "NUCLEUS": True}, 8),
     ("draw_kernels", "thin_kernel", THIN, {"BLOCK": 512, "NUM_BITS": 48}, 4),
@@ -75,14 +85,15 @@ def test_compiles_without_spills(
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     assert found, usage
     registers, stack, local = map(int, found.groups())
-    assert registers <= 255
+    assert registers * warps * 32 <= 65536  # all that a multiprocessor has
     assert (stack, local) == (0, 0), usage
     assert not re.search(r"\b(STL|LDL)\b", code)
     loads, stores = wide(code)
     if name in ("row_kernel", "draw_kernel"):
         assert loads >= 4
     if constants.get("GRADIENT") and name == "row_kernel":
-        assert stores >= 2
+        entries = constants["BLOCK"] // (32 * warps)  # of a thread, eight of bfloat16 to a store
+        assert stores >= entries // 8 >= 1
 
 
 def test_control_rows_that_are_not_aligned_are_read_in_pieces(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_permuting_steps_together_changes_nothing() -> None:
     """More steps than fit into one block: each micro-batch is the one that its number alone gives."""
     order = TrainOrder(20_011, 32, world=2, rank=1, accumulation=2, seed=9, first_step=lambda: 5)
     expected = [order.indices(k, a) for k in range(5, order.steps_per_epoch) for a in range(2)]
-    assert len(expected) * order.micro > 2 * 4096
+    assert len(expected) * len(order.numbers[0]) > 2 * 4096
     assert list(order) == expected
 
 
@@ -169,16 +169,18 @@ def test_the_smallest_accumulation_that_fits() -> None:
     assert divide_batch(64, 2, 16) == (2, 16)
     assert divide_batch(12, 1, 5) == (3, 4)
     assert divide_batch(12, 1, 12) == (1, 12)
-    for world, limit in ((5, None), (1, 7), (3, 4)):
-        with pytest.raises(ValueError, match=rf"G=64 .* {world} device.*micro-batch"):
-            divide_batch(64, world, limit)
+    assert divide_batch(64, 5, None) == (1, 13)  # four parts of 13 rows, one of 12
+    assert divide_batch(64, 3, 4) == (6, 4)
+    for batch, world, limit in ((64, 65, None), (5, 4, 1)):
+        with pytest.raises(ValueError, match=rf"G={batch} .* {world} device.*batch"):
+            divide_batch(batch, world, limit)
     for batch, limit in ((0, None), (8, 0)):
         with pytest.raises(ValueError, match="at least 1"):
             divide_batch(batch, 1, limit)
 
 
 def test_impossible_orders_are_refused() -> None:
-    for bad in ({"world": 2, "rank": 2}, {"accumulation": 4}):
+    for bad in ({"world": 2, "rank": 2}, {"accumulation": 7}):
         with pytest.raises(ValueError, match="TrainOrder"):
             TrainOrder(10, 6, **bad)
     with pytest.raises(ValueError, match="no rows"):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import losses
+from ggm_lightning.core.masked_sites import MaskedSites
 from ggm_lightning.models.readout import MaskedTerms, Readout, published_loss
 
 B, N, V, D = 4, 5, 7, 11  # two examples in two states each
@@ -60,7 +61,7 @@ def test_weights_of_other_rows_are_seen() -> None:
     for fuse in (False, True):
         answer = Readout(values, head, fuse)
         right, _ = answer.terms(x0, masked, weigh).loss()
-        wrong, _ = MaskedTerms(answer, x0, masked, lambda nats: weigh(nats.flip(0)).flip(0), None).loss()
+        wrong, _ = MaskedTerms(answer, x0, MaskedSites(masked), lambda nats: weigh(nats.flip(0)).flip(0), None).loss()
         assert abs(float(wrong.mean() / right.mean()) - 1) > 1e-2
 
 
