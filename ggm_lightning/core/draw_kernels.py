@@ -165,8 +165,8 @@ def _flip(p, bit, r, undecided, heads):
 @no_type_check
 def thin_kernel(X0, P, MIDDLE, ROW, XT, INPUT, PER, key, BLOCK: tl.constexpr, NUM_BITS: tl.constexpr):
     """A block of sites of one example, eq. (2); P holds p 2^NUM_BITS."""
-    example = tl.program_id(1)
-    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    example = tl.program_id(0)  # a GPU has 2^31 of these, and 65,535 of the other
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = j < PER
     i = example.to(tl.int64) * PER + j
     n = tl.load(X0 + i, mask=inside, other=0).to(tl.int32)
@@ -212,7 +212,7 @@ def thin(
     # a p of exactly 1 has no binary expansion below 1: 2^48 - 1 differs by 2^-48
     scaled = torch.round(p * 2.0**BITS).long().clamp(max=(1 << BITS) - 1)
     if x0.numel():
-        grid = (triton.cdiv(n, SITE_BLOCK), b)
+        grid = (b, triton.cdiv(n, SITE_BLOCK))
         thin_kernel[grid](
             x0, scaled, middle.float(), row, xt, centred, n, key, BLOCK=SITE_BLOCK, NUM_BITS=BITS, num_warps=4
         )

@@ -194,8 +194,8 @@ def rows(
 @no_type_check
 def softplus_kernel(RAW, X0, XT, SCALE, G, NATS, PER, BLOCK: tl.constexpr, GRADIENT: tl.constexpr):
     """Blackout's loss of a block of sites of one example and its gradient, eq. (5)."""
-    example = tl.program_id(1)
-    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    example = tl.program_id(0)  # a GPU has 2^31 of these, and 65,535 of the other
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     here = j < PER
     i = example.to(tl.int64) * PER + j
     o = tl.load(RAW + i, mask=here, other=0.0).to(tl.float32)
@@ -215,7 +215,7 @@ def softplus_kernel(RAW, X0, XT, SCALE, G, NATS, PER, BLOCK: tl.constexpr, GRADI
     ratio = tl.where(low, 1.0 - 0.5 * t, sigma / safe)
     log_y = tl.where(m > 0, log_y + tl.log(scale), 0.0)
     nats = tl.where(here, scale * y - m * log_y, 0.0)
-    tl.store(NATS + example * tl.num_programs(0) + tl.program_id(0), tl.sum(nats, 0))
+    tl.store(NATS + example * tl.num_programs(1) + tl.program_id(1), tl.sum(nats, 0))
     if GRADIENT:
         tl.store(G + i, (scale * sigma - m * ratio).to(G.dtype.element_ty), mask=here)
 
@@ -233,7 +233,7 @@ def softplus_rows(
     nats = torch.empty(b, blocks, dtype=torch.float32, device=raw.device)
     if raw.numel():
         out = raw if gradient is None else gradient
-        softplus_kernel[(blocks, b)](
+        softplus_kernel[(b, blocks)](
             raw, x0, xt, scale, out, nats, n, BLOCK=SITE_BLOCK, GRADIENT=gradient is not None, num_warps=4
         )
     return nats.double().sum(1)
