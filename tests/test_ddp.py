@@ -70,6 +70,7 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path: Path) -> None:
     assert largest_difference(one, other) > 1e-3  # control: another seed is seen
 
 
+@pytest.mark.slow
 def test_the_number_of_ranks_may_change_between_runs(tmp_path: Path) -> None:
     """Rows and noise of a step are functions of its number: two ranks, then one with micro-batches, are one undisturbed
     rank but for the order in which gradients are added up."""
@@ -84,6 +85,7 @@ def test_the_number_of_ranks_may_change_between_runs(tmp_path: Path) -> None:
     assert bounds(tmp_path / "one")[-1] == pytest.approx(bounds(resumed)[-1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_limited_validation_sees_the_same_rows_on_any_number_of_ranks(tmp_path: Path) -> None:
     """Batches of 4 of all ranks together: half of the 5, or 2 of them, are the first 8 of 17 rows. Before, two ranks
     saw 16 of them."""

@@ -96,6 +96,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(tmp_path_factory.mktemp("wheel"))
 
 
+@pytest.mark.slow
 def test_from_a_wheel_in_an_empty_folder(installed: Installed) -> None:
     """One test, as building and installing take longer than what is tested."""
     _the_checkout_is_out_of_reach(installed)

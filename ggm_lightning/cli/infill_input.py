@@ -14,13 +14,12 @@ from torch import Tensor
 from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.codecs.pictures import EncodesPictures
 from ggm_lightning.data.arrays import read_array
+from ggm_lightning.data.picture_bytes import SUFFIXES, channels_of, pixels_of
 from ggm_lightning.models.base import Family
 
 HALVES = ("left", "right", "top", "bottom")
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _LACKING = "holds symbols that the model's vocabulary lacks"
 _SIGNS = "_|§†¤"  # that stand for a blank while a text is encoded
-_MODES = ("1", "L", "P", "RGB")
 
 
 @dataclass
@@ -46,7 +45,7 @@ def read(model: Family, text: str | None, input: str | None, mask: str | None, b
     """
     if (text is None) == (input is None):
         raise ValueError(f"infill: give {_what(model)}")
-    if mask is not None and not (input or "").lower().endswith(_PICTURES):
+    if mask is not None and not (input or "").lower().endswith(SUFFIXES):
         raise ValueError(f"--mask {mask}: only a picture takes one; leave it out")
     if input is None:
         return _from_text(model, text or "", blank)
@@ -54,9 +53,16 @@ def read(model: Family, text: str | None, input: str | None, mask: str | None, b
         raise FileNotFoundError(f"--input {input}: no such file; give {_what(model)}")
     if input.lower().endswith(".npz"):
         return _from_npz(model, input)
-    if input.lower().endswith(_PICTURES):
+    if input.lower().endswith(SUFFIXES):
         return _from_picture(model, input, mask)
-    return _from_text(model, Path(input).read_text(encoding="utf-8-sig"), blank)
+    return _from_text(model, _text_of(model, input), blank)
+
+
+def _text_of(model: Family, input: str) -> str:
+    try:
+        return Path(input).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"--input {input}: is no text in UTF-8; give {_what(model)}") from None
 
 
 def _what(model: Family) -> str:
@@ -161,6 +167,12 @@ def _from_npz(model: Family, path: str) -> Given:
         )
     if not mask.any():
         raise ValueError(f"--input {path}: nothing to fill; mask must be True where x is to be filled")
+    known = x[~mask]
+    if known.size and (known.min() < 0 or known.max() >= model.num_classes):
+        raise ValueError(
+            f"--input {path}: known values of x lie in {known.min()}..{known.max()}, not 0..{model.num_classes - 1}; "
+            "fix x, or set mask to True there"
+        )
     values = torch.from_numpy(x.astype(np.int64)).reshape(-1, *model.shape)
     return Given(values, ~torch.from_numpy(mask).reshape(-1, *model.shape), model.num_sites)
 
@@ -179,40 +191,23 @@ def _from_picture(model: Family, path: str, mask: str | None) -> Given:
         fill = np.asarray(_pixels(mask, "--mask", tuple(size)).any(-1))
     if not fill.any():
         raise ValueError(f"--mask {mask}: nothing to fill, all of it is black; make white what is to be filled")
-    ids = codec.encode_pictures(_channels(pixels, channels)[None])[0]
+    ids = codec.encode_pictures(channels_of(pixels, channels)[None])[0]
     known = ~codec.sites_of(fill)
     values, known_sites = (torch.from_numpy(part).reshape(1, *model.shape) for part in (ids, known))
     return Given(values, known_sites, model.num_sites)
 
 
 def _pixels(path: str, option: str, size: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"]:
-    from PIL import Image, UnidentifiedImageError
-
     remedy = f"; give a picture file or one of {', '.join(HALVES)}" if option == "--mask" else ""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{option} {path}: no such file{remedy}")
-    try:
-        with Image.open(path) as image:
-            mode, (width, height) = image.mode, image.size
-            pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's words for damaged files
-        raise ValueError(f"{option} {path}: cannot be read as a picture ({error}); save it as PNG") from None
-    if mode not in _MODES:
-        raise ValueError(f"{option} {path}: its pixels are of mode {mode}; save it as 8-bit grey or RGB")
+    pixels = pixels_of(Path(path).read_bytes(), f"{option} {path}")
+    height, width = pixels.shape[:2]
     if (height, width) != size:
         raise ValueError(
             f"{option} {path}: {width} x {height} pixels, the model's are {size[1]} x {size[0]}; resize it"
         )
     return pixels
-
-
-def _channels(pixels: UInt8[np.ndarray, "h w 3"], channels: int) -> UInt8[np.ndarray, "c h w"]:
-    """For a grey model, colours are weighted to grey as in Pillow (ITU-R 601-2)."""
-    from PIL import Image
-
-    if channels == 1:
-        return np.array(Image.fromarray(pixels).convert("L"))[None]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _half(word: str, size: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:

@@ -19,12 +19,14 @@ from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Shaped
+from lightning.pytorch.utilities import rank_zero_info
 
 from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.codecs.text import Integers
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.rows import Rows, RowSource
 
+_LABELS = ("label", "labels", "y", "target", "targets")  # names of the array of labels in a .npz, in either case
 # What numpy and zipfile raise for files that are cut short, overwritten or of another kind.
 _DAMAGE = (
     ValueError,
@@ -49,7 +51,10 @@ def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
             yield member, archive.getinfo(f"{name}.npy").file_size
     except KeyError:
-        raise ValueError(f"{path}: no array named {name}; write it with numpy.savez(path, x=..., label=...)") from None
+        raise ValueError(
+            f"{path}: no array named {name}, it has {', '.join(array_names(path)) or 'none'}; write it with "
+            "numpy.savez(path, x=..., label=...)"
+        ) from None
     except _DAMAGE as error:
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -95,11 +100,21 @@ def read_array(path: Path, name: str = "x", kinds: str = "iu") -> Shaped[np.ndar
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+def array_names(path: Path) -> list[str]:
+    """The names of the arrays in a .npz. ValueError in one line: it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: cannot be read as .npz ({error}); write it again with numpy.savez") from None
+
+
 class ArrayData(DiscreteData):
     """Rows of an integer array; .npy files are memory-mapped, .npz files are read into memory.
 
     Args:
-        train: path of a .npy [N, *s] or a .npz with x [N, *s] and optionally label [N].
+        train: path of a .npy [N, *s] or a .npz with x [N, *s] and optionally label [N] (or labels, y, target, targets;
+            not two of them). What else a .npz holds is not read, and said.
         num_classes: V; every id must lie in 0..V-1.
         val: the same for validation; None: the last rows of `train` are held out.
         val_fraction: how many of them.
@@ -187,6 +202,7 @@ class ArrayData(DiscreteData):
     def load(self, split: str) -> RowSource:
         source = split if split in self.paths else "train"
         path = self.paths[source]
+        _say_what_is_not_read(path)
         x, labels = read_array(path), self._labels(source)
         if labels is not None and len(labels[1]) != len(x):
             raise ValueError(f"{path}: {len(x)} rows but {len(labels[1])} labels; give one label per row")
@@ -204,14 +220,36 @@ class ArrayData(DiscreteData):
         path = self.label_paths[source]
         if path is None:
             path = self.paths[source]
-            if path.suffix.lower() != ".npz" or not _has_labels(path):
-                return None
-        label = read_array(path, "label")
+        name = _label_name(path, given=self.label_paths[source] is not None)
+        if name is None:
+            return None
+        label = read_array(path, name)
         if label.ndim != 1:
             raise ValueError(f"{path}: labels of shape {label.shape}; give one whole number per row, [rows]")
         return path, label
 
 
-def _has_labels(path: Path) -> bool:
-    with _opened(path, "x"), zipfile.ZipFile(path) as archive:
-        return "label.npy" in archive.namelist()
+def _label_name(path: Path, given: bool) -> str | None:
+    """The array of a file that holds labels: of a .npy the only one; of a .npz by its name, None if there is none.
+
+    Raises:
+        ValueError: two of them, or none in a file that was `given` for them.
+    """
+    if path.suffix.lower() != ".npz":
+        return "label" if given else None
+    names = array_names(path)
+    found = [name for name in names if name.lower() in _LABELS]
+    if len(found) > 1:
+        raise ValueError(f"{path}: {' and '.join(found)} may both be the labels; keep one of them")
+    if found:
+        return found[0]
+    if given:
+        raise ValueError(f"{path}: has {', '.join(names)}, none of {', '.join(_LABELS)}; name the labels so")
+    return None
+
+
+def _say_what_is_not_read(path: Path) -> None:
+    if path.suffix.lower() == ".npz":
+        others = [name for name in array_names(path) if name != "x" and name.lower() not in _LABELS]
+        if others:
+            rank_zero_info(f"{path}: of it x and labels ({', '.join(_LABELS)}) are read, not {', '.join(others)}")

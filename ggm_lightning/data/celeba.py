@@ -26,7 +26,8 @@ from tqdm import tqdm
 from ggm_lightning.codecs.codec import dict_hash
 from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data.fingerprints import fingerprint, folder_fingerprint
-from ggm_lightning.data.picture_files import FILTERS, decoded
+from ggm_lightning.data.picture_bytes import decoded
+from ggm_lightning.data.picture_files import FILTERS
 from ggm_lightning.data.pixels import PixelData, PixelWriter
 from ggm_lightning.data.prepared import Identity
 from ggm_lightning.data.rows import BadData

@@ -23,8 +23,9 @@ from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.cifar10_pickle import read_pickle
+from ggm_lightning.data.class_folders import read_class_folders, split_folder
 from ggm_lightning.data.hub import HUB, hub_rows
-from ggm_lightning.data.picture_files import decoded
+from ggm_lightning.data.picture_bytes import decoded
 from ggm_lightning.data.pixels import Mirrored
 from ggm_lightning.data.rows import BadData, Rows, RowSource
 
@@ -32,6 +33,9 @@ SHAPE = (3, 32, 32)
 RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 OFFICIAL = {"train": 50_000, "test": 10_000}
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CLASS_FOLDERS = {name: label for label, name in enumerate(CLASSES)} | {str(label): label for label in range(10)}
+_ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar-10-batches-py.tar.gz")
 _GET = "get https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
 Labelled = tuple[UInt8[np.ndarray, "rows 3 32 32"], Int64[np.ndarray, " rows"]]
@@ -42,8 +46,9 @@ class Cifar10(DiscreteData):
 
     Args:
         path: a folder with the original batches (`data_batch_1.bin` ... or `data_batch_1` ...) or with such a folder
-            `cifar-10-batches-bin` or `-py` in it; or the .tar.gz of one; or a folder or glob of parquet files named
-            train*.parquet and test*.parquet; or hub:NAME (uoft-cs/cifar10), which `datasets` downloads.
+            `cifar-10-batches-bin` or `-py` in it; or the .tar.gz of one, or its folder; or a folder or glob of parquet
+            files named train*.parquet and test*.parquet; or a folder with pictures in train/airplane .. test/truck (or
+            train/0 ..); or hub:NAME (uoft-cs/cifar10), which `datasets` downloads.
         held_out: 0: validate on the test batch, as the papers do (their figures are the best or the last validation
             on it). k > 0: validate on the last k training images, which are then not trained on, and look at the test
             batch in `test` only: 5000 where choices are made by the validation figure.
@@ -118,6 +123,9 @@ def read_cifar10(path: str, split: str) -> Labelled:
     found = _find(path)
     if isinstance(found, list):
         return _from_parquet(found, split, path)
+    pictures = split_folder(found, split) if found.is_dir() else None
+    if pictures is not None:
+        return read_class_folders(pictures, _CLASS_FOLDERS, SHAPE)
     parts = list(_archive(found, split)) if found.is_file() else list(_folder(found, split))
     images, labels = zip(*parts, strict=True)
     x, label = np.concatenate(images), np.concatenate(labels)
@@ -136,7 +144,7 @@ def _find(path: str) -> Path | list[Path]:
     place = Path(path).expanduser()
     if place.is_file() and place.suffix != ".parquet":
         return place
-    folders = (place, place / "cifar-10-batches-bin", place / "cifar-10-batches-py")
+    folders = [place, *sorted(place.glob("cifar-10-batches-*")), *sorted(place.glob("*/cifar-10-batches-*"))]
     for folder, suffix in itertools.product(folders, (".bin", "")):
         names = [name + suffix for names in BATCHES.values() for name in names]
         missing = [name for name in names if not (folder / name).is_file()]
@@ -144,6 +152,11 @@ def _find(path: str) -> Path | list[Path]:
             return folder
         if len(missing) < len(names):
             raise FileNotFoundError(f"data.path: '{folder}' has no file {missing[0]}; {_GET} again and unpack it")
+    for name in _ARCHIVES:
+        if (place / name).is_file():
+            return place / name
+    if all(split_folder(place, split) is not None for split in BATCHES):
+        return place
     pattern = str(place / "**" / "*.parquet") if place.is_dir() else str(place)
     files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if name.endswith(".parquet")]
     if not files:
@@ -223,11 +236,35 @@ def _from_records(records: Any, where: str) -> Labelled:
     column = "img" if "img" in names else "image"
     if not {column, "label"} <= set(names):
         raise BadData(f"{where}: columns {', '.join(names)}; CIFAR-10 has img (or image) and label")
+    named = _names_of(records)
     images: list[np.ndarray] = []
     labels: list[int] = []
     for record in records.cast_column(column, Image(decode=False)):
-        images.append(decoded(record[column]["bytes"], f"{where}: image {len(images)}", SHAPE))
-        labels.append(record["label"])
+        place = f"{where}: image {len(images)}"
+        raw = (record[column] or {}).get("bytes")
+        if raw is None:
+            raise BadData(
+                f"{place}: not a readable PNG or JPEG: it has no bytes; get parquet files with the pictures themselves"
+            )
+        images.append(decoded(raw, place, SHAPE))
+        labels.append(_label(record["label"], named, place))
     x, label = np.stack(images), np.array(labels, dtype=np.int64)
     _check_labels(label, where)
     return x, label
+
+
+def _names_of(records: Any) -> list[str] | None:
+    """What the numbers in the column label are called, where the file says so in the names of the classes."""
+    names = getattr((records.features or {}).get("label"), "names", None)  # a ClassLabel has them
+    return names if names is not None and sorted(names) == sorted(CLASSES) else None
+
+
+def _label(found: Any, named: list[str] | None, where: str) -> int:
+    """0..9 of a number (by the file's own names of the classes, if those are CIFAR-10's) or of a class's name."""
+    if isinstance(found, str):
+        if found.lower() not in _CLASS_FOLDERS:
+            raise BadData(f"{where}: label {found!r} is none of {', '.join(CLASSES)}; {_GET} again")
+        return _CLASS_FOLDERS[found.lower()]
+    if not isinstance(found, int):
+        raise BadData(f"{where}: label {found!r} is no whole number; {_GET} again")
+    return CLASSES.index(named[found]) if named is not None and 0 <= found < len(named) else found

@@ -240,7 +240,9 @@ class Reader:
         if self.text_key not in schema.names:
             raise BadData(f"{path}: no column '{self.text_key}', it has {', '.join(schema.names)}; set data.text_key")
         found = str(schema.field(self.text_key).type)
-        if found not in ("string", "large_string", "string_view"):
+        # categories of pandas come as a dictionary of strings; its type is written out with its values' type first
+        plain = found.removeprefix("dictionary<values=").split(",")[0]
+        if plain not in ("string", "large_string", "string_view"):
             raise BadData(f"{path}: column '{self.text_key}' holds {found}, no text; set data.text_key")
 
 

@@ -1,6 +1,7 @@
 """Binary MNIST (LeCun et al. 1998, http://yann.lecun.com/exdb/mnist): handwritten digits in black and white.
 
-The four original idx files, 60,000 pictures to train on and 10,000 to test, are made binary in one of two ways:
+The four original idx files (or other forms of them, data/mnist_files.py), 60,000 pictures to train on and 10,000 to
+test, are made binary in one of two ways:
 
 - resized32, of Blackout diffusion (arXiv 2305.11089): enlarged to 32x32 by bilinear interpolation, then white where
   brighter than one half. Worked out in whole numbers, so no rounding decides; exactly one half is black.
@@ -12,9 +13,7 @@ whose figures are for noisier pictures: bits/dim cannot be compared with it, nor
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,23 @@ from lightning.pytorch.utilities import rank_zero_info
 from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.codecs.pictures import Images
 from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.data.mnist_files import find_mnist, read_mnist
 from ggm_lightning.data.rows import Rows, RowSource
 from ggm_lightning.metrics.independent import independent_bits
 
 SIDES = {"resized32": 32, "threshold28": 28}
 OFFICIAL = {"train": 60_000, "test": 10_000}
-_PREFIX = {"train": "train", "test": "t10k"}
-_MAGIC = {"images": 0x803, "labels": 0x801}  # unsigned bytes in 3 dimensions, in 1
 _ORIGINAL = 28
 _TOGETHER = 4096
-_GET = "get the four original files (train-images-idx3-ubyte.gz, ...) into it"
 
 
 class Mnist(DiscreteData):
     """0 and 1 (black and white) of 1x32x32 or 1x28x28 pixels, with labels 0..9.
 
     Args:
-        path: a folder with train-images-idx3-ubyte, train-labels-idx1-ubyte and the two of t10k, each as it is or .gz.
+        path: a folder with train-images-idx3-ubyte, train-labels-idx1-ubyte and the two of t10k, each as it is or .gz;
+            or in the form of another tool (data/mnist_files.py): torchvision's MNIST/raw, keras' mnist.npz, or pictures
+            in training/0 .. testing/9.
         variant: resized32 or threshold28, see above.
         held_out: 0: validate on the test files. k > 0: validate on the last k training pictures, which are then not
             trained on, and look at the test files in `test` only.
@@ -73,9 +72,8 @@ class Mnist(DiscreteData):
 
     def prepare_data(self) -> None:
         """Check that the files are there; nothing is written."""
-        for split in _PREFIX:
-            for what in _MAGIC:
-                _find(self.path, split, what)
+        for split in OFFICIAL:
+            find_mnist(self.path, split)
 
     def load(self, split: str) -> RowSource:
         source = "train" if split == "train" or (split == "val" and self.held_out) else "test"
@@ -129,51 +127,3 @@ def _bilinear(old: int, new: int) -> Int64[np.ndarray, "new old"]:
         weights[i, low] += unit - part
         weights[i, min(low + 1, old - 1)] += part
     return weights
-
-
-def read_mnist(folder: Path, split: str) -> tuple[UInt8[np.ndarray, "rows 28 28"], Int64[np.ndarray, " rows"]]:
-    """(pictures, labels) of "train" or "test", in the order of the files.
-
-    Raises:
-        FileNotFoundError: a file is missing. ValueError: a file is not what it should be.
-    """
-    places = {what: _find(folder, split, what) for what in _MAGIC}
-    images = _read_idx(places["images"], "images").reshape(-1, _ORIGINAL, _ORIGINAL)
-    labels = _read_idx(places["labels"], "labels").astype(np.int64)
-    if len(images) != len(labels):
-        raise ValueError(f"{places['labels']}: {len(labels)} labels for {len(images)} pictures; {_GET} again")
-    wrong = np.flatnonzero(labels > 9)
-    if wrong.size:
-        raise ValueError(
-            f"{places['labels']}: label {labels[wrong[0]]} of picture {wrong[0]} is outside 0..9; {_GET} again"
-        )
-    return images, labels
-
-
-def _find(folder: Path, split: str, what: str) -> Path:
-    dimensions = 3 if what == "images" else 1
-    stems = [f"{_PREFIX[split]}-{what}{mark}idx{dimensions}-ubyte" for mark in "-."]  # some unpackers write the dot
-    for name in (stem + suffix for stem in stems for suffix in ("", ".gz")):
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"data.path: '{folder}' has neither {stems[0]} nor {stems[0]}.gz; {_GET}")
-
-
-def _read_idx(path: Path, what: str) -> UInt8[np.ndarray, " size"]:
-    """The bytes behind an idx header that says what it should."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file ({error}); {_GET} again") from None
-    sides = [_ORIGINAL, _ORIGINAL] if what == "images" else []
-    header = np.frombuffer(raw[: 8 + 4 * len(sides)], dtype=np.uint8)
-    numbers = header[: len(header) // 4 * 4].view(">u4").astype(np.int64).tolist()
-    if len(numbers) != 2 + len(sides) or numbers[0] != _MAGIC[what]:
-        raise ValueError(f"{path}: does not begin like an idx file of MNIST's {what}; {_GET} again")
-    if numbers[2:] != sides:
-        raise ValueError(f"{path}: pictures of {numbers[2]}x{numbers[3]}, not {_ORIGINAL}x{_ORIGINAL}; {_GET} again")
-    body = np.frombuffer(raw, dtype=np.uint8, offset=len(header))
-    expected = numbers[1] * math.prod(sides)
-    if body.size != expected:
-        raise ValueError(f"{path}: {body.size} bytes behind the header, which says {expected}; {_GET} again")
-    return body

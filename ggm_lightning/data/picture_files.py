@@ -1,11 +1,11 @@
-"""Pictures as they are distributed: npz archives, tars and folders of PNG or JPEG, as streams in bounded memory.
+"""Pictures as they are distributed: npz archives, tars and folders of picture files, as streams in bounded memory.
 
-Each stream yields blocks of at most 256 pictures; every error is one line that names the file and the picture.
+Each stream yields blocks of at most 256 pictures; every error is one line that names the file and the picture. How one
+picture is read is said in data/picture_bytes.py, which files of a folder are pictures in data/picture_folders.py.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import tarfile
 import zipfile
@@ -19,9 +19,10 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from ggm_lightning.data.fingerprints import fingerprint, folder_fingerprint
+from ggm_lightning.data.picture_bytes import SUFFIXES, decoded
+from ggm_lightning.data.picture_folders import find_pictures, hidden
 from ggm_lightning.data.rows import BadData
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 FILTERS = ("bilinear", "bicubic", "box", "lanczos")  # of Pillow, all of them antialiased
 _ROWS_PER_READ = 256
 _AGAIN = "the file is damaged: get it again"
@@ -121,13 +122,15 @@ def _labels(archive: zipfile.ZipFile, path: Path, rows: int, num_labels: int) ->
 
 
 def folder_stream(folder: Path, shape: tuple[int, ...]) -> Stream:
-    """The PNG and JPEG files of a folder, in the order of their names; other files are left alone.
+    """The picture files of a folder and of those below it, in the order of their paths; others are left alone.
 
     The names and sizes of all and the contents of 256 of them, evenly spaced, identify it.
     """
-    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES)
+    names = find_pictures(folder).names
     if not names:
-        raise FileNotFoundError(f"'{folder}' has no .png or .jpg files; unpack the pictures into it")
+        raise FileNotFoundError(
+            f"'{folder}' has no .png or .jpg files (nor .webp, .bmp, .gif); unpack the pictures into it"
+        )
     identity = folder_fingerprint(folder, names)
     return Stream(identity, len(names), "img", lambda: _folder_blocks(folder, names, shape))
 
@@ -140,7 +143,7 @@ def _folder_blocks(folder: Path, names: list[str], shape: tuple[int, ...]) -> It
 
 
 def tar_stream(path: Path, shape: tuple[int, ...]) -> Stream:
-    """The PNG and JPEG files of an uncompressed tar, in its order; nothing is unpacked to the disk."""
+    """The picture files of an uncompressed tar, in its order; nothing is unpacked to the disk."""
     size = path.stat().st_size
     with open(path, "rb") as handle:
         handle.seek(max(0, size - _TAR_BLOCK))
@@ -156,7 +159,7 @@ def _tar_blocks(path: Path, shape: tuple[int, ...]) -> Iterator[Block]:
     with _whole(path, "tar"), tarfile.open(path, "r|") as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined] # else a kilobyte is kept for each picture
-            if not member.isfile() or not member.name.lower().endswith(SUFFIXES):
+            if not member.isfile() or not member.name.lower().endswith(SUFFIXES) or hidden(member.name):
                 continue
             raw = archive.extractfile(member).read()
             images.append(decoded(raw, f"{path}:{member.name}", shape))
@@ -165,33 +168,3 @@ def _tar_blocks(path: Path, shape: tuple[int, ...]) -> Iterator[Block]:
                 images, done = [], archive.offset
     if images:
         yield Block(np.stack(images), None, path.stat().st_size - done)
-
-
-def pixels_of(raw: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a PNG or JPEG of any size; a grey one has three equal channels.
-
-    Raises:
-        ValueError: damage, transparency or more than 8 bits; `where` names the picture.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(raw), formats=("PNG", "JPEG")) as picture:
-            mode = picture.mode
-            if mode in ("RGB", "L"):
-                return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises each of them
-        raise BadData(f"{where}: not a readable PNG or JPEG ({error}); get it again") from None
-    raise BadData(f"{where}: a picture of mode {mode}, not 8-bit RGB or grey; convert it")
-
-
-def decoded(raw: bytes, where: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "c h w"]:
-    """The pixels of a PNG or JPEG of exactly this shape. ValueError: as `pixels_of`, and for another size."""
-    pixels = pixels_of(raw, where)
-    height, width = pixels.shape[:2]
-    if (height, width) != tuple(shape[1:]):
-        raise BadData(
-            f"{where}: a {width}x{height} picture, not {shape[2]}x{shape[1]}; give the pictures of the published "
-            f"archive, resized by its authors"
-        )
-    return pixels.transpose(2, 0, 1)

@@ -7,6 +7,7 @@ stays with the files that are made (header.json).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import tarfile
@@ -16,15 +17,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+from lightning.pytorch.utilities import rank_zero_info
+from tqdm import tqdm
 
-from ggm_lightning.data.arrays import read_array
+from ggm_lightning.data.arrays import array_names, read_array
 from ggm_lightning.data.fingerprints import fingerprint, folder_fingerprint
-from ggm_lightning.data.picture_files import SUFFIXES, pixels_of, tar_stream
+from ggm_lightning.data.picture_bytes import SUFFIXES, channels_of, pixels_of
+from ggm_lightning.data.picture_files import tar_stream
+from ggm_lightning.data.picture_folders import find_pictures, hidden, note_of
 from ggm_lightning.data.rows import BadData
 from ggm_lightning.data.toy.digits import HELD_OUT, LEVELS, SHAPE, digits
 
 DIGITS = "digits"
-_KINDS = "a folder of .png, .jpg or .npy pictures, an uncompressed .tar of them, an .npz with x, or `digits`"
+_TOGETHER = 1024  # pictures looked at in one go
+_ENDINGS = (*SUFFIXES, ".npy")
+_KINDS = (
+    "a folder of pictures (.png, .jpg, .webp, .bmp, .gif, .npy), an uncompressed .tar of them, an .npz with x, or "
+    "`digits`"
+)
 
 
 class Source(NamedTuple):
@@ -35,6 +45,7 @@ class Source(NamedTuple):
         size: how many. read: number -> UInt8[c, side, side].
         labels: of all of them, where they have classes.
         held_out: how many at the end the source itself keeps for validation; 0: it does not say.
+        left_out: what lies there and is none of the pictures, in words; empty where there is nothing.
     """
 
     identity: dict[str, Any]
@@ -42,6 +53,7 @@ class Source(NamedTuple):
     read: Callable[[int], UInt8[np.ndarray, "c side side"]]
     labels: Int64[np.ndarray, " size"] | None = None
     held_out: int = 0
+    left_out: str = ""
 
 
 class Fit(NamedTuple):
@@ -52,8 +64,8 @@ class Fit(NamedTuple):
     resize: str
 
     def fitted(self, raw: bytes, where: str) -> UInt8[np.ndarray, "c side side"]:
-        """The picture in the bytes of a PNG or JPEG, or of the .npy [(1,) 3, h, w] in which CelebA-HQ comes."""
-        return self.resized(_from_npy(raw, where) if where.endswith(".npy") else pixels_of(raw, where), where)
+        """The picture in the bytes of a picture file, or of the .npy [(1,) 3, h, w] in which CelebA-HQ comes."""
+        return self.resized(_from_npy(raw, where) if where.lower().endswith(".npy") else pixels_of(raw, where), where)
 
     def resized(self, pixels: UInt8[np.ndarray, "h w 3"], where: str) -> UInt8[np.ndarray, "c side side"]:
         from PIL import Image
@@ -71,9 +83,7 @@ class Fit(NamedTuple):
             picture = picture.resize(size, Image.Resampling[self.resize.upper()])
         left, top = (picture.width - self.side) // 2, (picture.height - self.side) // 2
         square = picture.crop((left, top, left + self.side, top + self.side))
-        if self.channels == 1:
-            return np.asarray(square.convert("L"))[None]
-        return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+        return channels_of(np.asarray(square), self.channels)
 
 
 def _from_npy(raw: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -100,9 +110,9 @@ def open_source(source: str, fit: Fit, key: str = "data.source") -> Source:
         return _folder(path, fit, key)
     if not path.is_file():
         raise FileNotFoundError(f"{key}: there is no '{source}'; give {_KINDS}")
-    if path.suffix == ".tar":
+    if path.suffix.lower() == ".tar":
         return _tar(path, fit)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return _array(path, fit)
     raise ValueError(f"{key}: '{source}' is none of the known kinds; give {_KINDS}")
 
@@ -121,10 +131,12 @@ def _digits(fit: Fit) -> Source:
 
 def _folder(folder: Path, fit: Fit, key: str) -> Source:
     """All pictures below the folder in the order of their paths; names, sizes and 256 contents identify it."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in (*SUFFIXES, ".npy") and p.is_file())
-    names = sorted(p.relative_to(folder).as_posix() for p in found)
+    names, left_out = find_pictures(folder, _ENDINGS)
     if not names:
-        raise FileNotFoundError(f"{key}: '{folder}' has no .png, .jpg or .npy pictures; unpack them into it")
+        there = f", only {left_out}" if left_out else ""
+        raise FileNotFoundError(
+            f"{key}: '{folder}' has no .png, .jpg or .npy pictures (nor .webp, .bmp, .gif){there}; unpack them into it"
+        )
     identity = folder_fingerprint(folder, names)
 
     def read(i: int) -> np.ndarray:
@@ -134,7 +146,7 @@ def _folder(folder: Path, fit: Fit, key: str) -> Source:
             raise BadData(f"{folder / names[i]}: cannot be read ({error.strerror}); get it again") from None
         return fit.fitted(raw, str(folder / names[i]))
 
-    return Source(identity, len(names), read)
+    return Source(identity, len(names), read, left_out=left_out)
 
 
 def _tar(path: Path, fit: Fit) -> Source:
@@ -142,18 +154,23 @@ def _tar(path: Path, fit: Fit) -> Source:
     identity = tar_stream(path, (fit.channels, fit.side, fit.side)).fingerprint  # which sees that its end is there
     try:
         with tarfile.open(path, "r:") as archive:
-            members = [m for m in archive if m.isfile() and m.name.lower().endswith((*SUFFIXES, ".npy"))]
+            everything = [m for m in archive if not m.isdir()]
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise BadData(f"{path}: not a whole tar file ({' '.join(str(error).split())}); get it again") from None
+    pictures = [m for m in everything if m.name.lower().endswith(_ENDINGS)]
+    members = [m for m in pictures if m.isfile() and not hidden(m.name)]
     if not members:
-        raise BadData(f"{path}: has no .png, .jpg or .npy pictures; give another tar")
+        raise BadData(f"{path}: has no .png, .jpg or .npy pictures (nor .webp, .bmp, .gif); give another tar")
+    links = sum(not m.isfile() for m in pictures)  # in a tar they lead to another of its members
+    others = [m.name for m in everything if not (m.name.lower().endswith(_ENDINGS) or hidden(m.name))]
+    left_out = note_of(len(pictures) - len(members) - links, links, others)
 
     def read(i: int) -> np.ndarray:
         with open(path, "rb") as handle:
             handle.seek(members[i].offset_data)
             return fit.fitted(handle.read(members[i].size), f"{path}:{members[i].name}")
 
-    return Source(identity, len(members), read)
+    return Source(identity, len(members), read, left_out=left_out)
 
 
 def _array(path: Path, fit: Fit) -> Source:
@@ -166,4 +183,46 @@ def _array(path: Path, fit: Fit) -> Source:
         pixels = np.repeat(x[i][..., None], 3, -1) if x.ndim == 3 else x[i]
         return fit.resized(np.ascontiguousarray(pixels), f"{path}: picture {i}")
 
-    return Source(fingerprint(path), len(x), read)
+    return Source(fingerprint(path), len(x), read, left_out=_other_arrays(path))
+
+
+def _other_arrays(path: Path) -> str:
+    names = [name for name in array_names(path) if name != "x"]
+    return f"the array(s) {', '.join(names)} (of an .npz of pictures only x is read)" if names else ""
+
+
+def say_left_out(place: str, note: str) -> None:
+    """One line about what a source leaves out, if anything."""
+    if note:
+        rank_zero_info(f"{place}: left out: {note}")
+
+
+def readable(
+    pictures: Source, index: Int64[np.ndarray, " rows"], split: str, each: Callable[..., Any]
+) -> tuple[Int64[np.ndarray, " kept"], str]:
+    """(the numbers of `index` whose pictures can be read, how many cannot and what is wrong with the first of them).
+
+    `each` is a `map`, of threads for instance. ValueError: none can be read.
+    """
+    faults: list[str | None] = []
+    bar = tqdm(total=len(index), unit="img", desc=f"look at {split}", disable=None)
+    for start in range(0, len(index), _TOGETHER):
+        block = index[start : start + _TOGETHER].tolist()
+        faults += each(functools.partial(_fault, pictures), block)
+        bar.update(len(block))
+    bar.close()
+    found = [fault for fault in faults if fault is not None]
+    if not found:
+        return index, ""
+    if len(found) == len(index):
+        raise BadData(f"none of the {len(index)} {split} pictures can be read, the first: {found[0]}")
+    kept = index[np.array([fault is None for fault in faults])]
+    return kept, f"{split}: {len(found):,} unreadable skipped, the first: {found[0]}"
+
+
+def _fault(pictures: Source, number: int) -> str | None:
+    try:
+        pictures.read(number)
+    except BadData as error:
+        return str(error)
+    return None

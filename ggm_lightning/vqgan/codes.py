@@ -33,7 +33,7 @@ from ggm_lightning.codecs.codec import Codec, dict_hash
 from ggm_lightning.codecs.pictures import MASKED_GREY, MIDDLE_GREY
 from ggm_lightning.data import header as headers
 from ggm_lightning.data.picture_files import FILTERS
-from ggm_lightning.data.picture_sources import DIGITS, Fit, Source, open_source
+from ggm_lightning.data.picture_sources import DIGITS, Fit, Source, open_source, readable, say_left_out
 from ggm_lightning.data.prepared import Identity, PreparedData
 from ggm_lightning.data.rows import BadData, RowSource
 from ggm_lightning.data.shard_writer import ShardWriter
@@ -182,12 +182,15 @@ class VQGANCodes(PreparedData):
     """Codes 0..V-1 on the VQGAN's grid, (1, h, w); only the digits have labels.
 
     Args:
-        source: a folder of pictures (with what is below it), an uncompressed .tar, an .npz with x, or `digits`.
+        source: a folder of pictures (with what is below it, linked folders too; hidden files and other kinds are left
+            out), an uncompressed .tar, an .npz with x, or `digits`.
         vqgan: the folder of a released VQGAN (configs/model.yaml, ckpts/last.ckpt), a released .ckpt with its .yaml
             beside it, or the checkpoint of a run of vqgan/training.py.
         val: pictures to validate on, as `source`; None: every `val_every`-th of `source` is held out (of the digits
             the 297 that data/toy/digits.py holds out).
         resize: of pictures larger than the VQGAN's: bilinear, bicubic, box or lanczos; Pillow's, antialiased.
+        on_error: at a picture that cannot be read or is refused (data/picture_bytes.py) "stop", or "skip" it; the
+            skipped ones are counted and said. All pictures are then read twice.
         folder: of the shards; None: runs/data/codes-<hash of the options>, and of another VQGAN that lies at the same
             path by now, a folder of its own. Once they are there, `source` may go.
         batches: global_batch_size, max_batch_per_device, eval_batch_size, num_workers, seed (see DiscreteData).
@@ -200,16 +203,19 @@ class VQGANCodes(PreparedData):
         val: str | None = None,
         val_every: int = 20,
         resize: str = "lanczos",
+        on_error: str = "stop",
         folder: str | None = None,
         **batches: Any,
     ) -> None:
         super().__init__(**batches)
         if resize not in FILTERS:
             raise ValueError(f"data.resize is {resize!r}; choose one of {', '.join(FILTERS)}")
+        if on_error not in ("stop", "skip"):
+            raise ValueError(f"data.on_error is {on_error!r}; it must be stop or skip")
         if val_every < 2:
             raise ValueError(f"data.val_every is {val_every}; at least 2, or nothing would be left to train on")
         self.source, self.vqgan, self.val, self.val_every, self.resize = source, vqgan, val, val_every, resize
-        self._given_folder = folder
+        self.on_error, self._given_folder = on_error, folder
         self.file: VQGANFile = find(vqgan)
 
     @property
@@ -233,7 +239,9 @@ class VQGANCodes(PreparedData):
     @property
     def options(self) -> dict[str, Any]:
         """What the shards depend on besides the pictures and the weights."""
-        return {"resize": self.resize, "val_every": None if self.val else self.val_every}
+        options = {"resize": self.resize, "val_every": None if self.val else self.val_every}
+        # where nothing may be skipped, the folders of earlier versions are the same
+        return options | ({"on_error": "skip"} if self.on_error == "skip" else {})
 
     @property
     def folder(self) -> Path:
@@ -266,11 +274,18 @@ class VQGANCodes(PreparedData):
 
     def build(self, source: Identity, opened: Sources) -> str:
         """Encode; goes on where a killed preparation stopped."""
-        codec = self.codec
+        codec, notes = self.codec, []
         with (
-            ShardWriter(self.folder, codec, options=self.options, source=source) as writer,
             ThreadPoolExecutor() as pool,  # Pillow decodes outside the interpreter's lock
+            ShardWriter(self.folder, codec, options=self.options, source=source) as writer,
         ):
+            if self.on_error == "skip":
+                kept = {split: readable(*chosen, split, pool.map) for split, chosen in opened.items()}
+                opened = {split: (opened[split][0], index) for split, (index, _) in kept.items()}
+                notes = [note for _, note in kept.values() if note]
+            places = {"train": self.source} if self.val is None else {"train": self.source, "val": self.val}
+            for split, place in places.items():
+                say_left_out(place, opened[split][0].left_out)
             done = writer.resumed or {}
             if done:
                 rank_zero_info(f"{self.folder}: goes on after {sum(done.values()):,} pictures")
@@ -278,7 +293,7 @@ class VQGANCodes(PreparedData):
                 encode = _Encoder(codec, writer, pictures, pool.map)
                 encode.all(split, index, done)
             self._write_beside(opened, source, codec)
-        return f"; {self._quality()}"
+        return "".join(f"; {note}" for note in [*notes, self._quality()])
 
     def _write_beside(self, sources: Sources, identities: Identity, codec: Codes) -> None:
         """Before the header, so that it is there whenever the shards load."""

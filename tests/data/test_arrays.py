@@ -102,3 +102,31 @@ def test_mistakes_are_named(tmp_path: Path, x: np.ndarray) -> None:
     for rows in (0, 1):
         with pytest.raises(ValueError, match="split has no rows"):
             ArrayData(_save(tmp_path / "e.npy", x[:rows]), V).setup("fit")
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "y", "targets", "Target"])
+def test_labels_by_any_of_their_usual_names(tmp_path: Path, x: np.ndarray, name: str) -> None:
+    np.savez(tmp_path / "a.npz", x=x, **{name: np.arange(41)})
+    data = ArrayData(str(tmp_path / "a.npz"), V)
+    assert data.num_labels == 41
+    data.setup("fit")
+    assert data.rows("train")[[4, 2]]["label"].tolist() == [4, 2]
+    alone = ArrayData(_save(tmp_path / "x.npy", x), V, labels=str(tmp_path / "a.npz"))
+    assert alone.num_labels == 41
+
+
+def test_arrays_that_are_not_read_are_named(tmp_path: Path, x: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    np.savez(tmp_path / "a.npz", x=x, klass=np.arange(41))
+    with caplog.at_level("INFO"):
+        data = ArrayData(str(tmp_path / "a.npz"), V)
+        data.setup("fit")
+    assert "a.npz: of it x and labels (label, labels, y, target, targets) are read, not klass" in caplog.text
+    assert data.num_labels is None
+    np.savez(tmp_path / "b.npz", x=x, y=np.arange(41), label=np.arange(41))
+    with pytest.raises(ValueError, match=r"b.npz: y and label may both be the labels; keep one of them"):
+        ArrayData(str(tmp_path / "b.npz"), V).setup("fit")
+    with pytest.raises(ValueError, match=r"a.npz: has x, klass, none of label, labels"):
+        ArrayData(str(tmp_path / "a.npz"), V, labels=str(tmp_path / "a.npz")).setup("fit")
+    np.savez(tmp_path / "c.npz", x=x, labels=np.full(41, 2.7))
+    with pytest.raises(ValueError, match=r"c.npz: labels of dtype float64, not integers"):
+        ArrayData(str(tmp_path / "c.npz"), V).setup("fit")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ggm_lightning.data.mnist import Mnist, binary, read_mnist
 
@@ -184,3 +185,52 @@ def test_the_real_excerpt(real_data: Path) -> None:
     seven = binary(images[:1], "threshold28")[0, 0]
     assert seven[8, 8:20].all()  # the bar of the first picture's seven
     assert not seven[15, :12].any()  # below it
+
+
+def as_pictures(folder: Path, made: dict[str, np.ndarray], names: tuple[str, str], through_all: bool) -> None:
+    """A folder for each class; files are counted through the whole set, or within each class."""
+    for name, split in zip(names, ("train", "t10k"), strict=True):
+        seen = dict.fromkeys(range(10), 0)
+        for i, (picture, label) in enumerate(zip(made[split], made[f"{split} labels"].tolist(), strict=True)):
+            place = folder / name / str(label)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(place / f"{i if through_all else seen[label]}.png")
+            seen[label] += 1
+
+
+def test_layouts_of_other_tools(tmp_path: Path) -> None:
+    """torchvision, Kaggle, keras and exports of pictures: the same pictures with the same labels."""
+    (tmp_path / "torchvision" / "MNIST").mkdir(parents=True)
+    made = write(tmp_path / "torchvision" / "MNIST" / "raw")
+    write(tmp_path / "kaggle", packed=False)
+    for file in list((tmp_path / "kaggle").iterdir()):
+        file.rename(tmp_path / "held")
+        file.mkdir()
+        (tmp_path / "held").rename(file / file.name)
+    (tmp_path / "keras").mkdir()
+    arrays = {"x_train": made["train"], "y_train": made["train labels"]}
+    arrays |= {"x_test": made["t10k"], "y_test": made["t10k labels"]}
+    np.savez(tmp_path / "keras" / "mnist.npz", **arrays)
+    as_pictures(tmp_path / "png", made, ("training", "testing"), through_all=True)
+    places = ["torchvision", "torchvision/MNIST", "torchvision/MNIST/raw", "kaggle", "keras", "keras/mnist.npz", "png"]
+    for place in places:
+        Mnist(str(tmp_path / place)).prepare_data()
+        for split, name in (("train", "train"), ("test", "t10k")):
+            images, labels = read_mnist(tmp_path / place, split)
+            assert np.array_equal(images, made[name]), place
+            assert np.array_equal(labels, made[f"{name} labels"]), place
+
+
+def test_pictures_counted_within_their_classes(tmp_path: Path) -> None:
+    """In another order, in which the last pictures are of several classes all the same; what is wrong is named."""
+    made = write(tmp_path / "idx")
+    as_pictures(tmp_path / "png", made, ("train", "test"), through_all=False)
+    images, labels = read_mnist(tmp_path / "png", "train")
+    pairs = {(image.tobytes(), label) for image, label in zip(images, labels.tolist(), strict=True)}
+    expected = zip(made["train"], made["train labels"].tolist(), strict=True)
+    assert pairs == {(image.tobytes(), label) for image, label in expected}
+    assert len(set(labels[-3:].tolist())) > 1
+    (tmp_path / "png" / "train" / "ten").mkdir()
+    Image.fromarray(made["train"][0]).save(tmp_path / "png" / "train" / "ten" / "0.png")
+    with pytest.raises(ValueError, match=r"train/ten/0.png: in no folder of a class \(0, 1, "):
+        read_mnist(tmp_path / "png", "train")

@@ -94,6 +94,7 @@ def test_the_example_is_short_and_comes_first(page: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["schedule"], indirect=True)
+@pytest.mark.slow
 def test_a_schedule_from_an_empty_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train, other, sample = commands("schedule")
     run_in_a_process(folder, train)

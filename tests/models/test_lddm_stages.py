@@ -235,6 +235,7 @@ def configuration(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Through the switch; the command line tells DDP by itself that some parameters get no gradient. Then sampling from
     the checkpoint says how often each network was called."""

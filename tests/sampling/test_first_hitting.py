@@ -88,6 +88,7 @@ def limit_of_absorption(markov: MarkovDiffusion, num_steps: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("parametrisation", "t_end"), [("prior", 4.0), ("posterior", 0.5)])
+@pytest.mark.slow
 def test_the_law_of_absorbing_rates_is_that_of_infinitely_many_steps(
     parametrisation: str, t_end: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -292,3 +292,34 @@ def test_killed_preparations(folder: Path, model: Path, tmp_path: Path) -> None:
         process.wait()
         assert child(place).wait() == 0
         assert files(place) == wanted
+
+
+def test_unreadable_pictures_are_skipped_on_request_and_counted(
+    folder: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if they were not there; what is left out is said. Without the option the first of them stops."""
+    small = picture(6, 15, 15)
+    small.save(folder / "1.png")
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:-300])
+    (folder / "8.heic").write_bytes(b"no kind of ours")
+    (folder / "._4.png").write_bytes(b"remains")
+    with pytest.raises(ValueError, match=r"3.png: not a readable PNG or JPEG"):
+        data(folder, model, tmp_path / "stops").prepare_data()
+    with caplog.at_level("INFO"):
+        made = ready(data(folder, model, tmp_path, on_error="skip"))
+    assert "left out: 1 hidden picture(s), 2 file(s) of kinds that are not read" in caplog.text
+    assert "train: 1 unreadable skipped, the first: " in caplog.text
+    assert (len(made.rows("train")), len(made.rows("val"))) == (8, 1)
+    (tmp_path / "good").mkdir()
+    for name in ("0.png", "2.png"):
+        (folder / name).rename(tmp_path / "good" / name)
+    alone = ready(data(tmp_path / "good", model, tmp_path / "alone", val_every=2))
+    assert torch.equal(made.rows("train")[[0]]["x"], alone.rows("train")[[0]]["x"])
+    for file in folder.glob("*.png"):
+        file.write_bytes(b"")
+    (folder / "00000" / "a.png").unlink()
+    (folder / "00000" / "b.npy").unlink()
+    with pytest.raises(ValueError, match=r"none of the 6 train pictures can be read, the first: .*/1.png"):
+        data(folder, model, tmp_path / "none", on_error="skip").prepare_data()
+    with pytest.raises(ValueError, match=r"data.on_error is 'ignore'; it must be stop or skip"):
+        data(folder, model, tmp_path, on_error="ignore")
