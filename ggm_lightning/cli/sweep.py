@@ -274,8 +274,7 @@ def joined(args: list[str]) -> list[str]:
     for word in args:
         name, equals, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and name in _LISTS:
-            given = values.setdefault(name, [])
-            given += [value] if equals else []
+            values[name] = [value] if equals else []  # what is given twice is what was given last, as elsewhere
             key = None if equals else name
         elif key is not None and not word.startswith("--"):
             values[key].append(word)

@@ -28,8 +28,6 @@ from ggm_lightning.rundir.folder import write_whole
 from ggm_lightning.sampling import naming
 from ggm_lightning.sampling.request import checked
 
-_STEPS_UNUSED = 1  # what a sampler is told that does not ask
-
 
 @dataclass(frozen=True)
 class Draws:
@@ -58,7 +56,7 @@ def check(cell: Cell, draws: Draws) -> None:
     """ValueError for a request that the family cannot mean, before anything is drawn."""
     model = cell.contender.loaded.model
     labels = drawing.labels_of(model, draws.label, draws.num_samples)
-    checked(model, draws.num_samples, cell.num_steps or _STEPS_UNUSED, labels, seed=draws.seed)
+    checked(model, draws.num_samples, cell.steps_told, labels, seed=draws.seed)
     naming.sharpening({"temperature": cell.temperature, "top_p": cell.top_p, **cell.contender.options})
 
 
@@ -141,7 +139,7 @@ def _draw(cell: Cell, draws: Draws, results: Results) -> None:
         begin = clock()
         drawn = model.sample(
             len(row),
-            cell.num_steps or _STEPS_UNUSED,
+            cell.steps_told,
             label=None if labels is None else labels[row],
             row=row,
             progress=True,

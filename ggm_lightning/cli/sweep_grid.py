@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,11 @@ class Cell:
     num_steps: int | None
     temperature: float
     top_p: float
+
+    @property
+    def steps_told(self) -> int:
+        """What a sampler is told, which has to be told something."""
+        return 1 if self.num_steps is None else self.num_steps
 
     @property
     def label(self) -> str:
@@ -163,8 +169,7 @@ def seconds_left(done: Sequence[tuple[Cell, float]], waiting: Sequence[Cell]) ->
 
 def _expected(cell: Cell, done: Sequence[tuple[Cell, float]]) -> float:
     alike = [(other, seconds) for other, seconds in done if other.contender is cell.contender] or done
-    steps = cell.num_steps or 1
-    other, seconds = min(alike, key=lambda one: max(steps, one[0].num_steps or 1) / min(steps, one[0].num_steps or 1))
+    other, seconds = min(alike, key=lambda one: abs(math.log(one[0].steps_told / cell.steps_told)))
     if cell.num_steps is None or other.num_steps is None:
         return seconds
     return seconds * cell.num_steps / other.num_steps
