@@ -1,6 +1,6 @@
 """`make bench-sweep`: MD4, GGM and an autoregressive model on the demo's characters, and a sweep of the three.
 
-    python -m tests.benchmarks.sweep [--steps 800] [--num_steps 8 16 32 64 128] [--num_samples 128] [--runs FOLDER]
+    python -m tests.benchmarks.sweep [--steps 600] [--num_steps 8 16 32 64 128] [--num_samples 128] [--runs FOLDER]
 
 Windows of 64 characters; each model makes --steps steps of 32 windows (experiments/md4_demo, ggm_demo with its hollow
 network, ar_demo). The judge is the autoregressive model; so that it does not stand alone, and since it judges its own
@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from typing import Any
 import torch
 
 from ggm_lightning.cli.main import main as lightning
+from ggm_lightning.rundir import checkpoint as checkpoint_files
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
@@ -42,21 +45,24 @@ _HOLLOW = [  # whatever the experiment takes now
 EXPERIMENTS = {"md4_demo": [], "ggm_demo": _HOLLOW, "ar_demo": []}
 
 
-def trained(name: str, overrides: list[str], steps: int, runs: Path) -> Path:
-    """The checkpoint, after a training that is made, gone on with, or there already."""
-    folder = runs / name
-    last = folder / "last.ckpt"
-    if not last.is_file() or checkpoint_files.step_of(checkpoint_files.read(last)) != steps:
+def train(steps: int, runs: Path) -> list[Path]:
+    """The checkpoints, after trainings that are made, gone on with, or there already; all of them at once."""
+    running = {}
+    for name, overrides in EXPERIMENTS.items():
+        last = runs / name / "last.ckpt"
+        if last.is_file() and checkpoint_files.step_of(checkpoint_files.read(last)) == steps:
+            continue
         arguments = ["--config", str(ROOT / "experiments" / f"{name}.yaml"), *overrides]
         arguments += ["--data.init_args.encoding=characters", "--data.init_args.length=64"]
-        arguments += [
-            f"--trainer.max_steps={steps}",
-            "--trainer.max_time=null",
-            f"--trainer.val_check_interval={steps}",
-        ]
-        arguments += ["--runs", str(runs), "--name", name, *(["--ckpt_path", "last"] if last.is_file() else [])]
-        lightning(["fit", *arguments])
-    return last
+        arguments += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
+        arguments += ["--trainer.max_time=null", "--runs", str(runs), "--name", name]
+        arguments += ["--ckpt_path", "last"] if last.is_file() else []
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running[name] = subprocess.Popen([sys.executable, "-m", "ggm_lightning", "fit", *arguments], env=environment)
+    for name, process in running.items():
+        if process.wait():
+            raise SystemExit(f"the training of {name} ended with code {process.returncode}")
+    return [runs / name / "last.ckpt" for name in EXPERIMENTS]
 
 
 def swept(checkpoints: list[Path], judge: list[str], given: argparse.Namespace) -> list[dict[str, str]]:
@@ -66,11 +72,15 @@ def swept(checkpoints: list[Path], judge: list[str], given: argparse.Namespace) 
     grid = ["--num_steps", *map(str, given.num_steps), "--num_samples", str(given.num_samples)]
     lightning(["sweep", *paths, "--sampler", *SAMPLERS, *grid])
     with (out / "table.csv").open(encoding="utf-8") as file:
-        return [{name: value[:8] for name, value in row.items()} | _whole(row) for row in csv.DictReader(file)]
+        return [{name: _short(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def _whole(row: dict[str, str]) -> dict[str, str]:
-    return {name: row[name] for name in ("sampler", "steps", "temperature", "top_p")}
+def _short(text: str) -> str:
+    """Numbers with five digits."""
+    try:
+        return f"{float(text):.5g}"
+    except ValueError:
+        return text
 
 
 def markdown(rows: list[dict[str, str]], other: list[dict[str, str]]) -> str:
@@ -78,28 +88,26 @@ def markdown(rows: list[dict[str, str]], other: list[dict[str, str]]) -> str:
     lines = ["| | steps | rows per sample | AR judge | order 3 | entropy | distinct 4 | duplicates | seconds |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for row, second in zip(rows, other, strict=True):
-        if row["temperature"] not in ("", "1.0"):
+        if row["temperature"] not in ("", "1"):
             continue
         judges = [f"{float(one['judge']):.2f} ± {float(one['judge_stderr']):.2f}" for one in (row, second)]
         cost = f"{float(row['rows_per_sample']):.3g}" if row["rows_per_sample"] else ""
         seconds = f"{float(row['seconds_per_sample']):.3f}" if row["seconds_per_sample"] else ""
-        cells = [
-            f"{float(row[key]):.{digits}f}" for key, digits in (("entropy", 2), ("distinct_4", 2), ("duplicates", 0))
-        ]
-        lines.append(f"| {' | '.join([row['sampler'], row['steps'], cost, *judges, *cells, seconds])} |")
+        varied = [f"{float(row[key]):.2f}" for key in ("entropy", "distinct_4", "duplicates")]
+        lines.append(f"| {' | '.join([row['sampler'], row['steps'], cost, *judges, *varied, seconds])} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--num_steps", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--num_samples", type=int, default=128)
     parser.add_argument("--runs", type=Path, default=RUNS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.monotonic()
-    checkpoints = [trained(name, overrides, given.steps, given.runs) for name, overrides in EXPERIMENTS.items()]
+    checkpoints = train(given.steps, given.runs)
     counted = swept(checkpoints, [], given)
     rows = swept(checkpoints, ["--judge", str(checkpoints[-1])], given)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
