@@ -11,7 +11,7 @@ fit = $(if $(wildcard runs/$(1)/report.html),@echo "runs/$(1) is finished",$(BIN
 	--config experiments/$(2).yaml $(if $(wildcard runs/$(1)/last.ckpt),--ckpt_path last))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench clean
+.PHONY: help demo demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench bench-sweep clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -71,6 +71,9 @@ check: $(VENV)/.dev  ## lint, format, types
 
 bench: $(VENV)/.dev  ## speed, into tests/benchmarks/results/ (nothing is asserted)
 	$(BIN)/python -m tests.benchmarks.run
+
+bench-sweep: $(VENV)/.dev  ## quality against budget of MD4, GGM and AR on the demo's text (20 minutes of two cores): docs/sweep.md
+	$(BIN)/python -m tests.benchmarks.sweep
 
 clean:  ## remove .venv and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

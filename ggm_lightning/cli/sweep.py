@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +30,12 @@ from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
 STEPS = (8, 16, 32, 64, 128, 256, 512, 1024)
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 MARK = "sweep.json"  # of a folder that a sweep may write into
-_LISTS = {"ckpt_path": json.dumps, "sampler": json.dumps, "data": json.dumps, "num_steps": str}
+_LISTS: dict[str, Callable[[str], str]] = {
+    "ckpt_path": json.dumps,
+    "sampler": json.dumps,
+    "data": json.dumps,
+    "num_steps": str,
+}
 _LISTS |= {"temperature": str, "top_p": str}
 
 

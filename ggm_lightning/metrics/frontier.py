@@ -106,10 +106,9 @@ class Compared:
     unreached: list[str]
 
     @property
-    def lead(self) -> tuple[float, float]:
-        """(by how much the first is ahead of the second, the error of that)."""
-        (_, first, error), (_, second, other) = self.ranked[:2]
-        return second - first, math.hypot(error, other)
+    def leads(self) -> list[tuple[float, float]]:
+        """By how much each is ahead of the next one, and the error of that."""
+        return [(next_[1] - one[1], math.hypot(one[2], next_[2])) for one, next_ in pairwise(self.ranked)]
 
 
 def compared(curves: Mapping[str, Sequence[Point]], entropy: float) -> Compared | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 COLOURS = 8  # after these they begin again
 _ROW = 18  # height of a line of the key
-_LETTER = 6.9  # width of a letter, in the mean
+_LETTER = 7.9  # width of a letter, in the mean of a wide font
 STYLE = """
 .sweep { --paper: #fff; --ink: #1f2430; --quiet: #6b7280; --line: #e5e7ec; --c0: #5b3fd6; --c1: #c8690f; --c2: #12805c;
   --c3: #c22f6d; --c4: #2270c4; --c5: #7a6a00; --c6: #8a4fb8; --c7: #4d5562; }

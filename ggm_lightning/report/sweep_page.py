@@ -173,7 +173,8 @@ def _value(figures: Figures, name: str, sweep: Sweep) -> float | None:
 
 
 def verdicts(sweep: Sweep) -> list[str]:
-    """For each number of steps, in words: who is ahead at equal entropy, and by how much."""
+    """For each number of steps, in words: who is ahead at equal entropy, and by how much; less than two standard errors
+    are no lead."""
     real = sweep.real["entropy"]
     steps = sorted({row.num_steps for row in sweep.rows if row.num_steps is not None})
     if real is None:
@@ -194,11 +195,12 @@ def _verdict(budget: int | None, result: Compared | None) -> str:
     if result is None or len(result.ranked) < 2:
         return f"{head}no entropy that two of the curves have in common."
     ranked = ", ".join(f"{name} {judge:.3f} ± {error:.3f}" for name, judge, error in result.ranked)
-    lead, error = result.lead
-    first = result.ranked[0][0]
-    word = f"{first} is ahead by {lead:.3f} ± {error:.3f}" if lead > 2 * error else "the first two cannot be told apart"
-    missing = f"; {', '.join(result.unreached)} does not reach it" if result.unreached else ""
-    return f"{head}at entropy {result.entropy:.3f} {ranked}: {word}{missing}."
+    words = []
+    for (first, *_), (second, *_), (lead, error) in zip(result.ranked, result.ranked[1:], result.leads, strict=False):
+        ahead = f"{first} is ahead of {second} by {lead:.3f} ± {error:.3f}"
+        words.append(ahead if lead > 2 * error else f"{first} and {second} cannot be told apart")
+    words += [f"{name} does not reach it" for name in result.unreached]
+    return f"{head}at entropy {result.entropy:.3f} {ranked}: {'; '.join(words)}."
 
 
 # ---------------------------------------------------------------------- table and page
@@ -211,6 +213,11 @@ def _cells(sweep: Sweep) -> list[list[str]]:
         steps = "" if row.num_steps is None else str(row.num_steps)
         lines.append([row.name, steps, f"{row.temperature:g}", f"{row.top_p:g}", *_texts(row.figures, sweep)])
     return lines
+
+
+def _used(lines: Sequence[Sequence[str]]) -> list[int]:
+    """The columns that say something: not all empty, and not a nucleus of 1 throughout."""
+    return [i for i in range(len(lines[0])) if any(line[i] not in ("", "1") or i == 2 for line in lines[1:])]
 
 
 def _texts(figures: Figures, sweep: Sweep) -> list[str]:
@@ -236,7 +243,7 @@ def table_csv(sweep: Sweep) -> str:
 def summary(sweep: Sweep) -> str:
     """The table and the verdicts for a terminal."""
     lines = [[*_HEAD, *(title for title, _ in _COLUMNS.values())], *_cells(sweep)]
-    used = [i for i in range(len(lines[0])) if any(line[i] not in ("", "1") or i == 2 for line in lines[1:])]
+    used = _used(lines)
     widths = {i: max(len(line[i]) for line in lines) for i in used}
     texts = ["  ".join(line[i].ljust(widths[i]) for i in used).rstrip() for line in lines]
     return "\n".join([f"Judged by {sweep.judge}, bits per token", *texts, "", *verdicts(sweep)]).rstrip()
@@ -244,11 +251,13 @@ def summary(sweep: Sweep) -> str:
 
 def page(sweep: Sweep) -> str:
     """The whole HTML."""
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in [*_HEAD, *(title for title, _ in _COLUMNS.values())])
+    lines = [[*_HEAD, *(title for title, _ in _COLUMNS.values())], *_cells(sweep)]
+    used = _used(lines)
+    head = "".join(f"<th>{html.escape(lines[0][i])}</th>" for i in used)
     body = []
-    for i, line in enumerate(_cells(sweep)):
-        kind = ' class="real"' if i == 0 else ""
-        body.append(f"<tr{kind}>{''.join(f'<td>{html.escape(text)}</td>' for text in line)}</tr>")
+    for number, line in enumerate(lines[1:]):
+        kind = ' class="real"' if number == 0 else ""
+        body.append(f"<tr{kind}>{''.join(f'<td>{html.escape(line[i])}</td>' for i in used)}</tr>")
     drawn = plots(sweep)
     parts = [
         "<header><h1>Quality against budget</h1>",

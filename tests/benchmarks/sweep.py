@@ -1,6 +1,6 @@
 """`make bench-sweep`: MD4, GGM and an autoregressive model on the demo's characters, and a sweep of the three.
 
-    python -m tests.benchmarks.sweep [--steps 600] [--num_steps 8 16 32 64 128] [--num_samples 128] [--runs FOLDER]
+    python -m tests.benchmarks.sweep [--steps 600] [--num_steps 8 16 32 64 128] [--num_samples 64] [--runs FOLDER]
 
 Windows of 64 characters; each model makes --steps steps of 32 windows (experiments/md4_demo, ggm_demo with its hollow
 network, ar_demo). The judge is the autoregressive model; so that it does not stand alone, and since it judges its own
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--num_steps", type=int, nargs="+", default=[8, 16, 32, 64, 128])
-    parser.add_argument("--num_samples", type=int, default=128)
+    parser.add_argument("--num_samples", type=int, default=64)
     parser.add_argument("--runs", type=Path, default=RUNS)
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -155,6 +155,27 @@ def test_another_judge_draws_nothing_again(place: Path, monkeypatch: pytest.Monk
     assert table() == counted
 
 
+def test_other_real_rows_have_figures_of_their_own(place: Path) -> None:
+    """The same judge and samples, beside fewer real rows."""
+    main(["sweep", *MD4])
+    rows = table()
+    (file, *_) = Path("out/cells").glob("*/figures-order3-*.json")
+    kept = json.loads(file.read_text())
+    kept["of"]["real"] = "of other rows"
+    kept["figures"]["judge"] = 99.0
+    file.write_text(json.dumps(kept))
+    main(["sweep", *MD4])
+    assert table() == rows
+
+
+def test_the_batch_size_changes_nothing(place: Path) -> None:
+    main(["sweep", *MD4])
+    main(["sweep", *MD4, "--batch_size", "4", "--out", "other"])
+    for name in cells():
+        one, two = (np.load(Path(folder, "cells", name, "samples.npz"))["x"] for folder in ("out", "other"))
+        assert (one == two).mean() > 0.9  # a network's own sums depend on the batch
+
+
 def test_figures_are_those_of_the_samples(place: Path) -> None:
     main(["sweep", *BOTH])
     judge = load_family("runs/ar/last.ckpt", "cpu").model

@@ -70,8 +70,7 @@ def test_equal_entropy_and_not_equal_temperature() -> None:
     found = compared(curves, entropy=1.9)
     assert found is not None
     assert [name for name, _, _ in found.ranked] == ["varied", "sharp"]
-    assert found.lead[0] == pytest.approx(0.5)
-    assert found.lead[1] == pytest.approx(math.sqrt(2) * (0.02 + 2 * 0.01))
+    assert found.leads == [pytest.approx((0.5, math.sqrt(2) * (0.02 + 2 * 0.01)))]
     # that of real text is not reached by both: the nearest that they have in common
     assert compared(curves, entropy=2.6).entropy == 2.0  # type: ignore[union-attr]
     assert compared({"low": line(1, 0, 1, 2), "high": line(1, 0, 3, 4)}, 2.5) is None

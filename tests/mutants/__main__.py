@@ -22,7 +22,7 @@ from tests.mutants import runner
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-TABLES = tuple(HERE / f"{room}.yaml" for room in ("core", "models", "sampling", "callbacks", "data"))
+TABLES = tuple(HERE / f"{room}.yaml" for room in ("core", "metrics", "models", "sampling", "callbacks", "data", "cli"))
 
 
 def main(arguments: list[str] | None = None) -> int:
