@@ -180,7 +180,8 @@ def verdicts(sweep: Sweep) -> list[str]:
     if real is None:
         return []
     found = []
-    for budget in steps or [None]:
+    budgets: list[int | None] = [*steps] or [None]
+    for budget in budgets:
         curves: dict[str, list[Point]] = {}
         for row in sweep.rows:
             if row.num_steps in (None, budget) and _complete(row):
