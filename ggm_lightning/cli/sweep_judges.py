@@ -100,7 +100,7 @@ class Court:
     @property
     def identity(self) -> dict[str, Any]:
         """What figures depend on, besides the samples."""
-        return {**self.judge.identity, "real": hash_of(self.real)}
+        return {"format": 1, **self.judge.identity, "real": hash_of(self.real)}
 
 
 def refuse_unlike(checkpoints: Mapping[str, Loaded]) -> None:
