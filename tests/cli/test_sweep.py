@@ -276,14 +276,14 @@ def test_pictures_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_judge_has_not_counted_the_real_rows() -> None:
-    rows = torch.arange(13 * N).reshape(13, N)
-    court = sweep_judges.counted(rows, 13 * N, order=1, most=4)
-    assert len(court.real) == 4
+    rows = torch.arange(14 * N).reshape(14, N)
+    court = sweep_judges.counted(rows, 14 * N, order=1, most=5)
+    assert len(court.real) == 5
     judge: Any = court.judge
     assert judge.rows == sweep_judges.hash_of(rows[1::2])
     assert not set(court.real[:, 0].tolist()) & set(rows[1::2][:, 0].tolist())
     with pytest.raises(ValueError, match="have 3 rows"):
-        sweep_judges.counted(rows[:3], 13 * N, order=1, most=4)
+        sweep_judges.counted(rows[:3], 14 * N, order=1, most=4)
 
 
 def test_damaged_samples_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
