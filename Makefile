@@ -11,7 +11,7 @@ fit = $(if $(shell grep -s '"complete": true' runs/$(1)/story.json),@echo "runs/
 	--config experiments/$(2).yaml $(if $(wildcard runs/$(1)/last.ckpt),--ckpt_path last))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench gpu clean
+.PHONY: help demo demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench bench-sweep gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -74,6 +74,9 @@ bench: $(VENV)/.dev  ## speed, into tests/benchmarks/results/ (nothing is assert
 
 gpu:  ## what has to be measured on a GPU, in 8 minutes, without a network; into tests/benchmarks/results/
 	$(BIN)/python -m tests.benchmarks.gpu
+
+bench-sweep: $(VENV)/.dev  ## quality against budget of MD4, GGM and AR on the demo's text (20 minutes of two cores): docs/sweep.md
+	$(BIN)/python -m tests.benchmarks.sweep
 
 clean:  ## remove .venv and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

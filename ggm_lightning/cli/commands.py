@@ -12,6 +12,8 @@ from ggm_lightning.cli.infill import infill
 from ggm_lightning.cli.inspect import inspect
 from ggm_lightning.cli.loading import trusted_names
 from ggm_lightning.cli.sample import sample
+from ggm_lightning.cli.sweep import run as run_sweep
+from ggm_lightning.cli.sweep import sweep
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.sections import differences
@@ -25,6 +27,10 @@ def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
         _refuse_another_model(experiment["model"], given[0].removeprefix("--ckpt_path="))
     if command == "evaluate":
         evaluation.run(experiment, args)
+        return
+    if command == "sweep":
+        args, options = _without_options(args)
+        run_sweep(args, trusted_names(None, experiment), options)
         return
     if command == "inspect" and args and not args[0].startswith("-"):
         args = ["--ckpt_path", *args]  # the file alone is enough
@@ -72,5 +78,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "sample": sample,
     "infill": infill,
     "evaluate": evaluation.evaluate,
+    "sweep": sweep,
     "inspect": inspect,
 }

@@ -43,6 +43,7 @@ _CHECKPOINT_COMMANDS = {
     "sample": "draw from a checkpoint: text or pictures, integers, and the denoising step by step",
     "infill": "fill the blanks of a text, a picture or an array, leaving the rest untouched",
     "evaluate": "bound of a checkpoint on one or several data sets, such as configs/data/zeroshot_*.yaml",
+    "sweep": "quality against budget: steps x sampler x temperature on one or several checkpoints, with plots",
     "inspect": "what a checkpoint holds and whose classes it needs; builds and imports nothing",
 }
 

@@ -67,8 +67,8 @@ class DistinctNGrams(SampleMetric):
     def measure(self, drawn: Rows, real: Rows) -> Mapping[str, float]:
         values = {}
         for n in self.n:
-            values[f"distinct_{n}"] = _distinct(drawn.x, n)
-            values[f"distinct_{n}_real"] = _distinct(real.x, n)
+            values[f"distinct_{n}"] = distinct_share(drawn.x, n)
+            values[f"distinct_{n}_real"] = distinct_share(real.x, n)
         return values
 
 
@@ -76,8 +76,12 @@ class Duplicates(SampleMetric):
     """Share of the samples that equal an earlier sample."""
 
     def measure(self, drawn: Rows, real: Rows) -> Mapping[str, float]:
-        distinct = len(torch.unique(drawn.x.flatten(1), dim=0))
-        return {"duplicates": 1 - distinct / len(drawn.x)}
+        return {"duplicates": repeated_share(drawn.x)}
+
+
+def repeated_share(x: Int64[Tensor, " b *s"]) -> float:
+    """Share of the rows that equal an earlier row."""
+    return 1 - len(torch.unique(x.flatten(1), dim=0)) / len(x)
 
 
 def _token_entropy(x: Int64[Tensor, " b *s"]) -> float:
@@ -88,8 +92,8 @@ def _token_entropy(x: Int64[Tensor, " b *s"]) -> float:
     return math.fsum(entropies) / len(entropies)
 
 
-def _distinct(x: Int64[Tensor, " b *s"], n: int) -> float:
-    """nan where the rows are shorter than n."""
+def distinct_share(x: Int64[Tensor, " b *s"], n: int) -> float:
+    """Share of the n-grams of all rows together that are distinct; nan where the rows are shorter than n."""
     rows = x.flatten(1)
     if rows.shape[1] < n:
         return math.nan

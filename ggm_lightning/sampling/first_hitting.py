@@ -29,6 +29,7 @@ class FirstHitting(Plan):
     """
 
     one_site = True
+    takes_num_steps = False
 
     def start(self, run: Run) -> Tensor:
         self._u = run.model.schedule.masked_fraction(run.t)  # of each row, at its own time

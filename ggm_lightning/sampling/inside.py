@@ -34,6 +34,7 @@ class Outer(Plan):
 
     def __init__(self, inside: str | Plan, inside_options: Mapping[str, Any] | None) -> None:
         self.inside = named(inside, dict(inside_options or {}))
+        self.takes_num_steps = self.inside.takes_num_steps
 
     def check(self, model: Denoises) -> None:
         super().check(model)

@@ -43,6 +43,7 @@ class LeftToRight(Sampler):
     """
 
     unit = "token"
+    takes_num_steps = False
     only_where_offered = True
 
     def start(self, run: Run) -> Tensor:

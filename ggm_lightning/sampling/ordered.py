@@ -67,6 +67,7 @@ class Ordered(Plan):
         if k is not None and gamma is not None:
             raise ValueError(f"ordered: k is {k} and gamma {gamma}; give one of both")
         self.score, self.k, self.gamma = score, k, gamma
+        self.takes_num_steps = k is None and gamma is None
 
     def steps(self, run: Run) -> Sequence[Step]:
         """The times are each row's own, see `choose`."""

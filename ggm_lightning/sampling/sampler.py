@@ -134,6 +134,7 @@ class Sampler(ABC):
             that name it among their `samplers`.
         asks_denoiser: whether the model's `denoiser` is used, and so its options may be given.
         denoiser_options: those that this sampler settles.
+        takes_num_steps: whether num_steps changes what is drawn.
         unit: what the bar counts, see `costs`.
     """
 
@@ -141,6 +142,7 @@ class Sampler(ABC):
     only_where_offered = False
     asks_denoiser = False
     denoiser_options: Mapping[str, Any] = MappingProxyType({})
+    takes_num_steps = True
     unit = "step"
 
     def __init_subclass__(cls, **more: Any) -> None:

@@ -88,6 +88,7 @@ class Sweeping(Sampler):
 
     def __init__(self, kernel: str) -> None:
         self.kernel = kernel
+        self.takes_num_steps = kernel == "parallel"
 
     def largest_block(self, model: Visits) -> int:
         """Sites that "parallel" may draw at once."""
