@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ggm_lightning.core.schedules import Polynomial
 from ggm_lightning.data.toy.demo import printable, reference_text
+from ggm_lightning.metrics.order_k import OrderK
 from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.ggm import GGM
@@ -58,7 +59,7 @@ class Text:
     """
 
     def __init__(self, name: str, train: str, held_out: str) -> None:
-        self.name, self.held_out = name, held_out
+        self.name = name
         self.alphabet = sorted(set(train) | set(held_out))
         number = {character: i for i, character in enumerate(self.alphabet)}
         self._train, self._held_out = (torch.tensor([number[c] for c in part]) for part in (train, held_out))
@@ -71,10 +72,15 @@ class Text:
         start = torch.randint(len(self._train) - LENGTH, (BATCH,), generator=generator)
         return self._train[start[:, None] + torch.arange(LENGTH)]
 
-    def rows(self, count: int) -> Tensor:
-        """Held-out windows, evenly spaced."""
-        start = torch.linspace(0, len(self._held_out) - LENGTH, count).long()
-        return self._held_out[start[:, None] + torch.arange(LENGTH)]
+    def rows(self, count: int, train: bool = False) -> Tensor:
+        """Windows of the held-out (or the training) part, evenly spaced."""
+        part = self._train if train else self._held_out
+        start = torch.linspace(0, len(part) - LENGTH, count).long()
+        return part[start[:, None] + torch.arange(LENGTH)]
+
+    def judge(self) -> OrderK:
+        """Counted on the held-out part, so that it knows no more of the training text than a reader does."""
+        return OrderK(self._held_out[None].numpy(), self.num_classes, 3)
 
     def unigram(self) -> list[float]:
         counts = self._train.bincount(minlength=self.num_classes).double() + 1
@@ -95,36 +101,6 @@ def texts() -> dict[str, Text]:
     else:
         print("tinyshakespeare is left out: no tinyshakespeare/input.txt in the folder GGM_DATA", flush=True)
     return found
-
-
-class Judge:
-    """-log2 p per character of rows under a model of order 3 (Witten and Bell's interpolation, as metrics/text.py). The
-    first characters of a row have shorter contexts."""
-
-    def __init__(self, text: str, num_classes: int, order: int = 3) -> None:
-        self.order, self.uniform = order, 1 / num_classes
-        self.grams = [Counter(text[i : i + k + 1] for i in range(len(text) - k)) for k in range(order + 1)]
-        self.seen: list[Counter[str]] = [Counter() for _ in self.grams]
-        self.kinds: list[Counter[str]] = [Counter() for _ in self.grams]
-        for k, counts in enumerate(self.grams):
-            for gram, n in counts.items():
-                self.seen[k][gram[:-1]] += n
-                self.kinds[k][gram[:-1]] += 1
-
-    def probability(self, gram: str) -> float:
-        """Of the last character given those before it."""
-        p = self.uniform
-        for k in range(len(gram)):
-            tail = gram[len(gram) - 1 - k :]
-            context = tail[:-1]
-            if not self.seen[k][context]:
-                break  # longer contexts are unseen too
-            p = (self.grams[k][tail] + self.kinds[k][context] * p) / (self.seen[k][context] + self.kinds[k][context])
-        return p
-
-    def bits(self, rows: list[str]) -> float:
-        grams = [row[max(0, i - self.order) : i + 1] for row in rows for i in range(len(row))]
-        return -math.fsum(math.log2(self.probability(gram)) for gram in grams) / len(grams)
 
 
 def variety(rows: list[str]) -> dict[str, float]:
@@ -208,7 +184,7 @@ def one_run(name: str, text: Text, seconds: float, seed: int, judge: Autoregress
     result |= {"seconds": round(spent, 1), "steps": steps, "bits": [round(b, 4) for b in bits.tolist()], "samples": {}}
     if name == "AR" and seed == 0:
         torch.save(model.state_dict(), judge_file(text))
-    order3 = Judge(text.held_out, text.num_classes)
+    order3 = text.judge()
     for told, draw in draws(name, model).items():
         drawn, spent = measured(draw)
         row = {"network_calls": drawn.network_calls, "seconds": round(spent, 2)}
@@ -217,9 +193,8 @@ def one_run(name: str, text: Text, seconds: float, seed: int, judge: Autoregress
     return result
 
 
-def judged(x: Tensor, text: Text, order3: Judge, judge: AutoregressiveModel | None) -> dict[str, float]:
-    rows = text.decode(x)
-    found = {"order_3": order3.bits(rows), **variety(rows)}
+def judged(x: Tensor, text: Text, order3: OrderK, judge: AutoregressiveModel | None) -> dict[str, float]:
+    found = {"order_3": float(order3.bits(x.numpy()).mean()), **variety(text.decode(x))}
     if judge is not None:
         found["autoregressive"] = float(bits_of_rows(judge, x).mean())
     return {name: round(value, 4) for name, value in found.items()}
@@ -301,8 +276,11 @@ def write(about: dict[str, Any]) -> None:
 
 
 def truth(text: Text) -> dict[str, float]:
-    """What held-out rows score."""
-    return judged(text.rows(SAMPLES), text, Judge(text.held_out, text.num_classes), judge_of("MD4", text))
+    """What real rows score, each judge's of the part that it was not made from."""
+    of_training = judged(text.rows(SAMPLES, train=True), text, text.judge(), None)
+    return of_training | {
+        "autoregressive": round(float(bits_of_rows(judge_of("MD4", text), text.rows(SAMPLES)).mean()), 4)
+    }
 
 
 def main() -> None:
@@ -330,7 +308,7 @@ def main() -> None:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": platform.processor() or platform.machine(),
-        "held_out_rows": {name: truth(text) for name, text in known.items()},
+        "real_rows": {name: truth(text) for name, text in known.items()},
     }
     write(about)
 
