@@ -23,6 +23,7 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
 
 FORMAT = 2  # 1, without a number, was evaluation.json with several sets in it
+_UNSAID = {"estimator": "times"}  # in files of the same format that were written before there was a choice
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,10 @@ class BoundFile:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        same = isinstance(content, dict) and all(content.get(key) == value for key, value in self.what.items())
-        return content if same and content.get("format") == FORMAT else None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            return None
+        content = _UNSAID | content
+        return content if all(content.get(key) == value for key, value in self.what.items()) else None
 
     def read(self, model: Family) -> Bound | None:
         """What was measured with these settings before, or None."""

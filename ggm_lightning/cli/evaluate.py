@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,22 @@ from tqdm import tqdm
 
 from ggm_lightning.cli import config as config_files
 from ggm_lightning.cli.bound_files import Bound, BoundFile
-from ggm_lightning.cli.evaluation_sets import EvaluationSet, Section, check, make_ready, opened, rows_of, sections
+from ggm_lightning.cli.evaluation_sets import (
+    EvaluationSet,
+    Section,
+    Source,
+    check,
+    make_ready,
+    opened,
+    rows_of,
+    sections,
+)
 from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
 from ggm_lightning.cli.results import folder_name
 from ggm_lightning.data.base import Benchmark
 from ggm_lightning.data.rows import RowSource
 from ggm_lightning.models.base import Family
+from ggm_lightning.sampling.arguments import check_estimator
 
 _PLAIN_SECONDS = 30.0  # between two lines where the output is no terminal and has no bar
 
@@ -42,6 +52,7 @@ class Settings:
     seed: int
     batch_size: int
     limit: int | None
+    estimator: str = "times"
 
     def __post_init__(self) -> None:
         if self.split not in ("val", "test"):
@@ -60,6 +71,7 @@ def evaluate(
     seed: int | None = None,
     batch_size: int = 64,
     limit: int | None = None,
+    estimator: str = "times",
     device: str = "auto",
     out: str | None = None,
     prepare: bool = False,
@@ -82,6 +94,8 @@ def evaluate(
         seed: of times and corruption; the default is the model's eval_seed, that of validation.
         batch_size: rows at once.
         limit: only the first rows.
+        estimator: times, or counts, whose noise within a row is a fraction of it at the same cost and whose mean is the
+            same: MD4 in continuous time (core/counts.py).
         device: auto, cpu, cuda, ...
         out: folder for the figures, a file for each set; default evaluation-<settings>/ beside the checkpoint.
         prepare: prepare what is not prepared, in a folder that is not there yet; else its command is named.
@@ -93,25 +107,45 @@ def evaluate(
     """
     trusted = (*trusted_names(trust, {"data": section, "overrides": overrides}), *named)
     loaded = load_family(ckpt_path, device, trusted)
-    model = loaded.model
-    settings = Settings(
-        split,
-        num_samples=model.eval_samples if num_samples is None else num_samples,
-        seed=model.eval_seed if seed is None else seed,
-        batch_size=batch_size,
-        limit=limit,
-    )
+    settings = _settings(loaded.model, split, num_samples, seed, batch_size, limit, estimator)
     sources = sections(data, section, loaded.config.get("data"), overrides or {}, ckpt_path)
-    seed_of_data = loaded.config.get("seed_everything", 0)
-    sets = [opened(name, one, model, split, seed_of_data, trusted) for name, one in sources.items()]
+    sets = _ready(loaded, sources, settings, trusted, prepare)
+    folder = Path(out) if out else loaded.path.parent / _folder(loaded.step, settings)
+    found = _measured(loaded, sets, settings, folder, again)
+    print(table(found, f"{type(loaded.model).__name__} of {ckpt_path}", settings, loaded.model.exact))
+    return found
+
+
+def _settings(
+    model: Family,
+    split: str,
+    num_samples: int | None,
+    seed: int | None,
+    batch_size: int,
+    limit: int | None,
+    estimator: str,
+) -> Settings:
+    num_samples = model.eval_samples if num_samples is None else num_samples
+    seed = model.eval_seed if seed is None else seed
+    settings = Settings(split, num_samples, seed, batch_size, limit, estimator)
+    try:
+        check_estimator(model, estimator)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
+    return settings
+
+
+def _ready(
+    loaded: Loaded, sources: Mapping[str, Source], settings: Settings, trusted: Sequence[str], prepare: bool
+) -> list[EvaluationSet]:
+    """The sets, prepared and checked: all that can be wrong with any of them is found before one is measured."""
+    seed = loaded.config.get("seed_everything", 0)
+    sets = [opened(name, one, loaded.model, settings.split, seed, trusted) for name, one in sources.items()]
     for one in sets:
         make_ready(one, prepare)
     for one in sets:
-        check(one, model)
-    folder = Path(out) if out else loaded.path.parent / _folder(loaded.step, settings)
-    found = _measured(loaded, sets, settings, folder, again)
-    print(table(found, f"{type(model).__name__} of {ckpt_path}", settings, model.exact))
-    return found
+        check(one, loaded.model)
+    return sets
 
 
 def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, folder: Path, again: bool) -> list[Bound]:
@@ -143,6 +177,7 @@ def _folder(step: int | None, settings: Settings) -> str:
         step,
         ("", settings.split, ""),
         ("", settings.num_samples, "samples"),
+        ("", None if settings.estimator == "times" else settings.estimator, ""),
         ("seed", settings.seed, ""),
         ("limit", settings.limit, ""),
     )
@@ -227,13 +262,16 @@ def nats_of_rows(model: Family, rows: RowSource, settings: Settings, name: str =
     count = min(len(rows), settings.limit or len(rows))
     step = settings.batch_size
     parts = []
+    # a family of the user's need not know of estimators
+    options: dict[str, Any] = {} if settings.estimator == "times" else {"estimator": settings.estimator}
+    options["seed"] = settings.seed
     begin = shown = time.monotonic()
     with tqdm(total=count, unit="row", desc=name, dynamic_ncols=True, disable=None) as bar:
         for start in range(0, count, step):
             index = np.arange(start, min(start + step, count))
             batch = {key: value.to(model.device) for key, value in rows[index].items()}
             row = torch.from_numpy(index).to(model.device)
-            found = model.nelbo(batch["x"], batch.get("label"), settings.num_samples, seed=settings.seed, row=row)
+            found = model.nelbo(batch["x"], batch.get("label"), settings.num_samples, row=row, **options)
             parts.append(found.detach().double().cpu())
             bar.update(len(index))
             now = time.monotonic()
@@ -249,6 +287,8 @@ def table(found: list[Bound], title: str, settings: Settings, exact: bool = Fals
     several = any(not one.text for one in found)
     unit = "dimension" if several else "token"
     states = f"{settings.num_samples} sample{'s' * (settings.num_samples != 1)} per row, seed {settings.seed}"
+    if settings.estimator != "times":
+        states += f", by {settings.estimator}"
     what = "-log p, exact" if exact else f"upper bounds on -log p, {states}"
     head = ["set", "split", "rows", f"{unit}s", f"nats/{unit}", f"bits/{'dim' if several else 'token'}"]
     head += ["perplexity", "bits/character"]

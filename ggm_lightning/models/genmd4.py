@@ -160,13 +160,20 @@ class GenMD4(Family):
         return nats.mean() / (self.num_sites * math.log(2))
 
     def nelbo(
-        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
+        row: Tensor | None = None,
+        estimator: str = "times",
     ) -> Tensor:
         """Float64[b], nats: diffusion term averaged over num_samples (t, z_t), plus reconstruction and prior.
 
         t is stratified over a row's own samples, so the estimate of a row is a function of (seed, row) alone.
+        There is no other estimator: the masks of l sites are not equally probable, as each class has its own times.
         """
-        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed, estimator)
         b = x.shape[0]
         nats = torch.zeros(b, dtype=torch.float64, device=x.device)
         with self.evaluating():
