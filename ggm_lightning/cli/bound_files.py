@@ -37,6 +37,8 @@ class Bound:
         of_rows: how many rows the split has.
         characters_per_token: of text, where the data knows it.
         seconds: for the bounds, without the preparation of the data.
+        masks_stderr: what the drawn states alone add to the standard error of `nats`' mean, nats per example; None
+            where there is one state per row, or the family does not tell.
     """
 
     name: str
@@ -48,9 +50,14 @@ class Bound:
     of_rows: int
     characters_per_token: float | None
     seconds: float
+    masks_stderr: float | None = None
 
     def figures(self) -> dict[str, float | None]:
-        """Mean and standard error in every unit; None where one row alone gives no error, or a unit means nothing."""
+        """Mean and standard error in every unit; None where one row alone gives no error, or a unit means nothing.
+
+        `_stderr_masks` is the part of the states that were drawn, which more of them per row make smaller, and
+        `_stderr_rows` that of the rows, which only more rows do: the squares add up.
+        """
         likelihood = Likelihood(self.num_sites, self.text)
         likelihood.update(self.nats)
         plain = {name: float(value) for name, value in likelihood.compute().items()}
@@ -61,7 +68,14 @@ class Bound:
         found: dict[str, float | None] = dict(plain)
         if len(self.nats) == 1:
             found |= {name: None for name in found if name.endswith("_stderr")}
-        return found
+        return found | self._split(plain["nelbo_stderr"])
+
+    def _split(self, whole: float) -> dict[str, float | None]:
+        if self.masks_stderr is None or len(self.nats) == 1:
+            return {}
+        parts = {"masks": self.masks_stderr, "rows": math.sqrt(max(whole**2 - self.masks_stderr**2, 0.0))}
+        units = {"nelbo": 1.0, "bpd": 1 / (self.num_sites * math.log(2)), "nats_per_token": 1 / self.num_sites}
+        return {f"{unit}_stderr_{part}": parts[part] * size for unit, size in units.items() for part in parts}
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,7 @@ class BoundFile:
             of_rows=content["of_rows"],
             characters_per_token=content["characters_per_token"],
             seconds=content["seconds"],
+            masks_stderr=content.get("nelbo_stderr_masks"),
         )
 
     def write(self, bound: Bound, more: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ rounding. With the defaults it is what `lightning validate` calls val/nelbo.
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import time
@@ -242,7 +243,8 @@ def _take_overrides(args: list[str]) -> tuple[list[str], Section]:
 def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
     rows = one.data.rows(rows_of(one))
     begin = time.monotonic()
-    nats = nats_of_rows(model, rows, settings, one.name)
+    variances: list[Tensor] = []
+    nats = nats_of_rows(model, rows, settings, one.name, variances)
     of_test = settings.split == "test" and "test" in one.data.splits and not isinstance(one.data, Benchmark)
     return Bound(
         one.name,
@@ -254,16 +256,22 @@ def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
         of_rows=len(rows),
         characters_per_token=None if of_test else one.data.characters_per_token,  # known of the validation split alone
         seconds=time.monotonic() - begin,
+        masks_stderr=float(torch.cat(variances).sum().sqrt()) / len(nats) if variances else None,
     )
 
 
-def nats_of_rows(model: Family, rows: RowSource, settings: Settings, name: str = "") -> Tensor:
-    """Float64[rows], nats: the bound of each of the first `limit` rows, with the noise of its own number."""
+def nats_of_rows(
+    model: Family, rows: RowSource, settings: Settings, name: str = "", variances: list[Tensor] | None = None
+) -> Tensor:
+    """Float64[rows], nats: the bound of each of the first `limit` rows, with the noise of its own number. Where the
+    family tells them, the variances of these estimates are added to `variances`."""
     count = min(len(rows), settings.limit or len(rows))
     step = settings.batch_size
     parts = []
-    # a family of the user's need not know of estimators
+    # a family of the user's need not know of these
     options: dict[str, Any] = {} if settings.estimator == "times" else {"estimator": settings.estimator}
+    if "variances" in inspect.signature(model.nelbo).parameters:
+        options["variances"] = variances
     options["seed"] = settings.seed
     begin = shown = time.monotonic()
     with tqdm(total=count, unit="row", desc=name, dynamic_ncols=True, disable=None) as bar:
@@ -291,14 +299,14 @@ def table(found: list[Bound], title: str, settings: Settings, exact: bool = Fals
         states += f", by {settings.estimator}"
     what = "-log p, exact" if exact else f"upper bounds on -log p, {states}"
     head = ["set", "split", "rows", f"{unit}s", f"nats/{unit}", f"bits/{'dim' if several else 'token'}"]
-    head += ["perplexity", "bits/character"]
+    head += ["perplexity", "bits/character", f"nats/{unit}: ± of rows, of masks"]
     lines = [head]
     for one in found:
         figures = one.figures()
         part = f" of {one.of_rows:,}" if len(one.nats) < one.of_rows else ""
         line = [one.name, one.split, f"{len(one.nats):,}{part}", f"{len(one.nats) * one.num_sites:,}"]
         units = (("nats_per_token", ".4f"), ("bpd", ".4f"), ("ppl", ".3f"), ("bits_per_character", ".4f"))
-        lines.append([*line, *(_with_error(figures, unit, form) for unit, form in units)])
+        lines.append([*line, *(_with_error(figures, unit, form) for unit, form in units), _split(figures)])
     used = [column for column in range(len(head)) if any(line[column] for line in lines[1:])]
     widths = {column: max(len(line[column]) for line in lines) for column in used}
     rows = ["  ".join(line[column].ljust(widths[column]) for column in used).rstrip() for line in lines]
@@ -310,3 +318,8 @@ def _with_error(figures: dict[str, float | None], name: str, form: str) -> str:
     if value is None:
         return ""
     return f"{value:{form}}" if error is None else f"{value:{form}} ± {error:{form}}"
+
+
+def _split(figures: dict[str, float | None]) -> str:
+    rows, masks = (figures.get(f"nats_per_token_stderr_{source}") for source in ("rows", "masks"))
+    return "" if rows is None or masks is None else f"± {rows:.4f} ± {masks:.4f}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ggm_lightning.cli.evaluate import Settings, nats_of_rows
+from ggm_lightning.cli.evaluate import Bound, Settings, nats_of_rows, table
 from ggm_lightning.data.rows import Rows
 from ggm_lightning.models.md4 import MD4
 from tests.cli.test_evaluate import independent
@@ -27,6 +29,19 @@ def model() -> MD4:
     return independent(LAW)
 
 
+def measured(model: MD4, x: Tensor, estimator: str, num_samples: int = 4, times: int = 1) -> list[dict[str, Any]]:
+    """The figures of x, measured so many times: with rows' numbers of its own, each has noise of its own."""
+    variances: list[Tensor] = []
+    settings = Settings("val", num_samples, 0, times * len(x), None, estimator)
+    nats = nats_of_rows(model, Rows(x.repeat(times, 1).numpy()), settings, "known", variances)
+    return [figures(*one) for one in zip(nats.chunk(times), torch.cat(variances).chunk(times), strict=True)]
+
+
+def figures(nats: Tensor, variances: Tensor) -> dict[str, Any]:
+    masks = float(variances.sum().sqrt()) / len(nats)
+    return Bound("known", {}, "val", nats, N, True, len(nats), None, 0.0, masks_stderr=masks).figures()
+
+
 def errors(model: MD4, estimator: str) -> Tensor:
     return nats_of_rows(model, Rows(X.numpy()), Settings("val", 4, 0, 1000, None, estimator)) - TRUE
 
@@ -36,3 +51,56 @@ def test_masks_of_a_drawn_size_have_the_same_mean_and_less_noise(model: MD4) -> 
     for error in found.values():
         assert abs(float(error.mean())) < 4 * float(error.std() / math.sqrt(len(X))) + 1e-3
     assert float(found["counts"].var()) < float(found["times"].var()) / 3
+
+
+def quadratic_mean(found: list[dict[str, Any]], name: str) -> float:
+    return float(torch.tensor([one[name] for one in found], dtype=torch.float64).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("estimator", ["times", "counts"])
+def test_the_printed_error_and_its_parts_are_those_of_the_figure(model: MD4, estimator: str) -> None:
+    """The same rows 100 times: their spread, known to 7 %, is that of the masks and less than the whole error."""
+    x, true = X[:101], TRUE[:101]
+    found = measured(model, x, estimator, times=100)
+    errors = torch.tensor([one["nelbo"] for one in found], dtype=torch.float64) - true.mean()
+    printed = torch.tensor([one["nelbo_stderr"] for one in found], dtype=torch.float64)
+    assert int((errors.abs() < 2 * printed).sum()) >= 90
+    spread, whole = float(errors.std()), quadratic_mean(found, "nelbo_stderr")
+    rows, masks = quadratic_mean(found, "nelbo_stderr_rows"), quadratic_mean(found, "nelbo_stderr_masks")
+    assert 0.5 < spread / whole < 1.1
+    assert 0.8 < spread / masks < 1.2
+    assert whole == pytest.approx(math.hypot(rows, masks), rel=0.05)
+    if estimator == "counts":  # a hundred rows tell little of the heavy tails of times
+        assert rows == pytest.approx(float(true.std()) / math.sqrt(101), rel=0.1)
+
+
+@pytest.mark.parametrize("estimator", ["times", "counts"])
+def test_the_printed_error_is_that_of_other_rows_too(model: MD4, estimator: str) -> None:
+    """Rows drawn anew 400 times: the truth is the law's entropy; the spread is known to 3.5 %."""
+    entropy = -float((LAW.double() * LAW.double().log()).sum())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.stack([torch.multinomial(one, 400 * 53, True, generator=generator) for one in LAW], 1)
+    nats = nats_of_rows(model, Rows(x.numpy()), Settings("val", 4, 0, len(x), None, estimator))
+    found = [figures(one, torch.zeros(53)) for one in nats.chunk(400)]
+    errors = torch.tensor([one["nelbo"] for one in found], dtype=torch.float64) - entropy
+    printed = torch.tensor([one["nelbo_stderr"] for one in found], dtype=torch.float64)
+    assert int((errors.abs() < 2 * printed).sum()) >= 360
+    assert 0.9 < float(errors.std()) / quadratic_mean(found, "nelbo_stderr") < 1.1
+
+
+def test_both_parts_are_printed_where_they_are_known(model: MD4) -> None:
+    nats = TRUE[:50]
+    bound = Bound("known", {}, "val", nats, N, True, 50, None, 0.0, masks_stderr=0.05)
+    found = bound.figures()
+    settings = Settings("val", 4, 0, 50, None, "counts")
+    printed = table([bound], "MD4", settings)
+    assert "4 samples per row, seed 0, by counts" in printed
+    assert f"± {found['nats_per_token_stderr_rows']:.4f} ± 0.0100" in printed
+    assert found["nelbo_stderr_masks"] == 0.05
+    assert found["bpd_stderr_masks"] == pytest.approx(0.01 / math.log(2))
+    alone = replace(bound, masks_stderr=None)
+    assert "of masks" not in table([alone], "MD4", settings)
+    assert "nelbo_stderr_masks" not in alone.figures()
+    variances: list[Tensor] = []
+    nats_of_rows(model, Rows(X[:5].numpy()), Settings("val", 1, 0, 5, None), "known", variances)
+    assert variances == []
