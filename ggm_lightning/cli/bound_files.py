@@ -23,7 +23,6 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
 
 FORMAT = 2  # 1, without a number, was evaluation.json with several sets in it
-_UNSAID = {"estimator": "times"}  # in files of the same format that were written before there was a choice
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,8 @@ class BoundFile:
             return None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             return None
-        content = _UNSAID | content
+        # files of the same format that were written before there was a choice
+        content = {"estimator": "times", "set_seed": content.get("seed")} | content
         return content if all(content.get(key) == value for key, value in self.what.items()) else None
 
     def read(self, model: Family) -> Bound | None:

@@ -36,6 +36,7 @@ from ggm_lightning.cli.evaluation_sets import (
 )
 from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
 from ggm_lightning.cli.results import folder_name
+from ggm_lightning.core import noise
 from ggm_lightning.data.base import Benchmark
 from ggm_lightning.data.rows import RowSource
 from ggm_lightning.models.base import Family
@@ -92,7 +93,8 @@ def evaluate(
         num_samples: corrupted states per row; the default is the model's eval_samples (1 unless it was set). The
             standard error contains their noise: per row its variance falls as 1 / num_samples, and the more rows, the
             less there is to gain. (SEDD's published figures took 1,000.)
-        seed: of times and corruption; the default is the model's eval_seed, that of validation.
+        seed: of times and corruption; the default is the model's eval_seed, that of validation. Of several sets each
+            has a seed of its own, made from this one and the set's name: their errors are independent of each other.
         batch_size: rows at once.
         limit: only the first rows.
         estimator: times, or counts, whose noise within a row is a fraction of it at the same cost and whose mean is the
@@ -154,15 +156,17 @@ def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, fol
     about: dict[str, Any] = {"checkpoint_identity": loaded.identity, "step": loaded.step}
     about |= {"model": loaded.about.get("model"), **asdict(settings)}
     about.pop("batch_size")  # it changes nothing but rounding
-    files = [BoundFile.of(folder, one, about) for one in sets]
+    seeds = seeds_of_sets(settings.seed, [one.name for one in sets])
+    files = [BoundFile.of(folder, one, about | {"set_seed": seeds[one.name]}) for one in sets]
+    how = _how(loaded)
     found = []
     for one, file in zip(sets, files, strict=True):
         if losses := one.data.losses():
             print(f"{one.name}: {losses}", file=sys.stderr)
         bound = None if again else file.read(loaded.model)
         if bound is None:
-            bound = _measure(loaded.model, one, settings)
-            file.write(bound, {"checkpoint": str(loaded.path), "device": str(loaded.model.device)})
+            bound = _measure(loaded.model, one, replace(settings, seed=seeds[one.name]))
+            file.write(bound, how)
             print(f"figures: {file.path}", file=sys.stderr)
         else:
             print(f"measured already: {file.path}; --again true does it again", file=sys.stderr)
@@ -170,6 +174,26 @@ def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, fol
                 bound = replace(bound, characters_per_token=None)
         found.append(bound)
     return found
+
+
+def seeds_of_sets(seed: int, names: Sequence[str]) -> dict[str, int]:
+    """The seed of each set. One alone has `seed` itself, as in validation. Of several, row 0 of one set would have the
+    noise of row 0 of the others, and all their errors one sign: each has a seed of its own, whatever the others are."""
+    if len(names) == 1:
+        return {names[0]: seed}
+    return {name: noise.integer_seed(f"evaluate {name}", seed=seed, step=0) for name in names}
+
+
+def _how(loaded: Loaded) -> dict[str, str]:
+    """What a figure depends on up to rounding, or should not depend on: for the reader of its file."""
+    model = loaded.model
+    precision = next(model.network.parameters(), torch.zeros(())).dtype
+    return {
+        "checkpoint": str(loaded.path),
+        "weights": "average" if loaded.averaged else "raw",
+        "device": str(model.device),
+        "precision": str(precision).removeprefix("torch."),
+    }
 
 
 def _folder(step: int | None, settings: Settings) -> str:
@@ -295,6 +319,7 @@ def table(found: list[Bound], title: str, settings: Settings, exact: bool = Fals
     several = any(not one.text for one in found)
     unit = "dimension" if several else "token"
     states = f"{settings.num_samples} sample{'s' * (settings.num_samples != 1)} per row, seed {settings.seed}"
+    states += " and the set's name" * (len(found) > 1)
     if settings.estimator != "times":
         states += f", by {settings.estimator}"
     what = "-log p, exact" if exact else f"upper bounds on -log p, {states}"

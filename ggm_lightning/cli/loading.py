@@ -24,6 +24,7 @@ class Loaded:
         step: optimiser steps, None where the file does not say.
         identity: tells this file's content from any other's.
         about: what the command line wrote into it: model, config, codec, versions.
+        averaged: whether the weights are averages, as callbacks.ema keeps them; else those of the last step.
     """
 
     model: Family
@@ -31,6 +32,7 @@ class Loaded:
     step: int | None
     identity: str
     about: dict[str, Any]
+    averaged: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = ())
         checkpoint_files.step_of(checkpoint),
         checkpoint_files.identity(ckpt_path),
         checkpoint_files.about(checkpoint),
+        "current_model_state" in checkpoint,  # the raw weights, which lie beside averaged ones only
     )
 
 

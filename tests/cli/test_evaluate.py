@@ -164,10 +164,12 @@ def test_several_sets_with_the_checkpoints_tokenizer(place: Path, capsys: pytest
     files = [str(place / f"{name}.yaml") for name in ("ptb", "lambada")]
     found = run(place, "--data", *files, "--num_samples", "2", "--seed", "5")
     printed = capsys.readouterr()
-    assert "upper bounds on -log p, 2 samples per row, seed 5" in printed.out
+    assert "upper bounds on -log p, 2 samples per row, seed 5 and the set's name\n" in printed.out
     assert [line.split()[:2] for line in printed.out.splitlines()[2:]] == [["ptb", "test"], ["lambada", "test"]]
     assert "ptb.json" in printed.err
     ptb, lambada = found
+    assert len({5, ptb["set_seed"], lambada["set_seed"]}) == 3
+    assert (ptb["weights"], ptb["precision"], ptb["device"], ptb["estimator"]) == ("average", "float32", "cpu", "times")
     assert (ptb["seed"], ptb["num_samples"], ptb["step"], ptb["limit"], ptb["format"]) == (5, 2, 2, None, 2)
     assert ptb["model"]["class_path"] == "ggm_lightning.models.md4.MD4"
     prices = [f"${i}" if str(i).startswith("1") else f"$ {i}" for i in range(60)]  # only "$ 1" loses its space
@@ -194,12 +196,10 @@ def test_it_is_what_validation_measures(place: Path) -> None:
     main(["predict", *common, "--runs", str(place / "runs"), "--name", "toy"])
     with (place / "runs" / "toy" / "bounds.csv").open() as file:
         nats = [float(row["nats"]) for row in csv.DictReader(file)]
-    eval_batch_size = len(nats)  # all at once, as there
-    (found,) = evaluate(checkpoint(place), batch_size=min(64, eval_batch_size), device="cpu")
+    (found,) = evaluate(checkpoint(place), batch_size=min(64, len(nats)), device="cpu")  # all at once, as there
     assert found.nats.tolist() == nats
     assert found.figures()["nelbo"] == pytest.approx(np.mean(nats), rel=1e-14)
-    assert found.name == "TextData"
-    assert found.characters_per_token == 1.0
+    assert (found.name, found.characters_per_token) == ("TextData", 1.0)
 
 
 def test_no_bits_per_character_where_the_tokenizer_loses_something(

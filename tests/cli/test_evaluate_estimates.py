@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ggm_lightning.cli import evaluate as evaluation
+from ggm_lightning.cli.bound_files import BoundFile
 from ggm_lightning.cli.evaluate import Bound, Settings, nats_of_rows, table
 from ggm_lightning.data.rows import Rows
 from ggm_lightning.models.md4 import MD4
@@ -104,3 +108,26 @@ def test_both_parts_are_printed_where_they_are_known(model: MD4) -> None:
     variances: list[Tensor] = []
     nats_of_rows(model, Rows(X[:5].numpy()), Settings("val", 1, 0, 5, None), "known", variances)
     assert variances == []
+
+
+def test_several_sets_have_independent_noise_and_one_alone_that_of_validation(model: MD4) -> None:
+    """A constant model is as wrong on every set with one seed, to the bit (the control). Other sets change nothing."""
+    rows = Rows(X[:50].numpy())
+    seeds = evaluation.seeds_of_sets(5, ["ptb", "lambada"])
+    noise = {seed: nats_of_rows(model, rows, Settings("val", 4, seed, 50, None)) for seed in (*seeds.values(), 5)}
+    one, other, alone = (found - TRUE[:50] for found in noise.values())
+    assert not torch.equal(one, other)
+    assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.5
+    assert torch.equal(nats_of_rows(model, rows, Settings("val", 4, 5, 50, None)) - TRUE[:50], alone)
+    assert evaluation.seeds_of_sets(5, ["lambada", "lm1b", "ptb"])["ptb"] == seeds["ptb"]
+    assert evaluation.seeds_of_sets(6, ["ptb", "lambada"])["ptb"] != seeds["ptb"]
+    assert evaluation.seeds_of_sets(5, ["ptb"]) == {"ptb": 5}
+
+
+def test_files_from_before_there_was_a_choice_are_still_read(tmp_path: Path) -> None:
+    """Control: those of another choice are not."""
+    path = tmp_path / "ptb.json"
+    path.write_text(json.dumps({"format": 2, "name": "ptb", "seed": 5}))
+    for seed, estimator, known in ((5, "times", True), (6, "times", False), (5, "counts", False)):
+        file = BoundFile(path, {"name": "ptb", "seed": 5, "set_seed": seed, "estimator": estimator})
+        assert (file._stored() is not None) == known
