@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ggm_lightning.cli import config as config_files
+from ggm_lightning.cli import protocols
 from ggm_lightning.cli.bound_files import Bound, BoundFile
 from ggm_lightning.cli.evaluation_sets import (
     EvaluationSet,
@@ -43,6 +44,13 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.sampling.arguments import check_estimator
 
 _PLAIN_SECONDS = 30.0  # between two lines where the output is no terminal and has no bar
+_COLUMNS = (
+    ("nats_per_token", ".4f"),
+    ("bpd", ".4f"),
+    ("ppl", ".3f"),
+    ("bits_per_character", ".4f"),
+    ("ppl_word", ".2f"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class Settings:
     batch_size: int
     limit: int | None
     estimator: str = "times"
+    protocol: str | None = None
 
     def __post_init__(self) -> None:
         if self.split not in ("val", "test"):
@@ -74,6 +83,7 @@ def evaluate(
     batch_size: int = 64,
     limit: int | None = None,
     estimator: str = "times",
+    protocol: str | None = None,
     device: str = "auto",
     out: str | None = None,
     prepare: bool = False,
@@ -99,6 +109,7 @@ def evaluate(
         limit: only the first rows.
         estimator: times, or counts, whose noise within a row is a fraction of it at the same cost and whose mean is the
             same: MD4 in continuous time (core/counts.py).
+        protocol: of zero-shot sets sedd (their default) or mdlm; words for perplexity per word. See cli/protocols.py.
         device: auto, cpu, cuda, ...
         out: folder for the figures, a file for each set; default evaluation-<settings>/ beside the checkpoint.
         prepare: prepare what is not prepared, in a folder that is not there yet; else its command is named.
@@ -110,9 +121,9 @@ def evaluate(
     """
     trusted = (*trusted_names(trust, {"data": section, "overrides": overrides}), *named)
     loaded = load_family(ckpt_path, device, trusted)
-    settings = _settings(loaded.model, split, num_samples, seed, batch_size, limit, estimator)
+    settings = _settings(loaded.model, split, num_samples, seed, batch_size, limit, estimator, protocol)
     sources = sections(data, section, loaded.config.get("data"), overrides or {}, ckpt_path)
-    sets = _ready(loaded, sources, settings, trusted, prepare)
+    sets = _ready(loaded, protocols.applied(sources, protocol), settings, trusted, prepare)
     folder = Path(out) if out else loaded.path.parent / _folder(loaded.step, settings)
     found = _measured(loaded, sets, settings, folder, again)
     print(table(found, f"{type(loaded.model).__name__} of {ckpt_path}", settings, loaded.model.exact))
@@ -127,10 +138,12 @@ def _settings(
     batch_size: int,
     limit: int | None,
     estimator: str,
+    protocol: str | None,
 ) -> Settings:
     num_samples = model.eval_samples if num_samples is None else num_samples
     seed = model.eval_seed if seed is None else seed
-    settings = Settings(split, num_samples, seed, batch_size, limit, estimator)
+    settings = Settings(split, num_samples, seed, batch_size, limit, estimator, protocol)
+    protocols.check(protocol)
     try:
         check_estimator(model, estimator)
     except ValueError as error:
@@ -145,6 +158,8 @@ def _ready(
     seed = loaded.config.get("seed_everything", 0)
     sets = [opened(name, one, loaded.model, settings.split, seed, trusted) for name, one in sources.items()]
     for one in sets:
+        protocols.check_set(one, settings.protocol)
+    for one in sets:
         make_ready(one, prepare)
     for one in sets:
         check(one, loaded.model)
@@ -157,7 +172,8 @@ def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, fol
     about |= {"model": loaded.about.get("model"), **asdict(settings)}
     about.pop("batch_size")  # it changes nothing but rounding
     seeds = seeds_of_sets(settings.seed, [one.name for one in sets])
-    files = [BoundFile.of(folder, one, about | {"set_seed": seeds[one.name]}) for one in sets]
+    of_sets = [{"set_seed": seeds[one.name], "protocol": protocols.of_set(one, settings.protocol)} for one in sets]
+    files = [BoundFile.of(folder, one, about | own) for one, own in zip(sets, of_sets, strict=True)]
     how = _how(loaded)
     found = []
     for one, file in zip(sets, files, strict=True):
@@ -203,6 +219,7 @@ def _folder(step: int | None, settings: Settings) -> str:
         ("", settings.split, ""),
         ("", settings.num_samples, "samples"),
         ("", None if settings.estimator == "times" else settings.estimator, ""),
+        ("", settings.protocol, ""),
         ("seed", settings.seed, ""),
         ("limit", settings.limit, ""),
     )
@@ -269,6 +286,8 @@ def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
     begin = time.monotonic()
     variances: list[Tensor] = []
     nats = nats_of_rows(model, rows, settings, one.name, variances)
+    seconds = time.monotonic() - begin
+    departures = protocols.departures(one, settings.protocol, settings.num_samples, settings.estimator)
     of_test = settings.split == "test" and "test" in one.data.splits and not isinstance(one.data, Benchmark)
     return Bound(
         one.name,
@@ -279,7 +298,9 @@ def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
         text=len(model.shape) == 1,
         of_rows=len(rows),
         characters_per_token=None if of_test else one.data.characters_per_token,  # known of the validation split alone
-        seconds=time.monotonic() - begin,
+        seconds=seconds,
+        words=protocols.words(one, rows, len(nats)) if settings.protocol == "words" else None,
+        departures=tuple(departures),
         masks_stderr=float(torch.cat(variances).sum().sqrt()) / len(nats) if variances else None,
     )
 
@@ -324,18 +345,17 @@ def table(found: list[Bound], title: str, settings: Settings, exact: bool = Fals
         states += f", by {settings.estimator}"
     what = "-log p, exact" if exact else f"upper bounds on -log p, {states}"
     head = ["set", "split", "rows", f"{unit}s", f"nats/{unit}", f"bits/{'dim' if several else 'token'}"]
-    head += ["perplexity", "bits/character", f"nats/{unit}: ± of rows, of masks"]
+    head += ["perplexity", "bits/character", "perplexity/word", f"nats/{unit}: ± of rows, of masks"]
     lines = [head]
     for one in found:
         figures = one.figures()
         part = f" of {one.of_rows:,}" if len(one.nats) < one.of_rows else ""
         line = [one.name, one.split, f"{len(one.nats):,}{part}", f"{len(one.nats) * one.num_sites:,}"]
-        units = (("nats_per_token", ".4f"), ("bpd", ".4f"), ("ppl", ".3f"), ("bits_per_character", ".4f"))
-        lines.append([*line, *(_with_error(figures, unit, form) for unit, form in units), _split(figures)])
+        lines.append([*line, *(_with_error(figures, figure, form) for figure, form in _COLUMNS), _split(figures)])
     used = [column for column in range(len(head)) if any(line[column] for line in lines[1:])]
     widths = {column: max(len(line[column]) for line in lines) for column in used}
     rows = ["  ".join(line[column].ljust(widths[column]) for column in used).rstrip() for line in lines]
-    return "\n".join([f"{title}: {what}", *rows])
+    return "\n".join([f"{title}: {what}", *rows, *_notes(found)])
 
 
 def _with_error(figures: dict[str, float | None], name: str, form: str) -> str:
@@ -348,3 +368,12 @@ def _with_error(figures: dict[str, float | None], name: str, form: str) -> str:
 def _split(figures: dict[str, float | None]) -> str:
     rows, masks = (figures.get(f"nats_per_token_stderr_{source}") for source in ("rows", "masks"))
     return "" if rows is None or masks is None else f"± {rows:.4f} ± {masks:.4f}"
+
+
+def _notes(found: list[Bound]) -> list[str]:
+    """In what the sets depart from their protocols, each departure once."""
+    named: dict[str, list[str]] = {}
+    for one in found:
+        for departure in one.departures:
+            named.setdefault(departure, []).append(one.name)
+    return [f"departs from {departure} ({', '.join(names)})" for departure, names in named.items()]

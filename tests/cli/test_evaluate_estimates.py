@@ -131,3 +131,11 @@ def test_files_from_before_there_was_a_choice_are_still_read(tmp_path: Path) -> 
     for seed, estimator, known in ((5, "times", True), (6, "times", False), (5, "counts", False)):
         file = BoundFile(path, {"name": "ptb", "seed": 5, "set_seed": seed, "estimator": estimator})
         assert (file._stored() is not None) == known
+
+
+def test_a_log_file_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(evaluation, "_PLAIN_SECONDS", 0.0)
+    nats_of_rows(independent(LAW), Rows(X[:10].numpy()), Settings("val", 1, 1, 4, None), "known")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["known: 4 of 10 rows", "known: 8 of 10 rows"]
+    assert all(line.endswith(" s left") for line in lines)
