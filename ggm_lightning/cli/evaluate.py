@@ -148,6 +148,8 @@ def _settings(
         check_estimator(model, estimator)
     except ValueError as error:
         raise ValueError(f"--{error}") from None
+    if estimator != "times" and "estimator" not in inspect.signature(model.nelbo).parameters:
+        raise ValueError(f"--estimator {estimator}: {type(model).__name__}.nelbo takes no `estimator`; leave it out")
     return settings
 
 

@@ -175,6 +175,7 @@ def test_several_sets_with_the_checkpoints_tokenizer(place: Path, capsys: pytest
         assert one["bits_per_character"] == one["bpd"]  # bytes
         assert one["data"]["init_args"]["dataset"] == one["name"]
         assert one["data"]["init_args"]["group"] == 1000  # defaults, too
+        assert (one["protocol"], "protocol" in one["data"]["init_args"]) == ("sedd", False)  # as in older files
         assert min(one["nelbo_stderr"], one["nelbo_stderr_masks"]) > 0
         nats = np.load(place / "evaluated" / "figures" / f"{one['name']}.npy")
         assert (len(nats), nats.mean()) == (one["rows"], pytest.approx(one["nelbo"]))

@@ -124,6 +124,19 @@ def test_several_sets_have_independent_noise_and_one_alone_that_of_validation(mo
     assert evaluation.seeds_of_sets(5, ["ptb"]) == {"ptb": 5}
 
 
+def test_a_family_that_knows_no_estimators_is_refused_in_one_line() -> None:
+    class Own(MD4):
+        def nelbo(self, x: Tensor, label: Tensor | None = None, **_: Any) -> Tensor:  # type: ignore[override]
+            return torch.zeros(len(x))
+
+    own = Own(independent(LAW).network, V, (N,))
+    with pytest.raises(ValueError, match=r"Own\.nelbo takes no `estimator`; leave it out"):
+        evaluation._settings(own, "val", None, None, 4, None, "counts", None)
+    with pytest.raises(ValueError, match="--estimator is 'count'"):
+        evaluation._settings(own, "val", None, None, 4, None, "count", None)
+    assert evaluation._settings(own, "val", None, None, 4, None, "times", None).num_samples == 1
+
+
 def test_files_from_before_there_was_a_choice_are_still_read(tmp_path: Path) -> None:
     """Control: those of another choice are not."""
     path = tmp_path / "ptb.json"
