@@ -85,7 +85,7 @@ def departures(one: EvaluationSet, protocol: str | None, num_samples: int, estim
     named = of_set(one, protocol)
     if named is None:
         return []
-    found = [] if estimator == "times" else [f"estimated by {estimator}, published by times"]
+    found = [] if estimator == "times" or named == "words" else [f"estimated by {estimator}, published by times"]
     if isinstance(one.data, ZeroShotText):
         found += one.data.departures()
     if named == "sedd" and num_samples != 1000:
