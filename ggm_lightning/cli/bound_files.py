@@ -22,6 +22,7 @@ from ggm_lightning.metrics.likelihood import Likelihood
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
 
+_LARGEST = 700.0  # nats per word, of which exp is still finite
 FORMAT = 2  # 1, without a number, was evaluation.json with several sets in it
 
 
@@ -36,6 +37,10 @@ class Bound:
         of_rows: how many rows the split has.
         characters_per_token: of text, where the data knows it.
         seconds: for the bounds, without the preparation of the data.
+        masks_stderr: what the drawn states alone add to the standard error of `nats`' mean, nats per example; None
+            where there is one state per row, or the family does not tell.
+        words: in the measured rows, where they were asked for.
+        departures: in what the figures are not those of the protocol.
     """
 
     name: str
@@ -47,9 +52,16 @@ class Bound:
     of_rows: int
     characters_per_token: float | None
     seconds: float
+    masks_stderr: float | None = None
+    words: int | None = None
+    departures: tuple[str, ...] = ()
 
     def figures(self) -> dict[str, float | None]:
-        """Mean and standard error in every unit; None where one row alone gives no error, or a unit means nothing."""
+        """Mean and standard error in every unit; None where one row alone gives no error, or a unit means nothing.
+
+        `_stderr_masks` is the part of the states that were drawn, which more of them per row make smaller, and
+        `_stderr_rows` that of the rows, which only more rows do: the squares add up.
+        """
         likelihood = Likelihood(self.num_sites, self.text)
         likelihood.update(self.nats)
         plain = {name: float(value) for name, value in likelihood.compute().items()}
@@ -57,10 +69,22 @@ class Bound:
             plain[f"nats_per_token{end}"] = plain[f"bpd{end}"] * math.log(2)
             if self.characters_per_token:
                 plain[f"bits_per_character{end}"] = plain[f"bpd{end}"] / self.characters_per_token
+        if self.words:
+            nats = plain["nelbo"] * len(self.nats) / self.words
+            error = plain["nelbo_stderr"] * len(self.nats) / self.words
+            plain |= {"ppl_word": math.exp(min(nats, _LARGEST)), "nats_per_word": nats, "nats_per_word_stderr": error}
+            plain["ppl_word_stderr"] = plain["ppl_word"] * error
         found: dict[str, float | None] = dict(plain)
         if len(self.nats) == 1:
             found |= {name: None for name in found if name.endswith("_stderr")}
-        return found
+        return found | self._split(plain["nelbo_stderr"])
+
+    def _split(self, whole: float) -> dict[str, float | None]:
+        if self.masks_stderr is None or len(self.nats) == 1:
+            return {}
+        parts = {"masks": self.masks_stderr, "rows": math.sqrt(max(whole**2 - self.masks_stderr**2, 0.0))}
+        units = {"nelbo": 1.0, "bpd": 1 / (self.num_sites * math.log(2)), "nats_per_token": 1 / self.num_sites}
+        return {f"{unit}_stderr_{part}": parts[part] * size for unit, size in units.items() for part in parts}
 
 
 @dataclass(frozen=True)
@@ -88,6 +112,8 @@ class BoundFile:
         about = {**about, "name": one.name, "data": one.section, "split": one.split}
         about["rows_hash"] = rows_hash(one.data.rows(rows_of(one)))  # the same section may by now mean other rows
         what = json.loads(json.dumps(about, default=str))
+        if what["data"].get("init_args", {}).get("protocol") == "sedd":
+            del what["data"]["init_args"]["protocol"]  # what it was before there was a choice
         file = cls(folder / f"{one.name}.json", what)
         if file.path.exists() and file._stored() is None:
             return cls(folder / f"{one.name}-{dict_hash(what)[:8]}.json", what)
@@ -99,8 +125,17 @@ class BoundFile:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        same = isinstance(content, dict) and all(content.get(key) == value for key, value in self.what.items())
-        return content if same and content.get("format") == FORMAT else None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            return None
+        # files of the same format that were written before there was a choice
+        usual = self.what.get("protocol")
+        unsaid = {
+            "estimator": "times",
+            "set_seed": content.get("seed"),
+            "protocol": "sedd" if usual == "sedd" else None,
+        }
+        content = unsaid | content
+        return content if all(content.get(key) == value for key, value in self.what.items()) else None
 
     def read(self, model: Family) -> Bound | None:
         """What was measured with these settings before, or None."""
@@ -121,6 +156,9 @@ class BoundFile:
             of_rows=content["of_rows"],
             characters_per_token=content["characters_per_token"],
             seconds=content["seconds"],
+            masks_stderr=content.get("nelbo_stderr_masks"),
+            words=content.get("words"),
+            departures=tuple(content.get("departures", ())),
         )
 
     def write(self, bound: Bound, more: dict[str, Any]) -> None:
@@ -136,6 +174,8 @@ class BoundFile:
             "of_rows": bound.of_rows,
             "sites_per_row": bound.num_sites,
             "tokens": len(bound.nats) * bound.num_sites,
+            "words": bound.words,
+            "departures": list(bound.departures),
             "characters_per_token": bound.characters_per_token,
             **bound.figures(),
             "seconds": round(bound.seconds, 3),

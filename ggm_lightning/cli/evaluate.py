@@ -6,10 +6,11 @@ rounding. With the defaults it is what `lightning validate` calls val/nelbo.
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,34 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ggm_lightning.cli import config as config_files
+from ggm_lightning.cli import protocols
 from ggm_lightning.cli.bound_files import Bound, BoundFile
-from ggm_lightning.cli.evaluation_sets import EvaluationSet, Section, check, make_ready, opened, rows_of, sections
+from ggm_lightning.cli.evaluation_sets import (
+    EvaluationSet,
+    Section,
+    Source,
+    check,
+    make_ready,
+    opened,
+    rows_of,
+    sections,
+)
 from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
 from ggm_lightning.cli.results import folder_name
+from ggm_lightning.core import noise
 from ggm_lightning.data.base import Benchmark
 from ggm_lightning.data.rows import RowSource
 from ggm_lightning.models.base import Family
+from ggm_lightning.sampling.arguments import check_estimator
 
 _PLAIN_SECONDS = 30.0  # between two lines where the output is no terminal and has no bar
+_COLUMNS = (
+    ("nats_per_token", ".4f"),
+    ("bpd", ".4f"),
+    ("ppl", ".3f"),
+    ("bits_per_character", ".4f"),
+    ("ppl_word", ".2f"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,8 @@ class Settings:
     seed: int
     batch_size: int
     limit: int | None
+    estimator: str = "times"
+    protocol: str | None = None
 
     def __post_init__(self) -> None:
         if self.split not in ("val", "test"):
@@ -60,6 +82,8 @@ def evaluate(
     seed: int | None = None,
     batch_size: int = 64,
     limit: int | None = None,
+    estimator: str = "times",
+    protocol: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     out: str | None = None,
@@ -80,8 +104,13 @@ def evaluate(
         num_samples: corrupted states per row; the default is the model's eval_samples (1 unless it was set). The
             standard error contains their noise: per row its variance falls as 1 / num_samples, and the more rows, the
             less there is to gain. (SEDD's published figures took 1,000.)
-        seed: of times and corruption; the default is the model's eval_seed, that of validation.
-        batch_size, limit: rows at once; only the first rows.
+        seed: of times and corruption; the default is the model's eval_seed, that of validation. Of several sets each
+            has a seed of its own, made from this one and the set's name: their errors are independent of each other.
+        batch_size: rows at once.
+        limit: only the first rows.
+        estimator: times, or counts, whose noise within a row is a fraction of it at the same cost and whose mean is the
+            same: MD4 in continuous time (core/counts.py).
+        protocol: of zero-shot sets sedd (their default) or mdlm; words for perplexity per word. See cli/protocols.py.
         device: auto, cpu, cuda, ...
         precision: of the network's products: 32, bf16, or auto, on cuda that of the training, else 32.
         out: folder for the figures, a file for each set; default evaluation-<settings>/ beside the checkpoint.
@@ -94,30 +123,51 @@ def evaluate(
     """
     trusted = (*trusted_names(trust, {"data": section, "overrides": overrides}), *named)
     loaded = load_family(ckpt_path, device, trusted, precision)
-    model = loaded.model
-    settings = Settings(
-        split,
-        num_samples=model.eval_samples if num_samples is None else num_samples,
-        seed=model.eval_seed if seed is None else seed,
-        batch_size=batch_size,
-        limit=limit,
-    )
+    settings = _settings(loaded.model, split, num_samples, seed, batch_size, limit, estimator, protocol)
     sources = sections(data, section, loaded.config.get("data"), overrides or {}, ckpt_path)
-    of_data = (split, loaded.config.get("seed_everything", 0), trusted)
-    sets = [opened(name, one, model, *of_data) for name, one in sources.items()]
-    _made_ready(sets, model, prepare)
-    folder = Path(out or loaded.path.parent / _folder(loaded, settings))
+    sets = _ready(loaded, protocols.applied(sources, protocol), settings, trusted, prepare)
+    folder = Path(out) if out else loaded.path.parent / _folder(loaded, settings)
     found = _measured(loaded, sets, settings, folder, again)
-    print(table(found, f"{type(model).__name__} of {ckpt_path}", settings, model.exact))
+    print(table(found, f"{type(loaded.model).__name__} of {ckpt_path}", settings, loaded.model.exact))
     return found
 
 
-def _made_ready(sets: list[EvaluationSet], model: Family, prepare: bool) -> None:
-    """All of them before the first is looked at."""
+def _settings(
+    model: Family,
+    split: str,
+    num_samples: int | None,
+    seed: int | None,
+    batch_size: int,
+    limit: int | None,
+    estimator: str,
+    protocol: str | None,
+) -> Settings:
+    num_samples = model.eval_samples if num_samples is None else num_samples
+    seed = model.eval_seed if seed is None else seed
+    settings = Settings(split, num_samples, seed, batch_size, limit, estimator, protocol)
+    protocols.check(protocol)
+    try:
+        check_estimator(model, estimator)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
+    if estimator != "times" and "estimator" not in inspect.signature(model.nelbo).parameters:
+        raise ValueError(f"--estimator {estimator}: {type(model).__name__}.nelbo takes no `estimator`; leave it out")
+    return settings
+
+
+def _ready(
+    loaded: Loaded, sources: Mapping[str, Source], settings: Settings, trusted: Sequence[str], prepare: bool
+) -> list[EvaluationSet]:
+    """The sets, prepared and checked: all that can be wrong with any of them is found before one is measured."""
+    seed = loaded.config.get("seed_everything", 0)
+    sets = [opened(name, one, loaded.model, settings.split, seed, trusted) for name, one in sources.items()]
+    for one in sets:
+        protocols.check_set(one, settings.protocol)
     for one in sets:
         make_ready(one, prepare)
     for one in sets:
-        check(one, model)
+        check(one, loaded.model)
+    return sets
 
 
 def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, folder: Path, again: bool) -> list[Bound]:
@@ -125,7 +175,10 @@ def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, fol
     about: dict[str, Any] = {"checkpoint_identity": loaded.identity, "step": loaded.step, **loaded.noted}
     about |= {"model": loaded.about.get("model"), **asdict(settings)}
     about.pop("batch_size")  # it changes nothing but rounding
-    files = [BoundFile.of(folder, one, about) for one in sets]
+    seeds = seeds_of_sets(settings.seed, [one.name for one in sets])
+    of_sets = [{"set_seed": seeds[one.name], "protocol": protocols.of_set(one, settings.protocol)} for one in sets]
+    files = [BoundFile.of(folder, one, about | own) for one, own in zip(sets, of_sets, strict=True)]
+    how = _how(loaded)
     found = []
     for one, file in zip(sets, files, strict=True):
         if losses := one.data.losses():
@@ -133,8 +186,8 @@ def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, fol
         bound = None if again else file.read(loaded.model)
         if bound is None:
             with loaded.computing():
-                bound = _measure(loaded.model, one, settings)
-            file.write(bound, {"checkpoint": str(loaded.path), "device": str(loaded.model.device)})
+                bound = _measure(loaded.model, one, replace(settings, seed=seeds[one.name]))
+            file.write(bound, how)
             print(f"figures: {file.path}", file=sys.stderr)
         else:
             print(f"measured already: {file.path}; --again true does it again", file=sys.stderr)
@@ -144,12 +197,33 @@ def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, fol
     return found
 
 
+def seeds_of_sets(seed: int, names: Sequence[str]) -> dict[str, int]:
+    """The seed of each set. One alone has `seed` itself, as in validation. Of several, row 0 of one set would have the
+    noise of row 0 of the others, and all their errors one sign: each has a seed of its own, whatever the others are."""
+    if len(names) == 1:
+        return {names[0]: seed}
+    return {name: noise.integer_seed(f"evaluate {name}", seed=seed, step=0) for name in names}
+
+
+def _how(loaded: Loaded) -> dict[str, str]:
+    """What a figure depends on up to rounding, or should not depend on: for the reader of its file."""
+    model = loaded.model
+    return {
+        "checkpoint": str(loaded.path),
+        "weights": "average" if loaded.averaged else "raw",
+        "device": str(model.device),
+        "precision": loaded.precision,
+    }
+
+
 def _folder(loaded: Loaded, settings: Settings) -> str:
     return folder_name(
         "evaluation",
         loaded.step,
         ("", settings.split, ""),
         ("", settings.num_samples, "samples"),
+        ("", None if settings.estimator == "times" else settings.estimator, ""),
+        ("", settings.protocol, ""),
         ("seed", settings.seed, ""),
         ("limit", settings.limit, ""),
         ("", loaded.noted.get("precision"), ""),
@@ -215,7 +289,10 @@ def _take_overrides(args: list[str]) -> tuple[list[str], Section]:
 def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
     rows = one.data.rows(rows_of(one))
     begin = time.monotonic()
-    nats = nats_of_rows(model, rows, settings, one.name)
+    variances: list[Tensor] = []
+    nats = nats_of_rows(model, rows, settings, one.name, variances)
+    seconds = time.monotonic() - begin
+    departures = protocols.departures(one, settings.protocol, settings.num_samples, settings.estimator)
     of_test = settings.split == "test" and "test" in one.data.splits and not isinstance(one.data, Benchmark)
     return Bound(
         one.name,
@@ -226,22 +303,33 @@ def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
         text=len(model.shape) == 1,
         of_rows=len(rows),
         characters_per_token=None if of_test else one.data.characters_per_token,  # known of the validation split alone
-        seconds=time.monotonic() - begin,
+        seconds=seconds,
+        words=protocols.words(one, rows, len(nats)) if settings.protocol == "words" else None,
+        departures=tuple(departures),
+        masks_stderr=float(torch.cat(variances).sum().sqrt()) / len(nats) if variances else None,
     )
 
 
-def nats_of_rows(model: Family, rows: RowSource, settings: Settings, name: str = "") -> Tensor:
-    """Float64[rows], nats: the bound of each of the first `limit` rows, with the noise of its own number."""
+def nats_of_rows(
+    model: Family, rows: RowSource, settings: Settings, name: str = "", variances: list[Tensor] | None = None
+) -> Tensor:
+    """Float64[rows], nats: the bound of each of the first `limit` rows, with the noise of its own number. Where the
+    family tells them, the variances of these estimates are added to `variances`."""
     count = min(len(rows), settings.limit or len(rows))
     step = settings.batch_size
     parts = []
+    # a family of the user's need not know of these
+    options: dict[str, Any] = {} if settings.estimator == "times" else {"estimator": settings.estimator}
+    if "variances" in inspect.signature(model.nelbo).parameters:
+        options["variances"] = variances
+    options["seed"] = settings.seed
     begin = shown = time.monotonic()
     with tqdm(total=count, unit="row", desc=name, dynamic_ncols=True, disable=None) as bar:
         for start in range(0, count, step):
             index = np.arange(start, min(start + step, count))
             batch = {key: value.to(model.device) for key, value in rows[index].items()}
             row = torch.from_numpy(index).to(model.device)
-            found = model.nelbo(batch["x"], batch.get("label"), settings.num_samples, seed=settings.seed, row=row)
+            found = model.nelbo(batch["x"], batch.get("label"), settings.num_samples, row=row, **options)
             parts.append(found.detach().double().cpu())
             bar.update(len(index))
             now = time.monotonic()
@@ -257,20 +345,22 @@ def table(found: list[Bound], title: str, settings: Settings, exact: bool = Fals
     several = any(not one.text for one in found)
     unit = "dimension" if several else "token"
     states = f"{settings.num_samples} sample{'s' * (settings.num_samples != 1)} per row, seed {settings.seed}"
+    states += " and the set's name" * (len(found) > 1)
+    if settings.estimator != "times":
+        states += f", by {settings.estimator}"
     what = "-log p, exact" if exact else f"upper bounds on -log p, {states}"
     head = ["set", "split", "rows", f"{unit}s", f"nats/{unit}", f"bits/{'dim' if several else 'token'}"]
-    head += ["perplexity", "bits/character"]
+    head += ["perplexity", "bits/character", "perplexity/word", f"nats/{unit}: ± of rows, of masks"]
     lines = [head]
     for one in found:
         figures = one.figures()
         part = f" of {one.of_rows:,}" if len(one.nats) < one.of_rows else ""
         line = [one.name, one.split, f"{len(one.nats):,}{part}", f"{len(one.nats) * one.num_sites:,}"]
-        units = (("nats_per_token", ".4f"), ("bpd", ".4f"), ("ppl", ".3f"), ("bits_per_character", ".4f"))
-        lines.append([*line, *(_with_error(figures, unit, form) for unit, form in units)])
+        lines.append([*line, *(_with_error(figures, figure, form) for figure, form in _COLUMNS), _split(figures)])
     used = [column for column in range(len(head)) if any(line[column] for line in lines[1:])]
     widths = {column: max(len(line[column]) for line in lines) for column in used}
     rows = ["  ".join(line[column].ljust(widths[column]) for column in used).rstrip() for line in lines]
-    return "\n".join([f"{title}: {what}", *rows])
+    return "\n".join([f"{title}: {what}", *rows, *_notes(found)])
 
 
 def _with_error(figures: dict[str, float | None], name: str, form: str) -> str:
@@ -278,3 +368,17 @@ def _with_error(figures: dict[str, float | None], name: str, form: str) -> str:
     if value is None:
         return ""
     return f"{value:{form}}" if error is None else f"{value:{form}} ± {error:{form}}"
+
+
+def _split(figures: dict[str, float | None]) -> str:
+    rows, masks = (figures.get(f"nats_per_token_stderr_{source}") for source in ("rows", "masks"))
+    return "" if rows is None or masks is None else f"± {rows:.4f} ± {masks:.4f}"
+
+
+def _notes(found: list[Bound]) -> list[str]:
+    """In what the sets depart from their protocols, each departure once."""
+    named: dict[str, list[str]] = {}
+    for one in found:
+        for departure in one.departures:
+            named.setdefault(departure, []).append(one.name)
+    return [f"departs from {departure} ({', '.join(names)})" for departure, names in named.items()]

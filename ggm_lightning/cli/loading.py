@@ -28,6 +28,7 @@ class Loaded:
         identity: tells this file's content from any other's.
         about: what the command line wrote into it: model, config, codec, versions.
         precision: of the network's products, "32" or "bf16"; draws and sums keep theirs.
+        averaged: whether the weights are averages, as callbacks.ema keeps them; else those of the last step.
     """
 
     model: Family
@@ -36,6 +37,7 @@ class Loaded:
     identity: str
     about: dict[str, Any]
     precision: str = "32"
+    averaged: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = (),
         checkpoint_files.step_of(checkpoint),
         checkpoint_files.identity(ckpt_path),
         checkpoint_files.about(checkpoint),
+        averaged="current_model_state" in checkpoint,  # the raw weights, which lie beside averaged ones only
     )
     return replace(loaded, precision=_precision(loaded) if precision == "auto" else precision)
 

@@ -7,6 +7,8 @@ data:
 Every example is detokenised (data/detokenise.py), encoded on its own and followed by the end-of-text; the examples of a
 group are strung together and cut into blocks of `length` tokens, and what is left at the end of the group is dropped.
 That is the protocol of SEDD (arXiv 2310.16834, data.py). A block's bound is not conditioned on the block before it.
+MDLM (arXiv 2406.07524, dataloader.py, `_group_texts`) cuts blocks of `length` - 2 tokens and puts one token in front of
+each and one behind it, which are masked and counted like the others.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from ggm_lightning.data.text import describe, read_codec, refuse_loss, token_nam
 from ggm_lightning.data.tokens import TokenShards, Windows
 from ggm_lightning.data.zeroshot_sets import SETS, find, from_hub, reader
 
+PROTOCOLS = ("sedd", "mdlm")
 _TOGETHER = 1000  # examples that are encoded at once where there are no groups
 
 Example = tuple[np.ndarray, int]  # ids with the end-of-text, characters
@@ -53,6 +56,8 @@ class ZeroShotText(PreparedData):
         text_key: the column or field of the text; None: the set's own.
         separator: the token that ends each example; None: the tokenizer's end-of-text, or else a newline.
         allow_loss: measure though more than 1 % of the characters are unknown to the tokenizer.
+        protocol: "sedd", or "mdlm": blocks with an end-of-text in front and behind, of the validation part where there
+            is one and no `part` is given. The models of MDLM's tables have learnt from such blocks.
         folder: of the shards; None: runs/data/zeroshot_<dataset>-<hash of the options>.
         batches: eval_batch_size, num_workers (see DiscreteData).
     """
@@ -70,6 +75,7 @@ class ZeroShotText(PreparedData):
         text_key: str | None = None,
         separator: str | None = None,
         allow_loss: bool = False,
+        protocol: str = "sedd",
         folder: str | None = None,
         **batches: Any,
     ) -> None:
@@ -77,16 +83,38 @@ class ZeroShotText(PreparedData):
         if dataset not in SETS:
             raise ValueError(f"data.dataset is {dataset!r}; choose one of {', '.join(SETS)}")
         self.entry = SETS[dataset]
-        self.part = part or self.entry.part
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"data.protocol is {protocol!r}; choose {' or '.join(PROTOCOLS)}")
+        self.protocol = protocol
+        self.part = part or self._published_part
         if self.part not in self.entry.examples:
             raise ValueError(f"data.part is {part!r}; {dataset} has {', '.join(self.entry.examples)}")
+        least = {"length": 3 if protocol == "mdlm" else 1, "group": 1}
         for key, value in (("length", length), ("group", group)):
-            if value is not None and value < 1:
-                raise ValueError(f"data.{key} is {value}; it must be at least 1")
+            if value is not None and value < least[key]:
+                raise ValueError(f"data.{key} is {value}; it must be at least {least[key]}")
         self.dataset, self.path, self.tokenizer = dataset, path or f"data/{dataset}", tokenizer
         self.length, self.group, self.text_key, self._given_folder = length, group, text_key, folder
         self.separator, self.allow_loss = separator, allow_loss
         self._codec: Codec | None = None
+
+    @property
+    def _published_part(self) -> str:
+        return "valid" if self.protocol == "mdlm" and "valid" in self.entry.examples else self.entry.part
+
+    def departures(self) -> list[str]:
+        """In what these blocks are not those of the protocol, one line each."""
+        found = []
+        if self.part != self._published_part:
+            found.append(f"the {self.part} part, published is {self._published_part}")
+        if self.group != 1000:
+            found.append(f"examples strung together: {self.group or 'all'}, published 1,000")
+        if self.separator is not None:
+            found.append(f"{self.separator!r} ends an example, published the end-of-text")
+        if self.protocol == "mdlm":
+            ids, _ = self._between()
+            found.append(f"in front and behind {self.codec.text(ids)!r}, published the tokenizer's BOS and EOS")
+        return [*found, "published cuts are those of several processes, each with a share of the examples"]
 
     def complete(self, codec: Codec | None, shape: tuple[int, ...]) -> None:
         """Take from a model what the configuration leaves open: its codec, and its length if it reads sequences."""
@@ -117,6 +145,7 @@ class ZeroShotText(PreparedData):
         (length,) = self.shape
         given = {"dataset": self.dataset, "part": self.part, "length": length, "group": self.group}
         named = {} if self.separator is None else {"separator": self.separator}
+        named |= {} if self.protocol == "sedd" else {"protocol": self.protocol}
         return {**given, **named, "text_key": self.text_key, "rules": RULES}
 
     @property
@@ -177,8 +206,9 @@ class ZeroShotText(PreparedData):
 
     def _cut(self, writer: ShardWriter, texts: Iterator[str]) -> int:
         """Whole blocks into the shards; the number of tokens that were left over."""
-        (length,) = self.shape
         end, end_characters = self._between()
+        frame = self._frame(end)
+        length = self.shape[0] - 2 * len(frame)
         rest: list[Example] = []
         dropped, writer.loss = 0, Loss()
         while together := list(islice(texts, self.group or _TOGETHER)):
@@ -191,11 +221,20 @@ class ZeroShotText(PreparedData):
             stream = np.concatenate([ids for ids, _ in rest])
             kept = len(stream) // length * length
             characters, rest = divided(rest, kept, lambda ids: self.codec.decode(ids[None])[0])
-            writer.add("test", stream[:kept], characters=characters, documents=len(together))
+            blocks = framed(stream[:kept], length, frame)
+            writer.add("test", blocks, characters=characters, documents=len(together))
             if self.group is not None:
                 dropped += len(stream) - kept
                 rest = []
         return dropped + sum(len(ids) for ids, _ in rest)
+
+    def _frame(self, end: list[int]) -> list[int]:
+        """What stands in front of each block and behind it."""
+        if self.protocol == "sedd":
+            return []
+        if len(end) != 1:
+            raise ValueError("data.protocol is mdlm, and no token ends an example; name one by data.separator")
+        return end
 
     def _between(self) -> tuple[list[int], int]:
         """Ids and characters that end an example."""
@@ -212,6 +251,13 @@ class ZeroShotText(PreparedData):
         shards = TokenShards(self.folder).require(num_classes=codec.num_classes, tokenizer_hash=codec.tokenizer_hash)
         refuse_loss(shards.loss, self.allow_loss, str(self.folder), "")
         return Windows(shards, "test", self.shape[0])
+
+
+def framed(stream: np.ndarray, length: int, frame: list[int]) -> np.ndarray:
+    """Blocks of `length` tokens, with the `frame` in front of each and behind it, again as one stream."""
+    blocks = stream.reshape(-1, length)
+    edge = np.broadcast_to(np.array(frame, dtype=stream.dtype), (len(blocks), len(frame)))
+    return np.concatenate([edge, blocks, edge], 1).reshape(-1)
 
 
 def divided(examples: list[Example], kept: int, text_of: Callable[[np.ndarray], str]) -> tuple[int, list[Example]]:

@@ -56,6 +56,7 @@ class Family(Trained, ABC):
     denoiser_options: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType({})
     mask_id: Any = None  # where the noise is absorbing: an int, the state of a masked site
     schedule: Any = None  # of the masking, where one masks all classes: a sampling.contract.MaskSchedule
+    estimators: tuple[str, ...] = ("times",)  # what `nelbo` may draw, the default first (models/md4.py)
     exact = False  # whether nelbo is -log p(x) itself, not a bound on it
     fills_beginnings_only = False  # whether known sites have to come before all others
     unused_parameters = False  # whether some parameters get no gradient in some steps, which DDP has to be told

@@ -161,20 +161,32 @@ class GenMD4(Family):
         return nats.mean() / (self.num_sites * math.log(2))
 
     def nelbo(
-        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
+        row: Tensor | None = None,
+        estimator: str = "times",
+        variances: list[Tensor] | None = None,
     ) -> Tensor:
         """Float64[b], nats: diffusion term averaged over num_samples (t, z_t), plus reconstruction and prior.
 
         t is stratified over a row's own samples, so the estimate of a row is a function of (seed, row) alone.
+        There is no other estimator: the masks of l sites are not equally probable, as each class has its own times.
+        variances: see MD4.
         """
-        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
-        b = x.shape[0]
-        nats = torch.zeros(b, dtype=torch.float64, device=x.device)
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed, estimator)
+        nats, samples = torch.zeros(len(x), dtype=torch.float64, device=x.device), []
+        t_all = times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)
         with self.evaluating():
-            for j, t0 in enumerate(times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)):
+            for j, t0 in enumerate(t_all):
                 t = self.time(t0)
                 u = noise.uniform("eval mask", seed=seed, step=j, row=row, num_sites=self.num_sites)
-                nats += self.terms(x, self.corrupt(x, t, u), t, label).double()
+                samples.append(self.terms(x, self.corrupt(x, t, u), t, label).double())
+                nats += samples[-1]
+            if variances is not None and num_samples > 1:
+                variances.append(self.jacobian**2 * torch.stack(samples).var(0) / num_samples)
             return self.jacobian * nats / num_samples + self.reconstruction(x) + self.prior_nats
 
     # ------------------------------------------------------------------ reverse step

@@ -245,7 +245,13 @@ class LatentFamily(Family):
         return total_loss
 
     def nelbo(
-        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
+        row: Tensor | None = None,
+        estimator: str = "times",
     ) -> Tensor:
         """Float64[b], nats: token and latent terms, each at num_samples times of its own, plus the prior.
 
@@ -253,7 +259,7 @@ class LatentFamily(Family):
         row's own samples, so the estimate of a row is a function of (seed, row) alone. It bounds the law of sampler
         "ddpm"; of the deterministic "ddim" no bound is known.
         """
-        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed, estimator)
         b = x.shape[0]
         other = noise.integer_seed("latent time", seed=seed, step=0)
         all_t = times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)

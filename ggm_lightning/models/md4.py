@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ggm_lightning.core import masking, noise, schedule_checks, times
+from ggm_lightning.core import counts, masking, noise, schedule_checks, times
 from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.masked_sites import MaskedSites
 from ggm_lightning.core.masking import MaskedLaw
@@ -75,6 +75,8 @@ class MD4(Family):
             raise ValueError(f"leftover is '{leftover}'; choose draw or argmax")
         self.schedule = schedule_checks.checked(schedule)
         self.num_timesteps = num_timesteps
+        if num_timesteps is None:
+            self.estimators = ("times", "counts")
         self.count_prior = count_prior
         self.leftover = leftover
         self.mask_id = num_classes
@@ -94,12 +96,23 @@ class MD4(Family):
         """Float[b], nats: weight(t) * (-sum over masked n of log mu_n(x_n | z_t, t)), whose mean over t ~ U(0,1) and
         z_t ~ q(. | x) is L_inf, eq. (5); for finite T, t in {1/T, ..., 1}, and the mean is L_T, eq. (4)."""
         arguments.check_terms(self, x, zt, t, label)
-        return self._terms(x, zt, t, label).rows()
+        return self._terms(x, zt, t, label, self.weight(t)).rows()
 
-    def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None) -> MaskedTerms:
+    def count_terms(self, x: Tensor, zt: Tensor, fraction: Tensor, label: Tensor | None = None) -> Tensor:
+        """Float[b], nats: (N / l) * (-sum over the l masked n of log mu_n(x_n | z_t, t)), with t the time at which the
+        masked fraction is `fraction` Float64[b]; 0 where there is no such time. Its mean over l in 1..N, the masks of
+        l sites and fraction ~ Beta(l, N - l + 1) is L_inf, eq. (5); see core/counts.py."""
+        t = self.schedule.inverse(fraction)
+        arguments.check_terms(self, x, zt, t, label)
+        count = (zt == self.mask_id).flatten(1).sum(-1)
+        ends = self.schedule.masked_fraction(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        weight = counts.weight(count, self.num_sites, fraction, *ends)
+        return self._terms(x, zt, t, label, weight).rows()
+
+    def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None, weight: Tensor) -> MaskedTerms:
         masked = MaskedSites((zt == self.mask_id).flatten(1))
         # nothing masked: 0, also where the weight is infinite
-        weight = torch.where(masked.mask.any(-1), self.weight(t), 0.0)
+        weight = torch.where(masked.mask.any(-1), weight, 0.0)
         return self.readout(zt, t, label).terms(x.flatten(1), masked, lambda nats: weight.to(nats.dtype) * nats)
 
     def weight(self, t: Tensor) -> Tensor:
@@ -116,27 +129,53 @@ class MD4(Family):
         if self.num_timesteps is not None:
             t = masking.to_grid(t, self.num_timesteps)
         zt = self.corrupt(x, t, draws.uniform("mask", self.num_sites))
-        loss, _ = self._terms(x, zt, t, label).loss()
+        loss, _ = self._terms(x, zt, t, label, self.weight(t)).loss()
         return (loss.mean() + self.reconstruction_nats) / (self.num_sites * math.log(2))
 
     def nelbo(
-        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
+        row: Tensor | None = None,
+        estimator: str = "times",
+        variances: list[Tensor] | None = None,
     ) -> Tensor:
-        """Float64[b], nats: diffusion term averaged over num_samples (t, z_t), plus reconstruction and prior.
+        """Float64[b], nats: diffusion term averaged over num_samples states, plus reconstruction and prior.
 
         t is stratified over a row's own samples, so the estimate of a row is a function of (seed, row) alone.
+
+        Args:
+            estimator: what is drawn of a state: "times" t, of which the number l of masked sites follows; "counts" l
+                itself, from which t follows (core/counts.py). The mean is the same, the noise of "counts" far smaller.
+            variances: a list to which the variance of each row's estimate is added, Float64[b], nats^2, by that of its
+                num_samples > 1 samples. It is too large, if anything: how the samples' law changes with t is in it,
+                and stratification takes that from the estimate.
         """
-        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
-        b = x.shape[0]
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed, estimator)
         t_all = times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)
-        nats = torch.zeros(b, dtype=torch.float64, device=x.device)
+        nats, samples = torch.zeros(len(x), dtype=torch.float64, device=x.device), []
+        estimate = self._estimate if estimator == "times" else self._estimate_of_count
         with self.evaluating():
             for j, t in enumerate(t_all):
-                t_j = t if self.num_timesteps is None else masking.to_grid(t, self.num_timesteps)
                 u = noise.uniform("eval mask", seed=seed, step=j, row=row, num_sites=self.num_sites)
-                nats += self.terms(x, self.corrupt(x, t_j, u), t_j, label).double()
+                samples.append(estimate(x, t, u, label).double())
+                nats += samples[-1]
+        if variances is not None and num_samples > 1:
+            variances.append(torch.stack(samples).var(0) / num_samples)
         constant = self.reconstruction_nats + (self.prior_nats if self.count_prior else 0.0)
         return nats / num_samples + constant
+
+    def _estimate(self, x: Tensor, t: Tensor, u: Tensor, label: Tensor | None) -> Tensor:
+        if self.num_timesteps is not None:
+            t = masking.to_grid(t, self.num_timesteps)
+        return self.terms(x, self.corrupt(x, t, u), t, label)
+
+    def _estimate_of_count(self, x: Tensor, t: Tensor, u: Tensor, label: Tensor | None) -> Tensor:
+        count = counts.stratified(t, self.num_sites)
+        zt, fraction = counts.corrupt(x.flatten(1), count, u, self.mask_id)
+        return self.count_terms(x, zt.reshape(x.shape), fraction, label)
 
     # ------------------------------------------------------------------ reverse step
 

@@ -78,14 +78,24 @@ def examples(model: Shaped, x: Any, look: bool) -> Tensor:
 
 
 def of_bound(
-    model: Shaped, x: Any, label: Any, row: Any, num_samples: Any, seed: Any
+    model: Shaped, x: Any, label: Any, row: Any, num_samples: Any, seed: Any, estimator: str = "times"
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """(x Int64[b, *shape], label Int64[b] or None, row Int64[b]): the arguments of `nelbo`."""
     look = model.device.type == "cpu"  # elsewhere a network's embedding finds out
     x = examples(model, x, look)
     whole_number("num_samples", num_samples, 1)
     seed_number(seed)
+    check_estimator(model, estimator)
     return x, labels(model, label, len(x), look), rows(row, len(x), x.device)
+
+
+def check_estimator(model: Any, estimator: str) -> None:
+    """estimator is one of the family's `estimators`."""
+    if estimator not in model.estimators:
+        raise ValueError(
+            f"estimator is {shown(estimator)}, {type(model).__name__}: {choice(model.estimators)}; counts needs "
+            "masks of one schedule, in continuous time (num_timesteps: null)"
+        )
 
 
 def check_terms(model: Shaped, x: Any, zt: Any, t: Any, label: Any) -> None:

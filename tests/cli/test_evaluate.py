@@ -149,14 +149,6 @@ def test_batch_size_and_limit_change_nothing(place: Path) -> None:
     assert torch.allclose(one, two, rtol=1e-5)
 
 
-def test_a_log_file_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(evaluation, "_PLAIN_SECONDS", 0.0)
-    nats_of_rows(independent(LAW), Rows(X[:10].numpy()), Settings("val", 1, 1, 4, None), "known")
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["known: 4 of 10 rows", "known: 8 of 10 rows"]
-    assert all(line.endswith(" s left") for line in lines)
-
-
 # the command
 
 
@@ -164,10 +156,12 @@ def test_several_sets_with_the_checkpoints_tokenizer(place: Path, capsys: pytest
     files = [str(place / f"{name}.yaml") for name in ("ptb", "lambada")]
     found = run(place, "--data", *files, "--num_samples", "2", "--seed", "5")
     printed = capsys.readouterr()
-    assert "upper bounds on -log p, 2 samples per row, seed 5" in printed.out
-    assert [line.split()[:2] for line in printed.out.splitlines()[2:]] == [["ptb", "test"], ["lambada", "test"]]
+    assert "upper bounds on -log p, 2 samples per row, seed 5 and the set's name\n" in printed.out
+    assert [line.split()[:2] for line in printed.out.splitlines()[2:4]] == [["ptb", "test"], ["lambada", "test"]]
     assert "ptb.json" in printed.err
     ptb, lambada = found
+    assert len({5, ptb["set_seed"], lambada["set_seed"]}) == 3
+    assert (ptb["weights"], ptb["precision"], ptb["device"], ptb["estimator"]) == ("average", "32", "cpu", "times")
     assert (ptb["seed"], ptb["num_samples"], ptb["step"], ptb["limit"], ptb["format"]) == (5, 2, 2, None, 2)
     assert ptb["model"]["class_path"] == "ggm_lightning.models.md4.MD4"
     prices = [f"${i}" if str(i).startswith("1") else f"$ {i}" for i in range(60)]  # only "$ 1" loses its space
@@ -181,7 +175,8 @@ def test_several_sets_with_the_checkpoints_tokenizer(place: Path, capsys: pytest
         assert one["bits_per_character"] == one["bpd"]  # bytes
         assert one["data"]["init_args"]["dataset"] == one["name"]
         assert one["data"]["init_args"]["group"] == 1000  # defaults, too
-        assert one["nelbo_stderr"] > 0
+        assert (one["protocol"], "protocol" in one["data"]["init_args"]) == ("sedd", False)  # as in older files
+        assert min(one["nelbo_stderr"], one["nelbo_stderr_masks"]) > 0
         nats = np.load(place / "evaluated" / "figures" / f"{one['name']}.npy")
         assert (len(nats), nats.mean()) == (one["rows"], pytest.approx(one["nelbo"]))
     assert not list((place / "evaluated" / "figures").glob(".*"))
@@ -194,12 +189,10 @@ def test_it_is_what_validation_measures(place: Path) -> None:
     main(["predict", *common, "--runs", str(place / "runs"), "--name", "toy"])
     with (place / "runs" / "toy" / "bounds.csv").open() as file:
         nats = [float(row["nats"]) for row in csv.DictReader(file)]
-    eval_batch_size = len(nats)  # all at once, as there
-    (found,) = evaluate(checkpoint(place), batch_size=min(64, eval_batch_size), device="cpu")
+    (found,) = evaluate(checkpoint(place), batch_size=min(64, len(nats)), device="cpu")  # all at once, as there
     assert found.nats.tolist() == nats
     assert found.figures()["nelbo"] == pytest.approx(np.mean(nats), rel=1e-14)
-    assert found.name == "TextData"
-    assert found.characters_per_token == 1.0
+    assert (found.name, found.characters_per_token) == ("TextData", 1.0)
 
 
 def test_no_bits_per_character_where_the_tokenizer_loses_something(
@@ -229,10 +222,11 @@ def test_no_bits_per_character_where_the_tokenizer_loses_something(
 
 def test_overrides_and_limit(place: Path) -> None:
     arguments = ["--data", str(place / "ptb.yaml"), "--data.init_args.group", "20", "--data.folder=" + str(place / "g")]
-    (one,) = run(place, *arguments, "--limit", "5", "--split", "test")
+    (one,) = run(place, *arguments, "--limit", "5", "--split", "test", "--protocol", "words")
     assert one["data"]["init_args"]["group"] == 20
     assert (one["rows"], one["limit"], one["split"]) == (5, 5, "test")
     assert one["of_rows"] > 5
+    assert (one["protocol"], one["nats_per_word"]) == ("words", pytest.approx(one["nelbo"] * 5 / one["words"]))
 
 
 def test_a_file_without_a_class_changes_the_trainings_data(place: Path) -> None:
@@ -276,7 +270,7 @@ def test_a_set_that_is_missing_is_noticed_before_any_is_measured(
 ) -> None:
     write(place / "absent.yaml", "ggm_lightning.data.zeroshot.ZeroShotText", {"dataset": "lm1b", "path": "nowhere"})
     measured: list[str] = []
-    monkeypatch.setattr(evaluation, "nats_of_rows", lambda model, rows, settings, name: measured.append(name))
+    monkeypatch.setattr(evaluation, "nats_of_rows", lambda model, rows, settings, name, _: measured.append(name))
     files = ["--data", str(place / "ptb.yaml"), str(place / "absent.yaml")]
     assert "absent: data.path: 'nowhere'" in error_of(
         capsys, ["--ckpt_path", checkpoint(place), "--prepare", "true", *files]
@@ -292,17 +286,25 @@ def test_what_is_finished_is_kept_when_a_later_set_fails(
 ) -> None:
     real = evaluation.nats_of_rows
 
-    def fail(model: Any, rows: Any, settings: Any, name: str) -> Tensor:
+    def fail(model: Any, rows: Any, settings: Any, name: str, variances: Any) -> Tensor:
         if name == "lambada":
             raise ValueError("the second set fails")
-        return real(model, rows, settings, name)
+        return real(model, rows, settings, name, variances)
 
     monkeypatch.setattr(evaluation, "nats_of_rows", fail)
     files = ["--data", str(place / "ptb.yaml"), str(place / "lambada.yaml"), "--out", str(place / "kept")]
+    command = ["evaluate", "--ckpt_path", checkpoint(place), "--prepare", "true", "--limit", "2", *files]
     with pytest.raises(SystemExit):
-        main(["evaluate", "--ckpt_path", checkpoint(place), "--prepare", "true", "--limit", "2", *files])
+        main(command)
     assert "the second set fails" in capsys.readouterr().err
     assert json.loads((place / "kept" / "ptb.json").read_text())["rows"] == 2
+    measured: list[str] = []
+    monkeypatch.setattr(evaluation, "nats_of_rows", lambda *given: measured.append(given[3]) or real(*given))
+    main(command)
+    gone_on, undisturbed = capsys.readouterr().out, [*command[:-1], str(place / "undisturbed")]
+    assert measured == ["lambada"]
+    main(undisturbed)
+    assert capsys.readouterr().out == gone_on
 
 
 def test_a_preparation_is_named_and_a_folder_of_others_left_alone(
@@ -370,6 +372,9 @@ def test_mistakes_end_in_one_line(place: Path, capsys: pytest.CaptureFixture[str
         ([*ckpt, "--num_sample", "3"], "unknown key 'num_sample'; did you mean 'num_samples'?"),
         ([*ckpt, "--split", "train"], "--split is 'train'; choose val or test"),
         ([*ckpt, "--num_samples", "0"], "--num_samples is 0; it must be at least 1"),
+        ([*ckpt, "--estimator", "count"], "--estimator is 'count', MD4: choose times or counts"),
+        ([*ckpt, "--protocol", "duo"], "--protocol is 'duo'; choose sedd, mdlm or words"),
+        ([*ckpt, "--protocol", "mdlm"], "TextData, whose rows are not cut by any protocol"),
         ([*ckpt, "--batch_size", "0"], "--batch_size is 0; it must be at least 1"),
         ([*ckpt, "--device", "tpu9"], "--device tpu9:"),
         ([*ckpt, "--data"], "--data needs at least one file behind it"),
@@ -388,13 +393,3 @@ def test_mistakes_end_in_one_line(place: Path, capsys: pytest.CaptureFixture[str
         found = error_of(capsys, arguments)
         assert message in found, arguments
         assert found.startswith("lightning: error: ")
-
-
-def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", "--help"])
-    assert stop.value.code in (0, None)
-    printed = capsys.readouterr().out
-    for option in ("--ckpt_path", "--data", "--num_samples", "--split", "--limit", "--out"):
-        assert option in printed
-    assert "--section" not in printed
