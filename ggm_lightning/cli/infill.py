@@ -40,7 +40,7 @@ def infill(
 
     Args:
         ckpt_path: file written by `lightning fit`; its averaged weights are used.
-        text: a text in which each blank symbol stands for one token (one character for character models).
+        text: in it each blank symbol stands for one token (one character for character models).
         input: instead of text: a .txt file with such a text, a picture of the model's size (8-bit grey or RGB, each
             pixel taken to the nearest of the model's levels), or an .npz with `x` (integers, the model's shape, or a
             batch of them) and `mask` (bool, True where x is to be filled).
@@ -58,8 +58,7 @@ def infill(
         seed: filling r is a function of (seed, r).
         batch_size: fillings drawn at once.
         out: folder for the results; default infilled-<settings>/ beside the checkpoint.
-        device: auto, cpu, cuda, ...
-        precision: see `sample`.
+        device, precision: see `sample`.
         again: fill again what is there already.
         trust: packages or classes of your own that the checkpoint may build, with commas.
         named: (library) more such names.

@@ -255,9 +255,8 @@ class LatentFamily(Family):
     ) -> Tensor:
         """Float64[b], nats: token and latent terms, each at num_samples times of its own, plus the prior.
 
-        Token times are uniform, the latent's uniform in ln(1 + SNR) (a far smaller spread); both are stratified over a
-        row's own samples, so the estimate of a row is a function of (seed, row) alone. It bounds the law of sampler
-        "ddpm"; of the deterministic "ddim" no bound is known.
+        Token times are uniform, the latent's uniform in ln(1 + SNR) (a far smaller spread); both are stratified over
+        a row's own samples: a function of (seed, row) alone. It bounds the law of "ddpm"; for "ddim" none is known.
         """
         x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed, estimator)
         b = x.shape[0]
