@@ -59,13 +59,13 @@ def with_known(model: GGM, law: Tensor = LAW) -> float:
 
 
 def test_the_loss_with_known_tokens_is_the_mean_over_them() -> None:
-    """30 steps of 1,000 rows, all of them with known tokens: within 4.5 standard errors of the enumerated mean."""
+    """12 steps of 1,000 rows, all of them with known tokens: within 4.5 standard errors of the enumerated mean."""
     counts = (LAW * 1000).round().long()
     rows, model = STATES.repeat_interleave(counts, 0), tilted(exact_levels(loss="ce_x0", num_sweeps=1, known_rows=1.0))
     expected = with_known(model, counts / counts.sum())
-    found = torch.stack([model.loss(rows, step=step).detach() for step in range(30)])
-    stderr = float(found.std()) / 30**0.5
-    assert abs(float(found.mean()) - expected) < 4.5 * stderr < 0.02
+    found = torch.stack([model.loss(rows, step=step).detach() for step in range(12)])
+    stderr = float(found.std()) / 12**0.5
+    assert abs(float(found.mean()) - expected) < 4.5 * stderr < 0.03
     none = tilted(exact_levels(loss="ce_x0", num_sweeps=1, known_rows=0.0))
     assert abs(float(none.loss(rows, step=0)) - expected) > 0.1  # control
 
@@ -98,32 +98,30 @@ def test_one_network_has_the_bounds_of_every_number_of_sweeps() -> None:
     assert model.sweeps.num_sweeps == 4
 
 
-@pytest.mark.parametrize("num_sweeps", [1, 3])
-def test_the_exact_network_has_the_entropy_as_its_bound(num_sweeps: int) -> None:
+def test_the_exact_network_has_the_entropy_as_its_bound() -> None:
     model = exact_levels(num_sweeps=2)
-    with model.at_sweeps(num_sweeps):
+    with model.at_sweeps(3):
         found, p = float((LAW * bound(model)).sum()), noisy_law(model)
     expected = -(LAW * LAW.log()).sum() + (p * (p.log() - noise_state(model).log())).sum()
     assert found == pytest.approx(float(expected), abs=1e-10)
 
 
-@pytest.mark.parametrize("num_sweeps", [1, 2])
-def test_a_wrong_network_stays_above_its_own_law_at_any_number_of_sweeps(num_sweeps: int) -> None:
+def test_a_wrong_network_stays_above_its_own_law_at_any_number_of_sweeps() -> None:
     model = tilted(exact_levels(loss="ce_x0", num_sweeps=3))
-    with model.at_sweeps(num_sweeps):
-        law = reverse(model, noise_state(model), "gated").detach()
-        assert float(law.sum()) == pytest.approx(1, abs=1e-12)
-        assert (bound(model) + law.log()).min() > 0
-    assert distance(law, LAW) > 0.05
+    for num_sweeps in (1, 2):
+        with model.at_sweeps(num_sweeps):
+            law = reverse(model, noise_state(model), "gated").detach()
+            assert float(law.sum()) == pytest.approx(1, abs=1e-12)
+            assert (bound(model) + law.log()).min() > 0
+        assert distance(law, LAW) > 0.05
 
 
 # ------------------------------------------------------------------ samplers
 
 
-@pytest.mark.parametrize("num_sweeps", [1, 3])
-def test_samplers_have_the_laws_of_a_network_for_that_number_of_sweeps(num_sweeps: int) -> None:
-    model, own = exact_levels(num_sweeps=2), exact(num_sweeps=num_sweeps)
-    with model.at_sweeps(num_sweeps):
+def test_samplers_have_the_laws_of_a_network_for_that_number_of_sweeps() -> None:
+    model, own = exact_levels(num_sweeps=2), exact(num_sweeps=3)
+    with model.at_sweeps(3):
         for sampler in ("heat_bath", "gated"):
             assert (reverse(model, noisy_law(model), sampler) - LAW).abs().max() < 1e-13
         blocks = reverse(model, noisy_law(model), "parallel", 2).detach()
@@ -190,13 +188,12 @@ def infilled(model: GGM, p: Tensor, site: int, sampler: str) -> Tensor:
     return p.detach()
 
 
-@pytest.mark.parametrize("sampler", ["heat_bath", "gated"])
-@pytest.mark.parametrize(("site", "value"), [(0, 0), (2, 1)])
+@pytest.mark.parametrize(("sampler", "site", "value"), [("heat_bath", 0, 0), ("gated", 2, 1)])
 def test_infilling_is_exact(sampler: str, site: int, value: int) -> None:
     """At any number of sweeps. Control: the same chain told (sweep, bit), for which known tokens are noisy ones from
     the second sweep on."""
-    target, levels = conditional(site, value), exact_levels(num_sweeps=3, last_survival=1e-3)
-    for num_sweeps in (1, 2, 4):
+    target, levels = conditional(site, value), exact_levels(num_sweeps=4, last_survival=1e-3)
+    for num_sweeps in (1, 2, 3):
         bits = exact(num_sweeps=num_sweeps, last_survival=1e-3)
         with levels.at_sweeps(num_sweeps):
             start, prior = (starting(levels, target, site, noisy) for noisy in (True, False))
