@@ -13,6 +13,7 @@ from torch import Tensor
 from ggm_lightning.core import watch
 from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.core.categorical import PLAIN, Sharpening
+from ggm_lightning.core.sweeps import Sweeps
 from ggm_lightning.sampling.contract import Denoises
 from ggm_lightning.sampling.corrected import sites_drawn_anew
 from ggm_lightning.sampling.sampler import Run, Sampler
@@ -40,6 +41,19 @@ class RandomVisits(Visits, Protocol):
     def gibbs_law(
         self, z: Tensor, sites: Tensor, label: Tensor | None = None, sharpening: Sharpening = PLAIN
     ) -> Any: ...
+
+
+class KnowsSweeps(Protocol):
+    """A model as `check_sweeps` sees it.
+
+    Attributes:
+        levels: whether its network knows any number of sweeps.
+    """
+
+    levels: bool
+
+    @property
+    def sweeps(self) -> Sweeps: ...
 
 
 class RandomOrder(Sweeping):
@@ -114,7 +128,7 @@ class RandomOrder(Sweeping):
         return model.gibbs_law(run.shaped(run.z[rows]), sites, request.labels(rows), request.sharpening)
 
 
-def check_sweeps(model: RandomVisits, num_sweeps: int) -> None:
+def check_sweeps(model: KnowsSweeps, num_sweeps: int) -> None:
     """ValueError where the model's network knows no chain of so many sweeps."""
     own = model.sweeps.num_sweeps
     if num_sweeps != own and not model.levels:
