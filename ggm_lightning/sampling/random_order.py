@@ -25,6 +25,7 @@ class RandomVisits(Visits, Protocol):
 
     corrector_steps: int
     levels: bool
+    train_sweeps: tuple[int, ...]
 
     def reverse_law(
         self,
@@ -68,8 +69,8 @@ class RandomOrder(Sweeping):
 
     Args:
         kernel: heat_bath, gated or parallel.
-        num_sweeps: R, any number for a model with levels; None: the model's own, or where sampler parallel has fewer
-            steps, with levels, one sweep for each step.
+        num_sweeps: R, any number for a model with levels. None: the model's own; with levels and sampler parallel one
+            sweep for each step, up to the most that the model was trained with.
     """
 
     def __init__(self, kernel: str, num_sweeps: int | None = None) -> None:
@@ -145,4 +146,6 @@ def sweeps_of(model: RandomVisits, sampler: Sampler, num_steps: int) -> int:
         return own
     if sampler.num_sweeps is not None:
         return sampler.num_sweeps
-    return min(own, num_steps) if model.levels and sampler.kernel == "parallel" else own
+    if model.levels and sampler.kernel == "parallel":
+        return min(num_steps, max(model.train_sweeps))
+    return own

@@ -156,6 +156,14 @@ def test_samplers_go_through_the_sweeps_that_are_asked_for(
     assert asked.sweeps.num_sweeps == 4
 
 
+@pytest.mark.parametrize(("num_steps", "num_sweeps"), [(3, 3), (8, 8), (40, 8)])
+def test_steps_become_sweeps_up_to_the_most_of_training(num_steps: int, num_sweeps: int) -> None:
+    asked = told(train_sweeps=[2, 8])
+    asked.sample(B, num_steps, sampler="parallel")
+    times = torch.cat([t for _, t, _ in asked.network.asked])
+    assert len(times.unique()) == num_sweeps
+
+
 def test_the_model_keeps_its_own_sweeps_whatever_happens(x: Tensor) -> None:
     asked = told()
     own = asked.sweeps
