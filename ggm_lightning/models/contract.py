@@ -103,6 +103,8 @@ def check_call(
 def _hint(keywords: tuple[str, ...]) -> str:
     if "visited" in keywords:
         return " (visited is Bool[b, n], the sites that were visited; a Transformer takes it with visited_bits: true)"
+    if "levels" in keywords:
+        return " (levels is Float[b, n], the survival of each site; a HollowTransformer takes it with levels: true)"
     if "latent" in keywords:
         return " (the noisy latent Float[b, S, d] and its time Float[b]; networks.latent.JointDenoiser does)"
     return ""

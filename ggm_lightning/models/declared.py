@@ -27,6 +27,7 @@ class Network(Protocol):
         head: the last layer. With it and `features` (LDDM: `streams`) logits are formed only where they are needed.
         takes_sites: features also takes `sites` Int64[b, m] and computes its last block at no others.
         visited_bits: False where it was built without GGM's visited bits.
+        levels: True where it takes the sites' survival levels in the place of these bits (GGM with levels: true).
         causal: False where it says of a site what the sites behind it decide, too (AutoregressiveModel refuses it).
         num_latents, latent_dim: S and d of the latent that it takes (LDDM).
     """
@@ -36,6 +37,7 @@ class Network(Protocol):
     head: nn.Module
     takes_sites: bool
     visited_bits: bool
+    levels: bool
     causal: bool
     num_latents: int
     latent_dim: int
@@ -88,6 +90,7 @@ class Declared:
     latent_dim: int | None = None
     takes_sites: bool = False
     visited_bits: bool = True
+    levels: bool = False
     causal: bool = True
     normalise: str = "coordinate"
     head: Any = None
@@ -95,7 +98,7 @@ class Declared:
 
 _FIELDS = tuple(Declared.__dataclass_fields__)
 _NUMBERS = ("num_classes", "num_labels", "num_latents", "latent_dim")
-_SWITCHES = ("takes_sites", "visited_bits", "causal")
+_SWITCHES = ("takes_sites", "visited_bits", "levels", "causal")
 
 
 def by(module: nn.Module | None) -> Declared:

@@ -14,6 +14,7 @@ paper leaves open (schedule, pi, conditioning, bound, infilling) is our choice a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -27,10 +28,12 @@ from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.glauber import Pair, SiteLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.sweeps import Sweeps
-from ggm_lightning.models import ggm_hollow, ggm_options
+from ggm_lightning.models import ggm_hollow, ggm_levels, ggm_options
 from ggm_lightning.models.base import Family
 from ggm_lightning.sampling import arguments, random_order, sweeping
 from ggm_lightning.sampling.naming import Maker
+from ggm_lightning.sampling.request import Request, Samples
+from ggm_lightning.sampling.sampler import Sampler
 
 _COUNTED = 2**24  # tokens of the training data that the unigram law is measured on
 
@@ -47,7 +50,8 @@ class GGM(Family):
     p_t; but in p_t noise may put any token anywhere, so that the bound is then infinite for all data.
 
     With order: random nothing is hidden, and what is returned at all sites is used: it may depend on no token and no
-    bit of the site itself. That is looked at, once for training, for a bound and for sampling.
+    bit of the site itself. That is looked at, once for training, for a bound and for sampling. With levels: true the
+    call is network(z, t, label=None, levels=...), t = 1 - a_r, levels Float64[b, n] the survival of each site.
 
     Samplers (sampling/sweeping.py): heat_bath and gated, exact, make all R n visits; parallel makes B = num_steps // R
     blocks per sweep. With a clamp `redenoise` rounds of one sweep up and down follow. With order: random
@@ -55,7 +59,8 @@ class GGM(Family):
 
     Infilling: the network takes known tokens for as noisy as the time says. With heat_bath the error vanishes with R;
     with gated and parallel it has a floor, which rounds of `redenoise` lower (of hide: block they do not). With
-    order: random known sites are the last of every sweep, and the error of all samplers vanishes with `redenoise`.
+    order: random known sites are the last of every sweep, and the error of all samplers vanishes with `redenoise`;
+    with levels: true, where they are taken for clean, heat_bath and gated have none.
 
     Times: t = 0..T = R n counts visits; `corrupt`, `terms` and `reverse_law` take t as the time of the state they get.
 
@@ -80,6 +85,10 @@ class GGM(Family):
         redenoise: rounds of ReDeNoise behind infilling: one sweep of noise on the unknown sites, and back.
         noise_draws: with order: random and more classes than this, bce takes its sums over classes from so many draws.
         corrector_steps: with order: random, so many calls of parallel Gibbs behind a sample, each on n/8 of its sites.
+        levels: with order: random, tell the network each site's survival level instead of the sweep and the bits
+            (models/ggm_levels.py). It then serves any number of sweeps: `at_sweeps`, the samplers' num_sweeps.
+        train_sweeps: with levels, what R is drawn from, step by step, in training; None: num_sweeps alone.
+        known_rows: with levels, the share of training rows in which some tokens are known, as in infilling; None: .25.
         family: optimizer, label_dropout, eval_samples, seed, eval_seed (see Family).
     """
 
@@ -88,7 +97,6 @@ class GGM(Family):
     )
     refused_samplers = MappingProxyType({"parallel_heat_bath": sweeping.PARALLEL_HEAT_BATH})
     grids = ()
-    network_keywords = ("visited",)
 
     def __init__(
         self,
@@ -107,18 +115,27 @@ class GGM(Family):
         redenoise: int = 4,
         noise_draws: int = 1024,
         corrector_steps: int = 0,
+        levels: bool = False,
+        train_sweeps: list[int] | None = None,
+        known_rows: float | None = None,
         **family: Any,
     ) -> None:
+        self.network_keywords = ("levels" if levels else "visited",)
         super().__init__(network, num_classes, shape, **family)
         n = self.num_sites
         self.random_order = order == "random"
         if self.random_order:
             self.samplers = {kernel: partial(random_order.RandomOrder, kernel) for kernel in sweeping.KERNELS}
         self.noise_draws, self.corrector_steps = noise_draws, corrector_steps
-        ggm_options.check(network, n, order, loss, block_size, hide, redenoise, noise_draws, corrector_steps)
+        ggm_options.check(n, order, loss, block_size, hide, redenoise, noise_draws, corrector_steps)
+        ggm_options.check_levels(network, order, levels, train_sweeps, known_rows)
         self.objective, self.loss_name = loss, f"train/{loss}"
         last = sweeps.default_last_survival(n) if last_survival is None else last_survival
-        self._sweeps = Sweeps(sweeps.site_order(n, order, order_seed), sweeps.survival(num_sweeps, last, schedule))
+        self.survival_of: Callable[[int], Tensor] = partial(sweeps.survival, last=last, schedule=schedule)
+        self._sweeps = Sweeps(sweeps.site_order(n, order, order_seed), self.survival_of(num_sweeps))
+        self.other_sweeps: dict[int, Sweeps] = {}
+        self.levels, self.known_rows = levels, ggm_levels.known_rows(levels, known_rows)
+        self.train_sweeps = tuple(train_sweeps or [num_sweeps])
         self._given_law = glauber.noise_law(noise_law, num_classes)
         counted = noise_law == "unigram"
         self.register_buffer("unigram_counts", torch.zeros(num_classes, dtype=torch.int64) if counted else None)
@@ -130,6 +147,10 @@ class GGM(Family):
     def sweeps(self) -> Sweeps:
         self._sweeps = self._sweeps.to(self.device)
         return self._sweeps
+
+    def at_sweeps(self, num_sweeps: int) -> AbstractContextManager[None]:
+        """Inside, bounds, laws and times are those of so many sweeps: any number with levels, else a ValueError."""
+        return ggm_levels.at_sweeps(self, num_sweeps)
 
     @property
     def log_pi(self) -> Tensor:
@@ -295,8 +316,8 @@ class GGM(Family):
         """The law of X_s given X_t = zt: the sites visited by s..t-1 move, all at once, the others stay.
 
         t, s Int64[b] in 0..T with the same t - s in all rows, which is 1 unless the sampler is "parallel".
-        The data law p0 in p_t is what is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp):
-        tokens that the network is shown even in a hidden block. `order` Int64[b, n]: that of the sweep, where random.
+        The data law p0 in p_t is what is sharpened, eq. (5). `known` Bool[b, *shape] (of a clamp): tokens that are
+        shown even in a hidden block, and with levels as clean. `order` Int64[b, n]: that of the sweep, where random.
         """
         arguments.check_law(self, zt, t, s, label, sharpening)
         chain, first = self.sweeps, s.long()
@@ -304,7 +325,7 @@ class GGM(Family):
         gated = sampler in ("gated", "parallel")
         if self.random_order:
             r, visited, sites = ggm_hollow.block(self, first, size, order, known)
-            return ggm_hollow.block_law(self, zt, r, visited, sites, label, sharpening, gated)
+            return ggm_hollow.block_law(self, zt, r, visited, sites, label, sharpening, gated, known)
         if order is not None:
             raise ValueError("reverse_law: order is given, but the model has one of its own; leave it out")
         r, sites = first // self.num_sites, chain.block_sites(first, size)[0]
@@ -328,6 +349,11 @@ class GGM(Family):
     ) -> ggm_hollow.BlockLaw:
         """The corrector's, of a hollow network: `sites` Int64[b, m] of clean rows z, each given all other tokens."""
         return ggm_hollow.gibbs_law(self, z, sites, label, sharpening)
+
+    def draw(self, request: Request, sampler: Sampler) -> Samples:
+        """Down from the sweeps that the sampler chooses."""
+        with self.at_sweeps(random_order.sweeps_of(self, sampler, request.num_steps)):
+            return super().draw(request, sampler)
 
     # ------------------------------------------------------------------ Lightning
 

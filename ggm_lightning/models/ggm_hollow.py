@@ -1,7 +1,8 @@
 """GGM with order: random and a hollow network (arXiv 2405.17035): every site of a row learns from one call, and a bound
 takes n of its terms from one. Equations as numbered in core/hollow.py; models/ggm.py calls what stands here.
 
-What a hollow network returns at site i it makes of all sites but i. That is looked at, in a model's first call in
+What the network is told of the chain stands in models/ggm_levels.py. What a hollow network returns at site i it makes
+of all sites but i. That is looked at, in a model's first call in
 training, in a bound and in sampling: a network that leaks would learn to copy and report a bound below -log p.
 """
 
@@ -20,8 +21,9 @@ from ggm_lightning.core import glauber, hollow, losses, noise, products, times, 
 from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.glauber import SiteLaw
 from ggm_lightning.core.noise import StepNoise
-from ggm_lightning.core.sweeps import Sweeps
+from ggm_lightning.models import ggm_levels
 from ggm_lightning.models.contract import Checked
+from ggm_lightning.models.ggm_levels import Levelled
 from ggm_lightning.models.readout import Readout
 
 _CHUNK_ENTRIES = 1 << 24  # logits of a bound formed at once: 128 MB in float64
@@ -45,15 +47,12 @@ class CheckedHollow(Checked, Protocol):
     ) -> Readout: ...
 
 
-class AllSites(CheckedHollow, Protocol):
+class AllSites(CheckedHollow, Levelled, Protocol):
     """GGM with order: random, as this file sees it."""
 
     objective: str
     noise_draws: int
     fused: bool | None
-
-    @property
-    def sweeps(self) -> Sweeps: ...
 
     @property
     def log_pi(self) -> Tensor: ...
@@ -65,23 +64,24 @@ class AllSites(CheckedHollow, Protocol):
 
 
 @torch.compiler.disable
-def check_network(model: CheckedHollow, zt: Tensor, t: Tensor, visited: Tensor, label: Tensor | None) -> None:
-    """ValueError if the output at a site moves with the site's own token and bit; looked at in one site of each row.
+def check_network(model: CheckedHollow, zt: Tensor, given: dict[str, Tensor], label: Tensor | None) -> None:
+    """ValueError if the output at a site moves with the site's own token and bit, or level; looked at in one site of
+    each row. `given`: of ggm_levels.inputs.
 
     Done with once another site's output has moved: a network that starts by saying nothing is looked at again.
     """
     key = ("hollow", str(model.network_use))
     if key in model.looked_at:
         return
-    b, n = visited.shape
+    b, n = zt.flatten(1).shape
     row, site = torch.arange(b, device=zt.device), hollow.site_of_row(b, n, zt.device)
-    changed, flipped = zt.flatten(1).clone(), visited.clone()
+    changed = zt.flatten(1).clone()
     changed[row, site] = (changed[row, site] + 1) % model.num_classes
-    flipped[row, site] = ~flipped[row, site]
     calls, rows = model.network_calls, model.rows_sent
     with model.evaluating(model.network_use or "bound"):
-        base = model.readout(zt, t, label, visited=visited).values
-        other = model.readout(changed.reshape(zt.shape), t, label, visited=flipped).values
+        base = model.readout(zt, label=label, **given).values
+        other_given = ggm_levels.changed_at(given, row, site)
+        other = model.readout(changed.reshape(zt.shape), label=label, **other_given).values
     model.network_calls, model.rows_sent = calls, rows
     at, others = hollow.moved(base, other, site)
     if at is not None:
@@ -97,12 +97,23 @@ def check_network(model: CheckedHollow, zt: Tensor, t: Tensor, visited: Tensor, 
 
 
 def training_loss(model: AllSites, x: Tensor, label: Tensor | None, draws: StepNoise) -> Tensor:
-    """Nats per site, mean over rows and sites, eqs. (9) to (11); loss bound: eq. (12) without the prior, per site."""
+    """Nats per site, mean over rows and sites, eqs. (9) to (11); loss bound: eq. (12) without the prior, per site.
+
+    A known site counts like the others: what is asked there does not depend on its own level, and its label is drawn at
+    a_r whatever the input holds.
+    """
+    with model.at_sweeps(ggm_levels.sweeps_of_step(model, draws)):
+        return _loss_of_step(model, x, label, draws, ggm_levels.known_sites(model, draws))
+
+
+def _loss_of_step(model: AllSites, x: Tensor, label: Tensor | None, draws: StepNoise, known: Tensor | None) -> Tensor:
     uniform = partial(draws.uniform, num_sites=model.num_sites)
     r, visited, zt = draw_state(model, x, times.of_step(draws), uniform)
-    t = r.double() / model.sweeps.num_sweeps
-    check_network(model, zt, t, visited, label)
-    answer, x0 = model.readout(zt, t, label, visited=visited), x.flatten(1)
+    if known is not None:
+        zt = torch.where(known.reshape(x.shape), x, zt)
+    given = ggm_levels.inputs(model, r, visited, known)
+    check_network(model, zt, given, label)
+    answer, x0 = model.readout(zt, label=label, **given), x.flatten(1)
     if model.objective == "ce_x0":
         return answer.mean_cross_entropy(x0, model.log_pi)
     return site_losses(model, answer, x0, r, uniform, _shared_classes(model, draws)).mean()
@@ -212,9 +223,9 @@ def terms(
         raise ValueError(
             "terms: with order: random give visited, Bool[b, n]: the sites that sweep (t - 1) // n visited"
         )
-    t = r.double() / model.sweeps.num_sweeps
-    check_network(model, zt, t, visited, label)
-    answer = model.readout(zt, t, label, visited=visited)
+    given = ggm_levels.inputs(model, r, visited)
+    check_network(model, zt, given, label)
+    answer = model.readout(zt, label=label, **given)
     nats, deviations = zip(*site_nats(model, answer, x.flatten(1), r), strict=True)
     return model.sweeps.num_sweeps * torch.cat(nats, 1).sum(1), torch.cat(deviations, 1)
 
@@ -283,15 +294,17 @@ def block_law(
     label: Tensor | None = None,
     sharpening: Sharpening = PLAIN,
     gated: bool = True,
+    known: Tensor | None = None,
 ) -> BlockLaw:
     """The law of `sites` Int64[b, m] before sweep r visited them, from one call: each given all other tokens of zt.
 
     visited: Bool[b, n], what sweep r has visited before the state zt, `sites` among them. With all m = 1 the chain is
-    exact; of more the gated kernel has an error of order 1/R, and the heat bath one that stays.
+    exact; of more the gated kernel has an error of order 1/R, and the heat bath one that stays. A network that takes
+    levels is told that sites `known` Bool[b, *shape] are clean.
     """
-    t = r.double() / model.sweeps.num_sweeps
-    check_network(model, zt, t, visited, label)
-    answer, m = model.readout(zt, t, label, sites, visited=visited), sites.shape[1]
+    given = ggm_levels.inputs(model, r, visited, known)
+    check_network(model, zt, given, label)
+    answer, m = model.readout(zt, label=label, sites=sites, **given), sites.shape[1]
 
     def of_rows(first: int, last: int) -> SiteLaw:
         row = torch.arange(first, last, device=zt.device).repeat_interleave(m)

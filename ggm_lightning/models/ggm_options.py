@@ -11,7 +11,6 @@ ALL_SITES_LOSSES = ("bce", "bce_sampled", "ce_x0", "bound")  # with order: rando
 
 
 def check(
-    network: nn.Module,
     num_sites: int,
     order: str,
     loss: str,
@@ -38,11 +37,47 @@ def check(
         _check_all_sites(loss, block_size, hide)
     else:
         _check_one_site(loss, corrector_steps)
-    if not declared.by(network).visited_bits:  # of ours, which take the argument in any case
+
+
+def check_levels(
+    network: nn.Module, order: str, levels: bool, train_sweeps: list[int] | None, known_rows: float | None
+) -> None:
+    """Raises ValueError; see GGM for what they mean."""
+    own, name = declared.by(network), declared.name_of(network)
+    if levels:
+        _check_with_levels(own.levels, name, order, train_sweeps, known_rows)
+        return
+    if own.levels:
         raise ValueError(
-            f"GGM: the network {type(network).__name__} was built without the visited bits; set its visited_bits: true "
+            f"GGM: the network {name} was built for the sites' levels; set levels: true in the model, too, or leave "
+            "it out in the network"
+        )
+    if not own.visited_bits:  # of ours, which take the argument in any case
+        raise ValueError(
+            f"GGM: the network {name} was built without the visited bits; set its visited_bits: true "
             "(a class of your own takes the keyword argument visited, Bool[b, n])"
         )
+    for option, given in (("train_sweeps", train_sweeps), ("known_rows", known_rows)):
+        if given is not None:
+            raise ValueError(f"{option} is {given}, which needs levels: true in the model and the network")
+
+
+def _check_with_levels(
+    network_has_levels: bool, name: str, order: str, train_sweeps: list[int] | None, known_rows: float | None
+) -> None:
+    if order != "random":
+        raise ValueError(
+            f"levels is true and order '{order}'; take order: random and a hollow network, or leave it out"
+        )
+    if not network_has_levels:
+        raise ValueError(
+            f"GGM: levels is true, but the network {name} was built without them; set its levels: true (a class of "
+            "your own has an attribute levels = True and takes the keyword argument levels, Float[b, n])"
+        )
+    if train_sweeps is not None and (not train_sweeps or min(train_sweeps) < 1):
+        raise ValueError(f"train_sweeps is {train_sweeps}; give numbers of sweeps of at least 1, such as [2, 4, 8]")
+    if known_rows is not None and not 0 <= known_rows <= 1:
+        raise ValueError(f"known_rows is {known_rows}; it is a share: give a number in [0, 1]")
 
 
 def _check_all_sites(loss: str, block_size: int, hide: str) -> None:

@@ -12,16 +12,49 @@ merge block are causal (the second one in reversed order), so that no matrix of 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import RotaryAttention, attend, rotate
 from ggm_lightning.networks.blocks import Stack
 from ggm_lightning.networks.conditioning import Modulation, modulate
 from ggm_lightning.networks.transformer import NORM_EPS, Block, GatedFeedForward, TokenNetwork
+
+_LEVEL_FREQUENCIES = 8
+
+
+class LevelEmbedding(nn.Module):
+    """W2 silu(W1 f(a) + b1) + b2: each site's survival level a in [0, 1] as a vector, f(a) the sines, then the cosines,
+    of 2^k a pi/2, k = 0..7. The highest frequencies tell a = 1 from a little less.
+
+    Args:
+        width: features per position.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.hidden = nn.Linear(2 * _LEVEL_FREQUENCIES, width)
+        self.out = nn.Linear(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        initialise.dense_(self.hidden)
+        # at first no longer than the vector of a token, which it is added to
+        initialise.dense_(self.out, 4 / self.out.in_features)
+
+    def forward(self, levels: Float[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        weights = self.hidden.weight.dtype
+        a = levels.to(torch.promote_types(weights, torch.float32))
+        frequencies = torch.exp2(torch.arange(_LEVEL_FREQUENCIES, device=a.device, dtype=a.dtype)) * (math.pi / 2)
+        angles = a[..., None] * frequencies
+        known = torch.cat([angles.sin(), angles.cos()], -1).to(weights)
+        return self.out(functional.silu(self.hidden(known)))
 
 
 class TwoSidedAttention(nn.Module):
@@ -112,8 +145,8 @@ class HollowTransformer(TokenNetwork):
     """Logits at each site given all others: `network(z, t, label=None, visited=...)` -> Float[b, n, V].
 
     `z` holds ids 0..V in any shape [b, *s]; positions are flattened to n = prod(s) in this order. The output at site i
-    moves by not one bit with z_i and visited_i. `features` and `head` are the Transformer's; with sites Int[b, m] the
-    last feed-forward layer runs at these alone.
+    moves by not one bit with z_i and visited_i (or levels_i). `features` and `head` are the Transformer's; with sites
+    Int[b, m] the last feed-forward layer runs at these alone.
 
     Args:
         num_classes: V, the number of tokens without the mask.
@@ -126,6 +159,8 @@ class HollowTransformer(TokenNetwork):
             checkpoint_activations, compile_blocks: see Transformer.
         visited_bits: learn two vectors, of which each position gets one by its `visited` bit, which GGM gives; false
             for a process without them.
+        levels: instead of the bits, which are then not taken, learn a function of each position's survival level: the
+            call is network(z, t, label=None, levels=Float[b, n]), for GGM with levels: true.
     """
 
     def __init__(
@@ -144,6 +179,7 @@ class HollowTransformer(TokenNetwork):
         checkpoint_activations: bool = False,
         compile_blocks: bool | None = None,
         visited_bits: bool = True,
+        levels: bool = False,
     ):
         super().__init__(
             num_classes,
@@ -155,10 +191,12 @@ class HollowTransformer(TokenNetwork):
             num_labels,
             dropout,
             compile_blocks,
-            visited_bits,
+            visited_bits and not levels,
             num_layers=num_layers,
             num_merges=num_merges,
         )
+        self.levels = levels
+        self.level_embedding = LevelEmbedding(self.width) if levels else None
         self.ends = nn.Embedding(2, self.width)  # what the streams see before the first token, from either end
         init_scale = 2 / (num_layers + num_merges) if depth_scaled_init else 1.0
 
@@ -182,6 +220,16 @@ class HollowTransformer(TokenNetwork):
         initialise.embedding_(self.ends)
         initialise.dense_(self.join)
 
+    def forward(
+        self,
+        z: Int[Tensor, " b *s"],
+        t: Float[Tensor, " b"] | None,
+        label: Int[Tensor, " b"] | None = None,
+        visited: Bool[Tensor, "b n"] | None = None,
+        levels: Float[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n v"]:
+        return self.head(self.features(z, t, label, visited, levels=levels))
+
     def features(
         self,
         z: Int[Tensor, " b *s"],
@@ -189,15 +237,28 @@ class HollowTransformer(TokenNetwork):
         label: Int[Tensor, " b"] | None = None,
         visited: Bool[Tensor, "b n"] | None = None,
         sites: Int[Tensor, "b m"] | None = None,
+        levels: Float[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b m d"]:
         condition = self.condition(z.shape[0], t, label)
-        x = self._embed(rearrange(z, "b ... -> b (...)"), visited)
+        x = self._with_levels(self._embed(rearrange(z, "b ... -> b (...)"), visited), levels)
         given = (condition, *self._rotary(x, x.shape[1]))
         (f,) = self.forward_blocks((self._shifted(x, 0),), *given)
         (g,) = self.backward_blocks((self._shifted(x.flip(1), 1),), *given)
         h = self.join(torch.cat([f, g.flip(1)], -1)).to(f.dtype)  # the residuals stay in the precision of the weights
         (h,) = self.merge_blocks((h,), torch.stack([f, g]), *given, last=sites)
         return self._finish(h, condition)
+
+    def _with_levels(self, x: Tensor, levels: Tensor | None) -> Tensor:
+        if (levels is None) == self.levels:
+            given = "were not given" if levels is None else "were given"
+            raise ValueError(
+                f"the network's levels is {self.levels} and the sites' levels {given}; set it true for GGM with "
+                "levels: true, else false"
+            )
+        if self.level_embedding is None:
+            return x
+        # under autocast the layers answer in bf16; the residuals stay in the precision of the weights
+        return x + self.level_embedding(levels).to(x.dtype)
 
     def _shifted(self, x: Tensor, end: int) -> Tensor:
         """One step later: position i holds what stood at i - 1, position 0 the vector of this end."""

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import watch
+from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.core.categorical import PLAIN, Sharpening
+from ggm_lightning.core.sweeps import Sweeps
+from ggm_lightning.sampling.contract import Denoises
 from ggm_lightning.sampling.corrected import sites_drawn_anew
-from ggm_lightning.sampling.sampler import Run
+from ggm_lightning.sampling.sampler import Run, Sampler
 from ggm_lightning.sampling.sweeping import Sweeping, Visits
 
 
@@ -21,6 +24,8 @@ class RandomVisits(Visits, Protocol):
     """A model whose network says something of all sites in one call, whatever the order of the visits."""
 
     corrector_steps: int
+    levels: bool
+    train_sweeps: tuple[int, ...]
 
     def reverse_law(
         self,
@@ -39,6 +44,19 @@ class RandomVisits(Visits, Protocol):
     ) -> Any: ...
 
 
+class KnowsSweeps(Protocol):
+    """A model as `check_sweeps` sees it.
+
+    Attributes:
+        levels: whether its network knows any number of sweeps.
+    """
+
+    levels: bool
+
+    @property
+    def sweeps(self) -> Sweeps: ...
+
+
 class RandomOrder(Sweeping):
     """From X_T to 0 block by block, with a clamp `redenoise` times one sweep up and down again, and then
     `corrector_steps` calls of parallel Gibbs.
@@ -46,11 +64,23 @@ class RandomOrder(Sweeping):
     kernel heat_bath and gated: blocks of one site, exact. parallel: gated, num_steps // R blocks per sweep of any size;
     its error is of order 1/R and falls with smaller blocks. Known sites are the last ones that a sweep would visit: the
     network takes them for as little noised as the sweep allows, so that the error of infilling vanishes with
-    `redenoise`. Only rows in which a site of the block is unknown are sent to the network.
+    `redenoise`; with levels it takes them for clean. Only rows in which a site of the block is unknown are sent to the
+    network.
 
     Args:
         kernel: heat_bath, gated or parallel.
+        num_sweeps: R, any number for a model with levels. None: the model's own; with levels and sampler parallel one
+            sweep for each step, up to the most that the model was trained with.
     """
+
+    def __init__(self, kernel: str, num_sweeps: int | None = None) -> None:
+        super().__init__(kernel)
+        self.num_sweeps = None if num_sweeps is None else whole_number("num_sweeps", num_sweeps, 1)
+
+    def check(self, model: Denoises) -> None:
+        super().check(model)
+        if self.num_sweeps is not None:
+            check_sweeps(cast(RandomVisits, model), self.num_sweeps)
 
     def largest_block(self, model: Visits) -> int:
         return model.num_sites
@@ -97,3 +127,25 @@ class RandomOrder(Sweeping):
         model, request = cast(RandomVisits, run.model), run.request
         sites = sites_drawn_anew(run, rows, run.uniform)
         return model.gibbs_law(run.shaped(run.z[rows]), sites, request.labels(rows), request.sharpening)
+
+
+def check_sweeps(model: KnowsSweeps, num_sweeps: int) -> None:
+    """ValueError where the model's network knows no chain of so many sweeps."""
+    own = model.sweeps.num_sweeps
+    if num_sweeps != own and not model.levels:
+        raise ValueError(
+            f"num_sweeps is {num_sweeps}, but the network was trained for {own} sweeps alone; leave num_sweeps out, or "
+            "train with levels: true"
+        )
+
+
+def sweeps_of(model: RandomVisits, sampler: Sampler, num_steps: int) -> int:
+    """R of a run, see RandomOrder; with any other sampler the model's own."""
+    own = model.sweeps.num_sweeps
+    if not isinstance(sampler, RandomOrder):
+        return own
+    if sampler.num_sweeps is not None:
+        return sampler.num_sweeps
+    if model.levels and sampler.kernel == "parallel":
+        return min(num_steps, max(model.train_sweeps))
+    return own

@@ -61,7 +61,7 @@ class ExactChain(nn.Module):
         weight = LAW * torch.where(shown[:, None], match, 1.0).prod(-1)
         one_hot = nn.functional.one_hot(STATES, V).double()
         p0 = torch.einsum("bs,snv->bnv", weight / weight.sum(-1, keepdim=True), one_hot)
-        if model.objective == "ce_x0" or self.mistake == "clean":
+        if model.objective in ("ce_x0", "bound") or self.mistake == "clean":
             return p0.log() - log_pi
         own = survival[r + (self.mistake == "late")][:, None, None]
         o = torch.log(own * p0 + (1 - own) * log_pi.exp()) - log_pi

@@ -53,6 +53,32 @@ class ExactHollow(ExactChain):
         return torch.stack(answers, 1) + self.tilt
 
 
+class ExactLevels(nn.Module):
+    """log p_t(x|y) - log pi(x) at every site from tokens and levels of the others and t = 1 - a alone, by Bayes' rule
+    over the 27 clean states, plus `tilt`. Nothing of the chain is known to it."""
+
+    levels = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tilt = nn.Parameter(torch.zeros(N, V, dtype=torch.float64))
+        self.model: list[GGM] = []  # in a list, so that it is no submodule
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None, levels: Tensor | None = None) -> Tensor:
+        log_pi = self.model[0].log_pi
+        level, one_hot = levels[:, None], nn.functional.one_hot(STATES, V).double()
+        match = level * (z[:, None] == STATES) + (1 - level) * log_pi.exp()[z][:, None]  # [b, 27, n]
+        answers = []
+        for i in range(N):
+            weight = LAW * match[..., [j for j in range(N) if j != i]].prod(-1)
+            answers.append((weight @ one_hot[:, i]) / weight.sum(-1, keepdim=True))
+        p0 = torch.stack(answers, 1)
+        if self.model[0].objective in ("ce_x0", "bound"):
+            return p0.log() - log_pi + self.tilt
+        a = (1 - t)[:, None, None]
+        return torch.log(a * p0 + (1 - a) * log_pi.exp()) - log_pi + self.tilt
+
+
 def tabled(num_sweeps: int = 2, leak: float = 0.0, **options: object) -> GGM:
     settings = {"last_survival": 0.08, "noise_law": [0.5, 0.3, 0.2], "order": "random", **options}
     return GGM(HollowTable(num_sweeps, leak), V, (N,), num_sweeps=num_sweeps, **settings).double()
@@ -61,6 +87,13 @@ def tabled(num_sweeps: int = 2, leak: float = 0.0, **options: object) -> GGM:
 def exact(**options: object) -> GGM:
     network = ExactHollow()
     model = GGM(network, V, (N,), **{"last_survival": 0.02, "order": "random", **options})
+    network.model.append(model)
+    return model
+
+
+def exact_levels(**options: object) -> GGM:
+    network = ExactLevels()
+    model = GGM(network, V, (N,), **{"last_survival": 0.02, "order": "random", "levels": True, **options})
     network.model.append(model)
     return model
 

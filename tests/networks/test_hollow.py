@@ -22,6 +22,8 @@ CONFIGURATIONS: dict[str, dict[str, object]] = {
     "checkpointed": {"checkpoint_activations": True, "dropout": 0.4},
     "no bits": {"visited_bits": False},
     "flat start": {"depth_scaled_init": False},
+    "levels": {"levels": True},
+    "levels, checkpointed": {"levels": True, "checkpoint_activations": True, "dropout": 0.4},
 }
 
 
@@ -43,18 +45,23 @@ def batch(length: int = N) -> tuple[Tensor, Tensor, Tensor]:
     return z, torch.tensor([0.23, 0.71]), torch.rand(B, length, generator=generator) < 0.5
 
 
-def bits(network: nn.Module, visited: Tensor) -> Tensor | None:
-    return visited if network.visited_bits else None
+def told(network: nn.Module, visited: Tensor) -> dict[str, Tensor]:
+    """The bits, or two levels in their place, or nothing."""
+    if network.visited_bits:
+        return {"visited": visited}
+    levels = torch.where(visited, 0.3, 1.0).double()
+    return {"levels": levels} if getattr(network, "levels", False) else {}
 
 
 def movements(network: nn.Module, length: int = N) -> Tensor:
-    """Float[n, n], how far the features at a site (column) move where token and bit of another (row) change."""
+    """Float[n, n], how far the features at a site (column) move where token and bit, or level, of another (row)
+    change."""
     z, t, visited = batch(length)
     t = t.to(next(network.parameters()))
 
     def answer(z: Tensor, visited: Tensor) -> Tensor:
         torch.manual_seed(7)  # the same dropout
-        return network.features(z, t, None, bits(network, visited)).detach()
+        return network.features(z, t, None, **told(network, visited)).detach()
 
     base, moved = answer(z, visited), []
     for i in range(length):
@@ -187,13 +194,14 @@ def test_starts_with_zero_logits() -> None:
     assert (tiny(randomise=False)(z, t, None, visited) == 0).all()
 
 
-@pytest.mark.parametrize("name", ["plain", "no time", "geglu, labels", "no bits"])
+@pytest.mark.parametrize("name", ["plain", "no time", "geglu, labels", "no bits", "levels"])
 def test_head_of_features_is_forward_and_positions_are_flattened(name: str) -> None:
     network = tiny(**CONFIGURATIONS[name])
     z, t, visited = batch(6)
-    logits = network(z, t, None, bits(network, visited))
-    assert torch.equal(network.head(network.features(z, t, None, bits(network, visited))), logits)
-    assert torch.equal(network(z.reshape(B, 2, 3), t, None, bits(network, visited)), logits)
+    given = told(network, visited)
+    logits = network(z, t, None, **given)
+    assert torch.equal(network.head(network.features(z, t, None, **given)), logits)
+    assert torch.equal(network(z.reshape(B, 2, 3), t, None, **given), logits)
     assert logits.shape == (B, 6, V)
 
 
@@ -227,6 +235,28 @@ def test_time_and_label_are_heard() -> None:
     assert torch.equal(network(z, t, None, visited), network(z, t, torch.full((B,), 3), visited))
     assert (network(z, t, label, visited) - network(z, t, None, visited)).abs().max() > 1e-3
     assert (network(z, 1 - t, None, visited) - network(z, t, None, visited)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_levels_are_heard_by_all_other_sites_alone(dtype: torch.dtype) -> None:
+    """The level alone, in small steps: 1 and .99 are told apart."""
+    network = tiny(levels=True).to(dtype)
+    z, t, _ = batch()
+    levels = torch.full((B, N), 0.4, dtype=torch.float64)
+    levels[:, 2] = 1.0
+    base = network(z, t.to(dtype), None, levels=levels)
+    levels[:, 2] = 0.99
+    moved = (network(z, t.to(dtype), None, levels=levels) - base).abs().amax((0, 2))
+    assert moved[2] == 0
+    assert (moved > 0).sum() == N - 1
+    assert base.dtype is dtype
+
+
+def test_levels_begin_no_longer_than_tokens() -> None:
+    fresh = HollowTransformer(V, feature_dim=16, num_heads=4, num_layers=1, num_merges=1, levels=True)
+    levels = torch.linspace(0, 1, 101)[None]
+    size = fresh.level_embedding(levels).pow(2).mean().sqrt()
+    assert 0.3 < size / fresh.embedding.weight.pow(2).mean().sqrt() < 1.5
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
@@ -322,3 +352,10 @@ def test_missing_and_unknown_inputs_are_named() -> None:
         tiny()(z, t)
     with pytest.raises(ValueError, match="visited_bits is False and the bits were given"):
         tiny(visited_bits=False)(z, t, None, visited)
+    levels = visited.double()
+    with pytest.raises(ValueError, match="levels is True and the sites' levels were not given"):
+        tiny(levels=True)(z, t)
+    with pytest.raises(ValueError, match="levels is False and the sites' levels were given"):
+        tiny()(z, t, None, visited, levels)
+    with pytest.raises(ValueError, match="visited_bits is False and the bits were given"):
+        tiny(levels=True)(z, t, None, visited, levels)
