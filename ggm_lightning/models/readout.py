@@ -103,17 +103,11 @@ class MaskedTerms:
     def rows(self) -> Tensor:
         """Float[b], with gradients."""
         if self.answer.fuse and not torch.is_grad_enabled():
-            nats = self._fused(self.x0.new_ones(len(self.x0), dtype=torch.float32)).nats
-        else:
-            nats = self._by_formula()
-        return self.weigh(nats)
-
-    def _by_formula(self) -> Tensor:
-        """Float[b], nats, from the logits of all masked sites."""
+            return self.weigh(self._fused(self.x0.new_ones(len(self.x0), dtype=torch.float32)).nats)
         index = self.masked.index()
         logits, x0 = self.answer.at(index), self.x0.flatten().index_select(0, index)
         nats = losses.cross_entropy(logits, x0) if self.w is None else losses.rate_divergence(logits, x0, self.w)
-        return losses.sum_over_sites(nats, self.masked.mask)
+        return self.weigh(losses.sum_over_sites(nats, self.masked.mask))
 
     def loss(self, states: int = 1) -> tuple[Tensor, Tensor]:
         """(what is minimised, by its mean; the rows Float[b], of which nobody may ask gradients).

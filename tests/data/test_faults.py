@@ -131,7 +131,7 @@ def test_arrays_of_wrong_numbers(tmp_path: Path, x: np.ndarray, message: str, su
 
 def test_a_missing_array(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", y=X)
-    message = f"{tmp_path}/x.npz: no array named x; write it with numpy.savez(path, x=..., label=...)"
+    message = f"{tmp_path}/x.npz: no array named x, it has y; write it with numpy.savez(path, x=..., label=...)"
     assert _one_line(lambda: ArrayData(str(tmp_path / "x.npz"), V)) == message
     np.savez(tmp_path / "l.npz", x=X)
     assert "l.npz: no array named label" in _one_line(
