@@ -134,7 +134,7 @@ def test_a_missing_array(tmp_path: Path) -> None:
     message = f"{tmp_path}/x.npz: no array named x, it has y; write it with numpy.savez(path, x=..., label=...)"
     assert _one_line(lambda: ArrayData(str(tmp_path / "x.npz"), V)) == message
     np.savez(tmp_path / "l.npz", x=X)
-    assert "l.npz: no array named label" in _one_line(
+    assert "l.npz: has x, none of label, labels, y" in _one_line(
         lambda: _array(tmp_path / "x.npy", labels=str(tmp_path / "l.npz")).setup("fit")
     )
 
