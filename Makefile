@@ -61,7 +61,7 @@ slow-one:  # two halves of about equal length
 slow-two:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --ignore tests/fuzz --ignore tests/models
 
-mutants: $(VENV)/.dev  ## small mistakes put into copies of the package, and whether the tests notice (4 minutes of one core; not in CI)
+mutants: $(VENV)/.dev  ## small mistakes put into copies of the package, and whether the tests notice (not in CI)
 	$(BIN)/python -m tests.mutants
 
 check: $(VENV)/.dev  ## lint, format, types

@@ -1,6 +1,6 @@
 """Small mistakes that an engineer could make, and the test that must notice each: who tests the tests.
 
-    make mutants                                # all of them, 4 minutes of an idle core
+    make mutants                                # all of them
     python -m tests.mutants --only NAME         # one; may be given several times
     python -m tests.mutants --list
 
