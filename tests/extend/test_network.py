@@ -11,6 +11,7 @@ import torch
 from tests.extend import pages
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
     page = "network.md"
     pages.write(page, tmp_path)

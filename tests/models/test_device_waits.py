@@ -134,6 +134,7 @@ def of_two_ranks(*more: str) -> list[str]:
     return sorted(line for line in run.stdout.splitlines() if line.startswith("rank"))
 
 
+@pytest.mark.slow
 def test_no_step_of_two_ranks_waits() -> None:
     """Whole steps of a Trainer with the callbacks that every run has, on either of two ranks."""
     assert of_two_ranks() == [f"rank {rank}: asked 0 times in 4 steps" for rank in (0, 1)]

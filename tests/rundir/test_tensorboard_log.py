@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing import plugin_event_accumulator
@@ -90,7 +91,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # saved before the validation of the same step, at the end of an epoch (7), and never
-@pytest.mark.parametrize(("save", "kills"), [(4, (6, 11)), (7, (12, 12)), (100, (5,))])
+def slow(save: int, kills: tuple[int, ...]) -> Any:
+    return pytest.param(save, kills, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("save", "kills"), [(4, (6, 11)), slow(7, (12, 12)), slow(100, (5,))])
 def test_the_curves_of_the_undisturbed_run(
     save: int, kills: tuple[int, ...], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,7 @@ def worst(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected) / (expected * (1 - expected) / ROWS).sqrt()).abs().max())
 
 
-@pytest.mark.parametrize("kind", [schedules.Linear, schedules.Cosine])
+@pytest.mark.parametrize("kind", [schedules.Linear, pytest.param(schedules.Cosine, marks=pytest.mark.slow)])
 def test_the_law_is_that_of_infinitely_many_steps(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 4.5 standard errors of 40,000 rows. Control: the time of one site instead of the first of n."""
     md4 = model(Moody(), schedule=kind(eps=0.0))
