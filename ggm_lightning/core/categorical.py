@@ -33,40 +33,6 @@ _BLOCK = 256  # classes whose sum is one step of the outer search
 _WIDTHS = (1 << 10, 1 << 14)  # of the largest classes, among which the nucleus is looked for before all are sorted
 
 
-def unnormalised(
-    logits: Float[Tensor, "k v"],
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int | None = None,
-    nucleus: str = "crossing",
-) -> Float64[Tensor, "k v"]:
-    """exp((logits - max) / temperature), zero outside the top_k classes and the nucleus, float64.
-
-    temperature 0 is its limit: 1 at the largest logits, 0 elsewhere. top_k keeps {v : p_v >= the k-th largest}. Then
-    the nucleus of what is left: "crossing" is the smallest set {v : p_v >= threshold} of mass at least top_p (as in
-    MD4's code, models/binary_search.py); "inside" the largest of mass at most top_p, and never less than the most
-    probable classes (as in ReMDM's, arXiv 2503.00307). Ties all stay or all go, so that the result does not depend on
-    the order of the classes. Only max, exp, the largest values and cumulative sums along a row are used: a row gives
-    the same bits alone and in a batch.
-    """
-    check_sharpening(temperature, top_p, top_k, nucleus)
-    scaled = logits.double()
-    top = scaled.amax(-1, keepdim=True)
-    if temperature == 0:
-        # NaN is no largest logit, and stays NaN
-        p = torch.where(scaled == top, 1.0, scaled * 0.0)
-        p = torch.where(scaled == -torch.inf, 0.0, p)
-    else:
-        p = torch.exp((scaled - top) / temperature)
-    if top_k is not None and top_k < p.shape[-1]:
-        p = torch.where(p >= _largest(p.detach(), top_k)[:, -1:], p, 0.0)
-    if top_p == 1:
-        return p
-    if nucleus == "inside":
-        return torch.where(_inside(p.detach(), top_p), p, 0.0)
-    return torch.where(p >= _threshold(p.detach(), top_p), p, 0.0)
-
-
 NUCLEI = ("crossing", "inside")
 
 
@@ -105,6 +71,11 @@ class Sharpening:
     def __post_init__(self) -> None:
         check_sharpening(self.temperature, self.top_p, self.top_k, self.nucleus)
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether classes may get probability 0 that have another in the law itself."""
+        return self.top_p < 1 or self.top_k is not None or self.temperature == 0
+
     def __str__(self) -> str:
         return " and ".join(
             f"{field.name} {getattr(self, field.name)}"
@@ -114,18 +85,46 @@ class Sharpening:
 
     def draw(self, logits: Float[Tensor, "k v"], u: Float64[Tensor, " k"], at: Sites = None) -> Int64[Tensor, " k"]:
         """One class per row, see `draw`."""
-        return draw(logits, u, float(self.temperature), float(self.top_p), at, self.top_k, self.nucleus)
+        return draw(logits, u, self, at)
 
     def probabilities(self, logits: Float[Tensor, "k v"]) -> Float64[Tensor, "k v"]:
         """The law that `draw` draws from, normalised."""
-        return probabilities(logits, float(self.temperature), float(self.top_p), self.top_k, self.nucleus)
+        return probabilities(logits, self)
 
     def log_probabilities(self, logits: Float[Tensor, "*k v"]) -> Float64[Tensor, "*k v"]:
         """Its logarithms, see `log_probabilities`."""
-        return log_probabilities(logits, float(self.temperature), float(self.top_p), self.top_k, self.nucleus)
+        return log_probabilities(logits, self)
 
 
 PLAIN = Sharpening()
+
+
+def unnormalised(logits: Float[Tensor, "k v"], sharpening: Sharpening = PLAIN) -> Float64[Tensor, "k v"]:
+    """exp((logits - max) / temperature), zero outside the top_k classes and the nucleus, float64.
+
+    temperature 0 is its limit: 1 at the largest logits, 0 elsewhere. top_k keeps {v : p_v >= the k-th largest}. Then
+    the nucleus of what is left: "crossing" is the smallest set {v : p_v >= threshold} of mass at least top_p (as in
+    MD4's code, models/binary_search.py); "inside" the largest of mass at most top_p, and never less than the most
+    probable classes (as in ReMDM's, arXiv 2503.00307). Ties all stay or all go, so that the result does not depend on
+    the order of the classes. Only max, exp, the largest values and cumulative sums along a row are used: a row gives
+    the same bits alone and in a batch.
+    """
+    temperature, top_p, top_k = float(sharpening.temperature), float(sharpening.top_p), sharpening.top_k
+    scaled = logits.double()
+    top = scaled.amax(-1, keepdim=True)
+    if temperature == 0:
+        # NaN is no largest logit, and stays NaN
+        p = torch.where(scaled == top, 1.0, scaled * 0.0)
+        p = torch.where(scaled == -torch.inf, 0.0, p)
+    else:
+        p = torch.exp((scaled - top) / temperature)
+    if top_k is not None and top_k < p.shape[-1]:
+        p = torch.where(p >= _largest(p.detach(), top_k)[:, -1:], p, 0.0)
+    if top_p == 1:
+        return p
+    if sharpening.nucleus == "inside":
+        return torch.where(_inside(p.detach(), top_p), p, 0.0)
+    return torch.where(p >= _threshold(p.detach(), top_p), p, 0.0)
 
 
 def _threshold(p: Float64[Tensor, "k v"], top_p: float) -> Float64[Tensor, "k 1"]:
@@ -165,30 +164,17 @@ def _inside(p: Float64[Tensor, "k v"], top_p: float) -> Bool[Tensor, "k v"]:
     return (p > left_out) | (p == largest[:, :1])
 
 
-def probabilities(
-    logits: Float[Tensor, "k v"],
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int | None = None,
-    nucleus: str = "crossing",
-) -> Float64[Tensor, "k v"]:
+def probabilities(logits: Float[Tensor, "k v"], sharpening: Sharpening = PLAIN) -> Float64[Tensor, "k v"]:
     """The law that `draw` draws from, normalised."""
-    p = unnormalised(logits, temperature, top_p, top_k, nucleus)
+    p = unnormalised(logits, sharpening)
     return p / p.cumsum(-1)[:, -1:]
 
 
-def log_probabilities(
-    logits: Float[Tensor, "*k v"],
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int | None = None,
-    nucleus: str = "crossing",
-) -> Float64[Tensor, "*k v"]:
+def log_probabilities(logits: Float[Tensor, "*k v"], sharpening: Sharpening = PLAIN) -> Float64[Tensor, "*k v"]:
     """The logarithms of `probabilities`, however small; -inf outside the nucleus, and where no class is possible."""
-    check_sharpening(temperature, top_p, top_k, nucleus)
-    scaled = logits.double() / (temperature or 1.0)
-    if top_p < 1 or top_k is not None or temperature == 0:
-        kept = unnormalised(logits.flatten(0, -2), temperature, top_p, top_k, nucleus).reshape(logits.shape) > 0
+    scaled = logits.double() / (float(sharpening.temperature) or 1.0)
+    if sharpening.leaves_out:
+        kept = unnormalised(logits.flatten(0, -2), sharpening).reshape(logits.shape) > 0
         scaled = torch.where(kept, scaled, -torch.inf)
     return logs.log_normalised(scaled)
 
@@ -196,11 +182,8 @@ def log_probabilities(
 def draw(
     logits: Float[Tensor, "k v"],
     u: Float64[Tensor, " k"],
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    sharpening: Sharpening = PLAIN,
     at: Sites = None,
-    top_k: int | None = None,
-    nucleus: str = "crossing",
 ) -> Int64[Tensor, " k"]:
     """One class per row: the first v whose cumulative probability exceeds u in (0, 1).
 
@@ -211,19 +194,19 @@ def draw(
     exponentials keep the logits' precision (float32 at least): two thirds of the time. A GPU with Triton takes one
     kernel for all of it, in float32 for logits that are not float64; it knows temperature and the nucleus "crossing".
     """
-    check_sharpening(temperature, top_p, top_k, nucleus)
-    in_kernel = temperature > 0 and top_k is None and (top_p == 1 or nucleus == "crossing")
+    crossing = sharpening.top_p == 1 or sharpening.nucleus == "crossing"
+    in_kernel = sharpening.temperature > 0 and sharpening.top_k is None and crossing
     if logits.is_cuda and logits.dtype != torch.float64 and in_kernel:
         kernels = triton_draws()
         if kernels is not None:
-            drawn = kernels.draw(logits, u, temperature, top_p)
+            drawn = kernels.draw(logits, u, float(sharpening.temperature), float(sharpening.top_p))
             watch.note((-drawn).clamp(min=0), at)
             return drawn.clamp(min=0)
     faults = watch.faults_of(logits)
     watch.note(faults, at)
     rows = max(1, _CHUNK_ENTRIES // logits.shape[-1])
     parts = zip(logits.split(rows), u.split(rows), strict=True)
-    drawn = [_draw_rows(part, u_part, temperature, top_p, top_k, nucleus) for part, u_part in parts]
+    drawn = [_draw_rows(part, u_part, sharpening) for part, u_part in parts]
     # a legal class stands where a fault has not been reported yet
     return torch.where(faults > 0, 0, torch.cat(drawn)) if drawn else u.long()
 
@@ -239,22 +222,15 @@ def triton_draws() -> ModuleType | None:
     return draw_kernels
 
 
-def _draw_rows(
-    logits: Float[Tensor, "k v"],
-    u: Float64[Tensor, " k"],
-    temperature: float,
-    top_p: float,
-    top_k: int | None,
-    nucleus: str,
-) -> Int64[Tensor, " k"]:
+def _draw_rows(logits: Float[Tensor, "k v"], u: Float64[Tensor, " k"], sharpening: Sharpening) -> Int64[Tensor, " k"]:
     k, v = logits.shape
     if v <= 4 * _BLOCK:
-        return _first_above(unnormalised(logits, temperature, top_p, top_k, nucleus).cumsum(-1), u)
-    if top_p < 1 or top_k is not None or temperature == 0:
-        e = unnormalised(logits, temperature, top_p, top_k, nucleus)
+        return _first_above(unnormalised(logits, sharpening).cumsum(-1), u)
+    if sharpening.leaves_out:
+        e = unnormalised(logits, sharpening)
     else:
         scaled = at_least_float32(logits)
-        e = torch.exp((scaled - scaled.amax(-1, keepdim=True)) / temperature)
+        e = torch.exp((scaled - scaled.amax(-1, keepdim=True)) / float(sharpening.temperature))
     blocks = functional.pad(e, (0, -v % _BLOCK)).reshape(k, -(-v // _BLOCK), _BLOCK)  # k may be 0
     # 256 neighbours are added in the same order in any batch; a whole row might be cut among threads
     ends = blocks.sum(-1).double().cumsum(-1)

@@ -91,9 +91,15 @@ def draw_classes(pi: Float64[Tensor, " v"], u: Float64[Tensor, " k"]) -> Int64[T
 _ROUNDING = 1e-4  # of what other sites move by: less is no leak but sums in another order
 
 
-def site_of_row(b: int, n: int, device: torch.device) -> Int64[Tensor, " b"]:
-    """In which site of each row a network is looked at, spread over all n."""
-    return torch.arange(b, device=device) * max(1, n // b) % n
+def another_token(z: Int64[Tensor, "b n"], num_classes: int) -> tuple[Int64[Tensor, " b"], Int64[Tensor, "b n"]]:
+    """(a site of each row, in which a network is looked at; z with another token there). The sites are spread over all
+    n. See `moved`."""
+    b, n = z.shape
+    row = torch.arange(b, device=z.device)
+    site = row * max(1, n // b) % n
+    changed = z.clone()
+    changed[row, site] = (changed[row, site] + 1) % num_classes
+    return site, changed
 
 
 def moved(

@@ -167,16 +167,16 @@ class GenMD4(Family):
         num_samples: int = 1,
         seed: int = 0,
         row: Tensor | None = None,
-        estimator: str = "times",
         variances: list[Tensor] | None = None,
     ) -> Tensor:
         """Float64[b], nats: diffusion term averaged over num_samples (t, z_t), plus reconstruction and prior.
 
         t is stratified over a row's own samples, so the estimate of a row is a function of (seed, row) alone.
-        There is no other estimator: the masks of l sites are not equally probable, as each class has its own times.
+        There is no estimator by counts, as MD4 has one: the masks of l sites are not equally probable, since each class
+        has its own times.
         variances: see MD4.
         """
-        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed, estimator)
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         nats, samples = torch.zeros(len(x), dtype=torch.float64, device=x.device), []
         t_all = times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)
         with self.evaluating():

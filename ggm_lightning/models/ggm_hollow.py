@@ -73,10 +73,8 @@ def check_network(model: CheckedHollow, zt: Tensor, given: dict[str, Tensor], la
     key = ("hollow", str(model.network_use))
     if key in model.looked_at:
         return
-    b, n = zt.flatten(1).shape
-    row, site = torch.arange(b, device=zt.device), hollow.site_of_row(b, n, zt.device)
-    changed = zt.flatten(1).clone()
-    changed[row, site] = (changed[row, site] + 1) % model.num_classes
+    site, changed = hollow.another_token(zt.flatten(1), model.num_classes)
+    row = torch.arange(len(zt), device=zt.device)
     calls, rows = model.network_calls, model.rows_sent
     with model.evaluating(model.network_use or "bound"):
         base = model.readout(zt, label=label, **given).values

@@ -245,20 +245,14 @@ class LatentFamily(Family):
         return total_loss
 
     def nelbo(
-        self,
-        x: Tensor,
-        label: Tensor | None = None,
-        num_samples: int = 1,
-        seed: int = 0,
-        row: Tensor | None = None,
-        estimator: str = "times",
+        self, x: Tensor, label: Tensor | None = None, num_samples: int = 1, seed: int = 0, row: Tensor | None = None
     ) -> Tensor:
         """Float64[b], nats: token and latent terms, each at num_samples times of its own, plus the prior.
 
         Token times are uniform, the latent's uniform in ln(1 + SNR) (a far smaller spread); both are stratified over
         a row's own samples: a function of (seed, row) alone. It bounds the law of "ddpm"; for "ddim" none is known.
         """
-        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed, estimator)
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         b = x.shape[0]
         other = noise.integer_seed("latent time", seed=seed, step=0)
         all_t = times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)

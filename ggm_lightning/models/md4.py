@@ -153,7 +153,8 @@ class MD4(Family):
                 num_samples > 1 samples. It is too large, if anything: how the samples' law changes with t is in it,
                 and stratification takes that from the estimate.
         """
-        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed, estimator)
+        x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
+        arguments.check_estimator(self, estimator)
         t_all = times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)
         nats, samples = torch.zeros(len(x), dtype=torch.float64, device=x.device), []
         estimate = self._estimate if estimator == "times" else self._estimate_of_count

@@ -78,14 +78,13 @@ def examples(model: Shaped, x: Any, look: bool) -> Tensor:
 
 
 def of_bound(
-    model: Shaped, x: Any, label: Any, row: Any, num_samples: Any, seed: Any, estimator: str = "times"
+    model: Shaped, x: Any, label: Any, row: Any, num_samples: Any, seed: Any
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """(x Int64[b, *shape], label Int64[b] or None, row Int64[b]): the arguments of `nelbo`."""
     look = model.device.type == "cpu"  # elsewhere a network's embedding finds out
     x = examples(model, x, look)
     whole_number("num_samples", num_samples, 1)
     seed_number(seed)
-    check_estimator(model, estimator)
     return x, labels(model, label, len(x), look), rows(row, len(x), x.device)
 
 

@@ -110,9 +110,7 @@ def refuse_leaks(run: Run, z: Tensor, t: Tensor) -> None:
     Int64[b, n], which is not counted among the calls."""
     b, n = z.shape
     model, rows = run.model, torch.arange(len(z), device=z.device)
-    site = hollow.site_of_row(b, n, z.device)
-    changed = z.clone()
-    changed[rows, site] = (changed[rows, site] + 1) % model.num_classes
+    site, changed = hollow.another_token(z, model.num_classes)
     calls, sent = model.network_calls, model.rows_sent
     everywhere, labels = torch.ones_like(z, dtype=torch.bool), run.request.label
     base, other = (

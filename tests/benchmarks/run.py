@@ -28,6 +28,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from ggm_lightning.core import categorical, death, noise
+from ggm_lightning.core.categorical import Sharpening
 from ggm_lightning.core.softplus_loss import softplus_loss
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.networks.transformer import Transformer
@@ -81,7 +82,7 @@ def draws(top_p: float = 1.0) -> Callable[[], float]:
     k = 64 if top_p < 1 else 512
     logits = torch.randn(k, 50_257, generator=torch.Generator().manual_seed(0))
     u = noise.uniform("value", seed=0, step=0, row=torch.arange(k), num_sites=1)[:, 0]
-    return lambda: float(len(categorical.draw(logits, u, top_p=top_p)))
+    return lambda: float(len(categorical.draw(logits, u, Sharpening(top_p=top_p))))
 
 
 def reading(folder: Path) -> Callable[[], float]:

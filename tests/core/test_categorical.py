@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ggm_lightning.core import categorical, noise
+from ggm_lightning.core.categorical import Sharpening
 from ggm_lightning.core.masking import MaskedLaw
 
 V, SITES = 50_257, 3_000
@@ -37,7 +38,7 @@ def test_the_other_nucleus_top_k_and_the_mode() -> None:
     p = torch.tensor([[0.4, 0.3, 0.1, 0.1, 0.06, 0.04]], dtype=torch.float64)
 
     def kept(**options: object) -> list[bool]:
-        return (categorical.probabilities(p.log(), **options)[0] > 0).tolist()
+        return (categorical.probabilities(p.log(), Sharpening(**options))[0] > 0).tolist()
 
     assert kept(top_p=0.75, nucleus="inside") == [True, True, False, False, False, False]
     assert kept(top_p=0.75) == [True, True, True, True, False, False]
@@ -49,39 +50,39 @@ def test_the_other_nucleus_top_k_and_the_mode() -> None:
     assert kept(top_k=99) == [True] * 6
     assert kept(top_k=2, top_p=0.5) == [True, False, False, False, False, False]  # .4 of .7 is more than half
     assert kept(temperature=0.0) == [True, False, False, False, False, False]
-    tied = categorical.probabilities(torch.tensor([[2.0, -math.inf, 2.0]]), temperature=0.0)
+    tied = categorical.probabilities(torch.tensor([[2.0, -math.inf, 2.0]]), Sharpening(temperature=0.0))
     assert tied.tolist() == [[0.5, 0.0, 0.5]]
-    logs = categorical.log_probabilities(p.log(), temperature=0.0)
+    logs = categorical.log_probabilities(p.log(), Sharpening(temperature=0.0))
     assert logs[0].tolist() == [0.0, *[-math.inf] * 5]
     u = torch.rand(1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     wide = torch.randn(1, 5000, generator=torch.Generator().manual_seed(1))
-    assert int(categorical.draw(wide, u, temperature=0.0)) == int(wide.argmax())
+    assert int(categorical.draw(wide, u, Sharpening(temperature=0.0))) == int(wide.argmax())
     for bad in (math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match="logits are"):
-            categorical.draw(torch.full((1, 3), bad), u, temperature=0.0)
+            categorical.draw(torch.full((1, 3), bad), u, Sharpening(temperature=0.0))
 
 
 def test_temperature_and_nucleus() -> None:
     p = torch.tensor([[0.4, 0.3, 0.1, 0.1, 0.06, 0.04]], dtype=torch.float64)
-    keep = categorical.probabilities(p.log(), top_p=0.75)
+    keep = categorical.probabilities(p.log(), Sharpening(top_p=0.75))
     expected = torch.tensor([[0.4, 0.3, 0.1, 0.1, 0.0, 0.0]]).double() / 0.9  # ties at the threshold all stay
     torch.testing.assert_close(keep, expected)
-    torch.testing.assert_close(categorical.probabilities(p.log(), temperature=0.5), p**2 / (p**2).sum())
-    assert (categorical.probabilities(p.log(), top_p=1e-9) > 0).sum() == 1
+    torch.testing.assert_close(categorical.probabilities(p.log(), Sharpening(temperature=0.5)), p**2 / (p**2).sum())
+    assert (categorical.probabilities(p.log(), Sharpening(top_p=1e-9)) > 0).sum() == 1
     for bad in ({"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": 0}, {"nucleus": "outside"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            categorical.draw(p, torch.tensor([0.5], dtype=torch.float64), **bad)
+            categorical.draw(p, torch.tensor([0.5], dtype=torch.float64), Sharpening(**bad))
 
 
 def test_a_row_alone_is_bit_for_bit_the_row_in_a_batch() -> None:
     torch.manual_seed(0)
     logits, u = 3 * torch.randn(29, 1013), uniforms("value", 29)
     for options in ({}, {"temperature": 0.7, "top_p": 0.9}):
-        whole = categorical.unnormalised(logits, **options)
-        batch = categorical.draw(logits, u, **options)
+        whole = categorical.unnormalised(logits, Sharpening(**options))
+        batch = categorical.draw(logits, u, Sharpening(**options))
         for i in range(29):
-            assert torch.equal(whole[i : i + 1], categorical.unnormalised(logits[i : i + 1], **options))
-            assert batch[i] == categorical.draw(logits[i : i + 1], u[i : i + 1], **options)[0]
+            assert torch.equal(whole[i : i + 1], categorical.unnormalised(logits[i : i + 1], Sharpening(**options)))
+            assert batch[i] == categorical.draw(logits[i : i + 1], u[i : i + 1], Sharpening(**options))[0]
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +106,8 @@ def test_two_levels_find_the_class_that_one_finds(dtype: torch.dtype, top_p: flo
     logits[0, : V - 3] = -math.inf  # whole blocks of nothing
     logits[1, 1000:] = -math.inf
     u[2], u[3], u[1] = 1 - 2.0**-53, 2.0**-53, 1 - 2.0**-53
-    drawn = categorical.draw(logits, u, 0.7, top_p)
-    cumulative = categorical.unnormalised(logits, 0.7, top_p).cumsum(-1)
+    drawn = categorical.draw(logits, u, Sharpening(0.7, top_p))
+    cumulative = categorical.unnormalised(logits, Sharpening(0.7, top_p)).cumsum(-1)
     expected = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)[:, 0]
     near = torch.tensor([1, 2])  # where all of the sum is asked for: the last class that has any
     assert bool((logits.double().gather(1, drawn[:, None]) > -math.inf).all())
@@ -124,7 +125,7 @@ def test_the_nucleus_of_the_search_is_that_of_a_sort(spread: float) -> None:
         ordered = p.sort(-1, descending=True).values
         first = (ordered.cumsum(-1) < top_p * p.cumsum(-1)[:, -1:]).sum(-1, keepdim=True)
         expected = torch.where(p >= ordered.gather(-1, first), p, 0.0)
-        assert torch.equal(categorical.unnormalised(logits, top_p=top_p), expected)
+        assert torch.equal(categorical.unnormalised(logits, Sharpening(top_p=top_p)), expected)
         kept = expected.sum(-1) / p.sum(-1)
         assert bool((kept >= top_p - 1e-12).all())
         # control: without the smallest of them, which were found by a search, too little is left
@@ -139,8 +140,8 @@ def test_a_row_of_many_classes_alone_is_the_row_in_a_batch() -> None:
         torch.set_num_threads(threads)
         try:
             for options in ({}, {"temperature": 0.7, "top_p": 0.9}):
-                batch = categorical.draw(logits, u, **options)
-                alone = [categorical.draw(logits[i : i + 1], u[i : i + 1], **options) for i in range(29)]
+                batch = categorical.draw(logits, u, Sharpening(**options))
+                alone = [categorical.draw(logits[i : i + 1], u[i : i + 1], Sharpening(**options)) for i in range(29)]
                 assert torch.equal(batch, torch.cat(alone))
         finally:
             torch.set_num_threads(before)
@@ -217,6 +218,6 @@ def test_control_the_float32_race_fails_the_same_check(num_steps: int, sites: in
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_no_rows_draw_nothing(v: int, top_p: float) -> None:
     """A step may reveal no site at all."""
-    drawn = categorical.draw(torch.zeros(0, v), torch.zeros(0, dtype=torch.float64), top_p=top_p)
+    drawn = categorical.draw(torch.zeros(0, v), torch.zeros(0, dtype=torch.float64), Sharpening(top_p=top_p))
     assert drawn.shape == (0,)
     assert drawn.dtype == torch.int64

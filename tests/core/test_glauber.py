@@ -176,9 +176,9 @@ def test_sharpening_acts_on_the_data_law_and_keeps_the_noise_floor(pi: Tensor) -
     log_p = glauber.log_mixed(p0.log(), pi.log(), a)
     assert glauber.sharpened(log_p, pi.log(), a, PLAIN) is log_p
     cold = glauber.sharpened(log_p, pi.log(), a, Sharpening(0.5, 0.8)).exp()
-    expected = a[:, None] * categorical.probabilities(p0.log(), 0.5, 0.8) + (1 - a[:, None]) * pi
+    expected = a[:, None] * categorical.probabilities(p0.log(), Sharpening(0.5, 0.8)) + (1 - a[:, None]) * pi
     torch.testing.assert_close(cold, expected, rtol=0, atol=1e-12)
-    naive = categorical.probabilities(log_p, 0.5, 0.8)
+    naive = categorical.probabilities(log_p, Sharpening(0.5, 0.8))
     assert (naive - expected).abs().max() > 0.1
 
 

@@ -13,6 +13,7 @@ from scipy.stats import binom, chi2
 from torch import Tensor
 
 from ggm_lightning.core import categorical, fused, softplus_loss, watch
+from ggm_lightning.core.categorical import Sharpening
 
 INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -143,7 +144,7 @@ def test_draws_are_those_of_the_float64_inverse(top_p: float, monkeypatch: pytes
     u[1], u[2] = 1 - 2.0**-53, 2.0**-60
     padded, u = padded.to(DEVICE), u.to(DEVICE)
     found = draw_kernels.draw(padded[:, :v], u, 0.7, top_p)
-    p = categorical.unnormalised(padded[:, :v], 0.7, top_p)
+    p = categorical.unnormalised(padded[:, :v], Sharpening(0.7, top_p))
     assert bool((p.gather(1, found[:, None]) > 0).all())
     expected = categorical._first_above(p.cumsum(-1), u)
     # float32 exponentials move the borders of a class by 1e-7
@@ -175,7 +176,7 @@ def test_rows_that_are_no_law_are_not_drawn_from(top_p: float, monkeypatch: pyte
     assert drawn[[1, 2, 3, 6]].tolist() == [-1, -2, -3, -1]
     assert (-watch.faults_of(logits)).cpu().clamp(max=0).tolist() == drawn.clamp(max=0).tolist()
     assert int(drawn[5]) == 149  # control: classes of -inf beside a possible one
-    assert drawn[[0, 4]].tolist() == categorical.draw(logits[[0, 4]].double(), u[:2], 0.7, top_p).tolist()
+    assert drawn[[0, 4]].tolist() == categorical.draw(logits[[0, 4]].double(), u[:2], Sharpening(0.7, top_p)).tolist()
 
 
 def test_thinning_follows_the_binomial_law() -> None:

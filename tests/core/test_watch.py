@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import births, categorical, death, gaussian, watch
+from ggm_lightning.core.categorical import Sharpening
 from ggm_lightning.core.glauber import SiteLaw
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.vector_masking import VectorMaskedLaw
@@ -34,7 +35,7 @@ def broken_logits(kind: str, v: int, row: int = 3, k: int = 11, dtype: torch.dty
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_row_that_is_no_law_is_never_drawn(kind: str, v: int, sharper: dict[str, float], dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=f"^row 3: the network's logits are {kind}") as caught:
-        categorical.draw(broken_logits(kind, v, dtype=dtype), uniforms(), **sharper)
+        categorical.draw(broken_logits(kind, v, dtype=dtype), uniforms(), Sharpening(**sharper))
     assert "\n" not in str(caught.value)
 
 

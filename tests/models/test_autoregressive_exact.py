@@ -165,7 +165,7 @@ def test_the_product_of_the_reverse_laws(network: str, temperature: float, top_p
         total += step.log_probs().detach().gather(1, law.x[:, N - t, None])[:, 0]
     assert abs(float(total.exp().sum()) - 1) < 1e-12
     logits = model.network(model.moved(law.x), torch.zeros(len(law.x))).detach().flatten(0, 1)
-    sharp = categorical.probabilities(logits, temperature, top_p).reshape(len(law.x), N, V)
+    sharp = categorical.probabilities(logits, Sharpening(temperature, top_p)).reshape(len(law.x), N, V)
     expected = sharp.gather(2, law.x[..., None])[..., 0].prod(1)
     assert (total.exp() - expected).abs().max() < 1e-12
     plain = (-model.nelbo(law.x)).exp()
