@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ggm_lightning.report.chart import nice_ticks
+
 COLOURS = 8  # after these they begin again
 _ROW = 18  # height of a line of the key
 _LETTER = 7.9  # width of a letter, in the mean of a wide font
@@ -91,11 +93,14 @@ class _Axis:
         return self.start + (self.end - self.start) * share
 
     def ticks(self, most: int) -> list[float]:
-        return log_ticks(self.low, self.high, most) if self.log else ticks(self.low, self.high, most)
+        return log_ticks(self.low, self.high, most) if self.log else nice_ticks(self.low, self.high, most)
 
 
-def svg(plot: Plot, width: int = 760) -> str:
-    """One drawing; a narrow one is made for a phone, where a wide one's letters would be too small."""
+def svg(plot: Plot, width: int = 760, kind: str = "") -> str:
+    """One drawing; a narrow one is made for a phone, where a wide one's letters would be too small.
+
+    kind: a class of page.css, for a drawing that stands in a page.
+    """
     names = list(dict.fromkeys((curve.key, curve.colour) for curve in plot.curves))
     key, key_rows = _key(names, plot.level is not None or plot.mark is not None, width)
     top = 16 + _ROW * key_rows + 22
@@ -106,9 +111,10 @@ def svg(plot: Plot, width: int = 760) -> str:
     # faint ones first, so that they do not cover others
     parts += [_curve(curve, x, y) for curve in sorted(plot.curves, key=lambda curve: curve.strength)]
     about = html.escape(f"{plot.y_name} against {plot.x_name}")
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="sweep" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{about}"><style>{STYLE}</style>{"".join(parts)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="sweep {kind}" {size} role="img" aria-label="{about}">'
+        f"<style>{STYLE}</style>{''.join(parts)}</svg>"
     )
 
 
@@ -201,15 +207,6 @@ def _key(names: Sequence[tuple[str, int]], real: bool, width: int) -> tuple[str,
     return "".join(parts), row + 1
 
 
-def ticks(low: float, high: float, most: int) -> list[float]:
-    """At most about so many round numbers between low and high."""
-    raw = (high - low) / max(1, most - 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * k for k in (1, 2, 5, 10) if power * k >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
 def log_ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers between low and high: powers of ten with 2 and 5, or 3, between them; of a short range ticks as on
     a straight axis."""
@@ -219,4 +216,4 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
         found = [k * 10.0**e for e in range(first, last + 1) for k in between if low <= k * 10.0**e <= high]
         if len(found) <= most:
             break
-    return found if len(found) >= 3 else ticks(low, high, most)
+    return found if len(found) >= 3 else nice_ticks(low, high, most)

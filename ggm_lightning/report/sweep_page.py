@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggm_lightning.metrics.frontier import Compared, Figures, Point, compared
+from ggm_lightning.report.page import section, write_page
 from ggm_lightning.report.sweep_charts import Curve, Dot, Plot, svg
 from ggm_lightning.rundir.folder import write_whole
 
+_TITLE = "Quality against budget"
 _COLUMNS = {
     "judge": ("judge", ".3f"),
     "judge_stderr": ("±", ".3f"),
@@ -24,25 +26,6 @@ _COLUMNS = {
     "rows_per_sample": ("rows", ".4g"),
     "seconds_per_sample": ("seconds", ".3g"),
 }
-_STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2430; --quiet: #6b7280; --line: #e5e7ec; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14161b; --ink: #e4e6eb; --quiet: #9aa1ad; --line: #2b2f38; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Helvetica Neue", sans-serif; -webkit-text-size-adjust: 100%; }
-main { max-width: 980px; margin: 0 auto; padding: 40px 20px 56px; }
-h1 { font-size: 28px; line-height: 1.2; margin: 0 0 6px; } h2 { font-size: 19px; margin: 44px 0 4px; }
-.note { color: var(--quiet); margin: 0 0 14px; font-size: 14px; max-width: 76ch; }
-figure { margin: 0; } figure svg { display: block; width: 100%; height: auto; }
-figure .narrow { display: none; }
-@media (max-width: 560px) { main { padding: 24px 10px 40px; } figure .wide { display: none; }
-  figure .narrow { display: block; } }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { text-align: right; font-weight: 400; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; } thead th { color: var(--quiet); }
-tr.real td { font-weight: 620; } li { margin: 4px 0; max-width: 76ch; }
-"""
 
 
 @dataclass(frozen=True)
@@ -91,7 +74,7 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
     for name, plot in plots(sweep).items():
         write_whole(folder / f"{name}.svg", svg(plot).encode())
     write_whole(folder / "table.csv", table_csv(sweep).encode())
-    write_whole(folder / "sweep.html", page(sweep).encode("utf-8", errors="replace"))
+    write_page(folder / "sweep.html", _TITLE, _parts(sweep))
 
 
 # ---------------------------------------------------------------------- plots
@@ -250,8 +233,8 @@ def summary(sweep: Sweep) -> str:
     return "\n".join([f"Judged by {sweep.judge}, bits per token", *texts, "", *verdicts(sweep)]).rstrip()
 
 
-def page(sweep: Sweep) -> str:
-    """The whole HTML."""
+def _parts(sweep: Sweep) -> list[str]:
+    """Of the page, HTML."""
     lines = [[*_HEAD, *(title for title, _ in _COLUMNS.values())], *_cells(sweep)]
     used = _used(lines)
     head = "".join(f"<th>{html.escape(lines[0][i])}</th>" for i in used)
@@ -259,24 +242,17 @@ def page(sweep: Sweep) -> str:
     for number, line in enumerate(lines[1:]):
         kind = ' class="real"' if number == 0 else ""
         body.append(f"<tr{kind}>{''.join(f'<td>{html.escape(line[i])}</td>' for i in used)}</tr>")
+    table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     drawn = plots(sweep)
-    parts = [
-        "<header><h1>Quality against budget</h1>",
-        f'<p class="note">{html.escape(_about(sweep))}</p></header>',
+    return [
+        f'<header><h1>{_TITLE}</h1><p class="note">{html.escape(_about(sweep))}</p></header>',
         _list("At equal entropy", verdicts(sweep)),
         _figure("Judge against network rows", _ABOUT_ROWS.format(*_plainest(sweep)), drawn["rows"]),
         _figure("Judge against entropy", _ABOUT_FRONTIER, drawn["frontier"]),
         _figure("Judge against time", f"{_ABOUT_SECONDS} {sweep.clock.capitalize()}.", drawn["seconds"]),
-        f'<section><h2>All figures</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div></section>",
+        section("All figures", "", f'<div class="wide numbers"><table>{table}</table></div>'),
         _list("Left out", [f"{cell}: {reason}" for cell, reason in sweep.left_out.items()]),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Quality against budget</title><style>{_STYLE}</style></head>\n<body><main>\n"
-        f"{chr(10).join(part for part in parts if part)}\n</main></body></html>\n"
-    )
 
 
 _ABOUT_ROWS = (
@@ -303,10 +279,9 @@ def _about(sweep: Sweep) -> str:
 
 def _list(heading: str, lines: Sequence[str]) -> str:
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return f"<section><h2>{heading}</h2><ul>{items}</ul></section>" if lines else ""
+    return section(heading, "", f"<ul>{items}</ul>" if lines else "")
 
 
 def _figure(heading: str, note: str, plot: Plot) -> str:
-    wide, narrow = svg(plot), svg(plot, width=380)
-    both = f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
-    return f'<section><h2>{heading}</h2><p class="note">{html.escape(note)}</p><figure>{both}</figure></section>'
+    both = svg(plot, kind="wide-only") + svg(plot, width=380, kind="narrow")
+    return section(heading, html.escape(note), f'<figure class="chart">{both}</figure>')
