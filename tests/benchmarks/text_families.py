@@ -127,16 +127,18 @@ def model_of(name: str, text: Text, seed: int) -> Family:
     return GGM(network, v, shape, loss=loss, order="random", num_sweeps=4, noise_law=text.unigram(), seed=seed)
 
 
-def trained(model: Family, text: Text, seconds: float, seed: int) -> int:
-    """Trains for so many seconds of CPU and leaves the averaged weights; the number of steps. The learning rate falls
-    with the seconds that have gone by, so that every model ends its schedule."""
+def trained(
+    model: Family, text: Text, seconds: float, seed: int, clock: Callable[[], float] = time.process_time
+) -> int:
+    """Trains for so many seconds of CPU (of `clock`) and leaves the averaged weights; the number of steps. The learning
+    rate falls with the seconds that have gone by, so that every model ends its schedule."""
     weights = list(model.parameters())
     averages = [weight.detach().clone() for weight in weights]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.03, foreach=True)
     generator = torch.Generator().manual_seed(seed)
-    begin, step = time.process_time(), 0
+    begin, step = clock(), 0
     model.train()
-    while (share := (time.process_time() - begin) / seconds) < 1:
+    while (share := (clock() - begin) / seconds) < 1:
         falling = 0.5 * (1 + math.cos(math.pi * max(0.0, share - CONSTANT) / (1 - CONSTANT)))
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, (step + 1) / WARM_UP) * max(0.02, falling)
         optimizer.zero_grad(set_to_none=True)
