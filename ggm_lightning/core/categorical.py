@@ -76,6 +76,12 @@ class Sharpening:
         """Whether classes may get probability 0 that have another in the law itself."""
         return self.top_p < 1 or self.top_k is not None or self.temperature == 0
 
+    @property
+    def in_one_kernel(self) -> bool:
+        """Whether core/draw_kernels.py can draw from the sharpened law."""
+        crossing = self.top_p == 1 or self.nucleus == "crossing"
+        return self.temperature > 0 and self.top_k is None and crossing
+
     def __str__(self) -> str:
         return " and ".join(
             f"{field.name} {getattr(self, field.name)}"
@@ -194,9 +200,7 @@ def draw(
     exponentials keep the logits' precision (float32 at least): two thirds of the time. A GPU with Triton takes one
     kernel for all of it, in float32 for logits that are not float64; it knows temperature and the nucleus "crossing".
     """
-    crossing = sharpening.top_p == 1 or sharpening.nucleus == "crossing"
-    in_kernel = sharpening.temperature > 0 and sharpening.top_k is None and crossing
-    if logits.is_cuda and logits.dtype != torch.float64 and in_kernel:
+    if logits.is_cuda and logits.dtype != torch.float64 and sharpening.in_one_kernel:
         kernels = triton_draws()
         if kernels is not None:
             drawn = kernels.draw(logits, u, float(sharpening.temperature), float(sharpening.top_p))

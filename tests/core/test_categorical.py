@@ -116,6 +116,25 @@ def test_two_levels_find_the_class_that_one_finds(dtype: torch.dtype, top_p: flo
     assert torch.equal(drawn[others], expected[others])
 
 
+def test_top_k_alone_where_there_are_many_classes() -> None:
+    """Both the draw in two levels and the logarithms leave the others out. Control: without top_k they are drawn."""
+    logits, u = many_classes(53, 0.1, torch.float32), uniforms("value", 53)
+    largest = logits.topk(3).indices
+    few = Sharpening(top_k=3)
+    assert bool((largest == categorical.draw(logits, u, few)[:, None]).any(1).all())
+    assert not bool((largest == categorical.draw(logits, u)[:, None]).any(1).all())
+    kept = categorical.log_probabilities(logits, few) > -math.inf
+    assert torch.equal(kept, torch.zeros_like(kept).scatter(1, largest, True))
+
+
+def test_what_one_kernel_draws() -> None:
+    """core/draw_kernels.py knows a positive temperature and the nucleus that keeps the class that crosses."""
+    for known in ({}, {"temperature": 0.7}, {"top_p": 0.8}, {"nucleus": "inside"}):
+        assert Sharpening(**known).in_one_kernel
+    for unknown in ({"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.8, "nucleus": "inside"}):
+        assert not Sharpening(**unknown).in_one_kernel
+
+
 @pytest.mark.parametrize("spread", [3.0, 1.0, 0.01])
 def test_the_nucleus_of_the_search_is_that_of_a_sort(spread: float) -> None:
     """Nuclei of a few classes, of some thousands, of nearly all: each of the widths that are looked at."""

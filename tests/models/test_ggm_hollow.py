@@ -54,6 +54,14 @@ def test_a_leak_in_the_bits_alone_is_refused(x: Tensor) -> None:
     refused(GGM(OwnBit(), V, (N,), order="random"), x)
 
 
+def test_a_leak_in_the_token_alone_is_refused(x: Tensor) -> None:
+    class OwnToken(Elementwise):
+        def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None, visited: Tensor | None = None) -> Tensor:
+            return super().forward(z, t, label, visited) + 0.1 * z[..., None]
+
+    refused(GGM(OwnToken(), V, (N,), order="random"), x)
+
+
 def test_a_hollow_network_is_looked_at_once_for_each_use(x: Tensor) -> None:
     inner = Elementwise()
     hollow = GGM(inner, V, (N,), order="random")
