@@ -86,7 +86,9 @@ def closing_line(run: Run) -> str:
     """How a run ended, in a line for the terminal: its first figure with its error."""
     story = run.story
     bounds = list(bounds_of(run.metrics, story.scale, story.by_class).items())[:1]
-    said = f"{story.state} at step {story.step:,}" if story.state == "finished" else story.said
+    said = f"{story.state} at step {story.step:,}"
+    if story.said and story.state != "finished":
+        said += f" {story.said}"
     for title, (value, stderr) in bounds:
         error = "" if stderr is None else f" ± {number(stderr, value)}"
         kind = "" if story.exact else ", upper bound"

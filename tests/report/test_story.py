@@ -138,11 +138,12 @@ def test_of_a_finished_run(run, tmp_path):
     )
 
 
-def test_of_a_run_that_had_no_time_left(run):
+def test_of_a_run_that_had_no_time_left(run, tmp_path):
     _, text = run(max_time=None, max_steps=5)
     assert "time limit" not in text
     _, text = run(max_steps=50, max_time={"seconds": 0}, min_steps=3)
     assert state(text).startswith("Stopped, step 12 of 50: by its time limit")
+    assert closing_line(read_run(tmp_path)).startswith("stopped at step 12 by its time limit (trainer.max_time); bits")
 
 
 def test_no_failure_ends_a_run(tiny, fit, tmp_path):
