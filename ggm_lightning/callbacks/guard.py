@@ -16,16 +16,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from ggm_lightning.rundir.endings import NonFinite
+
 
 @runtime_checkable
 class ScalesLoss(Protocol):
     """A precision of Lightning's that may multiply the loss: `16-mixed`, also under FSDP."""
 
     scaler: Any  # None where it does not
-
-
-class NonFinite(ValueError):
-    """Training cannot go on: loss, gradients or weights are not finite."""
 
 
 class Guard(Callback):

@@ -21,20 +21,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ggm_lightning.callbacks.agreement import Agreement
 from ggm_lightning.callbacks.keep import KeepLast
+from ggm_lightning.rundir.endings import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-class Stopped(Exception):
-    """Training was stopped by a signal, and everything up to here is saved.
-
-    Attributes:
-        exit_code: 128 + signal number as shells have it; 0 for a requeued job and for the ranks that only follow.
-    """
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class StopSignals(Checkpoint):

@@ -24,6 +24,7 @@ import yaml
 import ggm_lightning
 from ggm_lightning.cli import config as config_files
 from ggm_lightning.cli import errors, own_code, packaged
+from ggm_lightning.rundir.endings import Stopped
 
 _TRAINER_COMMANDS = {
     "fit": "train: writes checkpoints, metrics.csv, curve.png and report.html into runs/<name>/",
@@ -64,9 +65,9 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(error.__context__, KeyboardInterrupt):
             _leave("stopped by Ctrl-C before training began; nothing was to be saved", 130)
         raise
+    except Stopped as stopped:
+        _leave(str(stopped), stopped.exit_code)
     except Exception as error:
-        if type(error).__name__ == "Stopped":  # callbacks/stop.py
-            _leave(str(error), error.exit_code)  # type: ignore[attr-defined]
         if os.environ.get("GGM_DEBUG") == "1":
             raise
         sys.exit(errors.report(error, args, partial(_parsing_message, args)))

@@ -38,6 +38,7 @@ from ggm_lightning.report.protocols import (
 from ggm_lightning.report.story import Story, read_run, read_story, write_story
 from ggm_lightning.report.trace import trace_data
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog
+from ggm_lightning.rundir.endings import NonFinite, Stopped
 from ggm_lightning.sampling.sampler import Sampler
 
 SHOWN_TEXTS = 8
@@ -311,13 +312,12 @@ def _kept(figures: list[Figure]) -> list[dict[str, Any]]:
 
 
 def _ending(exception: BaseException) -> tuple[str, str]:
-    """(state, why); the classes are those of callbacks/, which this room does not know."""
-    kind = type(exception).__name__
+    """(state, why)."""
     if isinstance(exception, KeyboardInterrupt):
         return "stopped", "by Ctrl-C"
-    if kind in ("Stopped", "NonFinite"):
+    if isinstance(exception, (Stopped, NonFinite)):
         return "stopped", str(exception).removeprefix("stopped ")
-    return "failed", f"{kind}: {exception}"[:1000]
+    return "failed", f"{type(exception).__name__}: {exception}"[:1000]
 
 
 def _how_it_ended(trainer: Trainer) -> tuple[str, str]:

@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch import Callback
 
 from ggm_lightning.callbacks.ema import EMA
-from ggm_lightning.callbacks.guard import Guard, NonFinite, all_finite
+from ggm_lightning.callbacks.guard import Guard, all_finite
 from ggm_lightning.callbacks.keep import KeepLast
 from ggm_lightning.rundir.checkpoint import AtomicCheckpointIO, read
+from ggm_lightning.rundir.endings import NonFinite
 
 
 class Poison(Callback):

@@ -10,8 +10,9 @@ from lightning.pytorch import Callback
 
 from ggm_lightning.callbacks import stop
 from ggm_lightning.callbacks.keep import KeepLast
-from ggm_lightning.callbacks.stop import Stopped, StopSignals
+from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.rundir.checkpoint import AtomicCheckpointIO, read
+from ggm_lightning.rundir.endings import Stopped
 
 
 class Sends(Callback):

@@ -17,6 +17,7 @@ from ggm_lightning.report.page import write_run_page
 from ggm_lightning.report.pictures import save_png
 from ggm_lightning.report.story import Run, Story, read_run, read_story, write_story
 from ggm_lightning.rundir.csv_log import CSVLog
+from ggm_lightning.rundir.endings import NonFinite, Stopped
 from tests.callbacks.tiny import N, TinyData, V
 from tests.report.test_page import EVIL, Page
 
@@ -47,10 +48,6 @@ class Rows:
 class Data(TinyData):
     def rows(self, split):
         return Rows(np.arange(3 * N).reshape(3, N) % V)
-
-
-class Stopped(Exception):
-    """By its name that of callbacks/stop.py."""
 
 
 @pytest.fixture
@@ -101,7 +98,11 @@ def test_of_a_crashed_run(run):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (Stopped("stopped by Ctrl-C after step 3; last.ckpt is saved"), "Stopped, step 3 of 5: by Ctrl-C after step 3"),
+        (
+            Stopped("stopped by Ctrl-C after step 3; last.ckpt is saved", 130),
+            "Stopped, step 3 of 5: by Ctrl-C after step 3",
+        ),
+        (NonFinite("loss is not finite since step 3"), "Stopped, step 3 of 5: loss is not finite since step 3"),
         (KeyboardInterrupt(), "Stopped, step 3 of 5: by Ctrl-C"),
     ],
 )
