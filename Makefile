@@ -50,9 +50,9 @@ demo-vqgan: $(VENV)/.vqgan  ## digits to codes to digits, VQGAN and MD4: open ru
 setup: $(VENV)/.dev  ## set up .venv with everything for development
 
 test: $(VENV)/.dev  ## set up if needed, run every fast test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not slurm"
 
-test-slow: $(VENV)/.dev  ## the tests that train, kill or search for minutes; what they counted is printed
+test-slow: $(VENV)/.all  ## the tests that train, kill or search for minutes; what they counted is printed
 	@$(MAKE) --no-print-directory -j2 --output-sync=target slow-one slow-two
 
 slow-one:  # two halves of about equal length
@@ -106,4 +106,9 @@ $(VENV)/.vqgan: $(VENV)/.images
 $(VENV)/.dev: $(VENV)/.core
 	$(PIP) install -c constraints.txt -e ".[dev]"
 	$(TAMING)
+	@touch $@
+
+# what only slow tests and the documents need
+$(VENV)/.all: $(VENV)/.dev
+	$(PIP) install -c constraints.txt -e ".[dev,lm_eval,docs]"
 	@touch $@
