@@ -167,11 +167,14 @@ class Measure(ABC):
 
     Attributes:
         name: behind --measures.
-        draws: whether it looks at samples.
     """
 
     name: ClassVar[str]
-    draws: ClassVar[bool] = False
+
+    @property
+    def draws(self) -> bool:
+        """Whether it looks at samples that are drawn."""
+        return False
 
     @abstractmethod
     def check(self, context: Context) -> None:
