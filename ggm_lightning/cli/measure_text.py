@@ -165,10 +165,8 @@ def _trial(
         notes.append(f"shares and distances of the first {compared:,} of {count:,} samples: so many rows are held out")
     if judge is None:
         notes.append("no judge, so neither gen-ppl nor MAUVE: give --judge, a checkpoint or a model of transformers")
-    else:
-        notes += judge.departures
-        if compared < mauve.LEAST:
-            notes.append(f"MAUVE of {compared:,} texts; its authors advise {mauve.LEAST:,} or more")
+    elif compared < mauve.LEAST:
+        notes.append(f"MAUVE of {compared:,} texts; its authors advise {mauve.LEAST:,} or more")
     depends: dict[str, Any] = {"reference": hash_of_ids(reference), "real": hash_of_ids(real), "count": count}
     depends["judge"] = None if judge is None else judge.identity
     depends["train"] = None if isinstance(one.data, Benchmark) else rows_hash(one.data.rows("train"))
@@ -176,7 +174,7 @@ def _trial(
 
 
 def _real(trial: Trial, key: Key) -> Callable[[], list[Row]]:
-    return lambda: [_row(trial, key, trial.real, {"sampler": "real held-out rows"})]
+    return lambda: [_row(trial, key, trial.real, {"sampler": "real held-out rows", "samples": len(trial.real)})]
 
 
 def _foreign(trial: Trial, key: Key) -> Callable[[], list[Row]]:
@@ -211,15 +209,13 @@ def _row(trial: Trial, key: Key, x: Int64[Tensor, "b n"], about: dict[str, Any])
         "reference_hash": hash_of_ids(trial.reference),
         "compared": len(first),
         "tokens_per_row": x.shape[1],
-        "departures": list(trial.notes),
+        "notes": list(trial.notes),
     }
     if trial.judge is not None:
-        about["judge"] = trial.judge.identity
-        about["judge_tokens_cut"] = trial.scores(x).cut
-        if about["judge_tokens_cut"]:
-            about["departures"].append(
-                f"the judge did not read {about['judge_tokens_cut']:,} tokens behind its longest"
-            )
+        cut = trial.scores(x).cut
+        about |= {"judge": trial.judge.identity, "departures": trial.judge.departures, "judge_tokens_cut": cut}
+        if cut:
+            about["notes"].append(f"{cut:,} tokens behind those that the judge reads are cut")
     return Row(key, figures, about)
 
 
