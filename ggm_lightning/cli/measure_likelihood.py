@@ -51,6 +51,7 @@ def _row(context: Context, one: EvaluationSet, file: BoundFile) -> Row:
         "sites_per_row": bound.num_sites,
         "seconds": round(bound.seconds, 3),
         "reference_hash": file.what["measured_rows_hash"],
+        "notes": ["upper bounds on -log p, no figure is -log p itself"] if not context.loaded.model.exact else [],
         "departures": list(bound.departures),
         **file.how(),
     }

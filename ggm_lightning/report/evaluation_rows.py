@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ggm_lightning.report.figures import number
+
 
 @dataclass(frozen=True)
 class Key:
@@ -96,7 +98,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 def _table(name: str, measure: str, rows: Sequence[Row]) -> Table:
     columns = [shown_figures(row.figures) for row in rows]
     figures = list(dict.fromkeys(figure for column in columns for figure in column))
-    lines = [(figure.replace("_", " "), [column.get(figure, "") for column in columns]) for figure in figures]
+    lines = [(title_of(figure), [column.get(figure, "") for column in columns]) for figure in figures]
     return Table(name, measure, [row.key.told for row in rows], lines)
 
 
@@ -114,22 +116,42 @@ def said(rows: Sequence[Row], what: str) -> list[str]:
 
 
 def shown_figures(figures: Mapping[str, float | None]) -> dict[str, str]:
-    """Name -> 'value ± error'; what is not defined, and parts of errors, are left out."""
+    """Name -> 'value ± error', or 'value (lowest to highest)'. What is not defined is left out, and parts of errors."""
     found = {}
     for name, value in figures.items():
-        base = name.removesuffix("_stderr")
+        base = name.removesuffix("_stderr").removesuffix("_lowest").removesuffix("_highest")
         if value is None or math.isnan(value) or (base != name and base in figures) or "_stderr_" in name:
             continue
-        error = figures.get(f"{name}_stderr")
-        found[name] = _rounded(value) if error is None else f"{_rounded(value)} ± {_rounded(error)}"
+        found[name] = number(value, value)
+        error, lowest, highest = (figures.get(f"{name}_{end}") for end in ("stderr", "lowest", "highest"))
+        if error is not None:
+            found[name] += f" ± {number(error, value)}"
+        elif lowest is not None and highest is not None:
+            found[name] += f" ({number(lowest, value)} to {number(highest, value)})"
     return found
 
 
-def _rounded(value: float) -> str:
-    """As many digits as a reader compares."""
-    size = abs(value)
-    if not math.isfinite(value) or size >= 100_000:
-        return f"{value:.4g}"
-    if size >= 100:
-        return f"{value:,.1f}"
-    return f"{value:.2f}" if size >= 10 else f"{value:.4f}"
+_TITLES = {
+    "nelbo": "nats per example",
+    "bpd": "bits per token or dimension",
+    "ppl": "perplexity",
+    "ppl_word": "perplexity per word",
+    "gen_ppl": "gen-ppl",
+    "judge_nats_per_token": "judge, nats per token",
+    "judge_bits_per_character": "judge, bits per character",
+    "entropy_nats": "entropy of a row, nats",
+    "entropy_bits": "entropy of a row, bits",
+    "repeated_4_grams": "4-grams repeated in a row",
+    "duplicates": "equal to an earlier row",
+    "training_rows": "equal to a training row",
+    "mauve": "MAUVE (range of seeds)",
+}
+_NUMBERED = {"distinct": "distinct {}-grams", "js": "Jensen-Shannon of {}-grams, bits"}
+
+
+def title_of(figure: str) -> str:
+    """For a person."""
+    kind, _, length = figure.rpartition("_")
+    if kind in _NUMBERED:
+        return _NUMBERED[kind].format(length)
+    return _TITLES.get(figure, figure.replace("_", " "))
