@@ -15,6 +15,7 @@ import torch
 from ggm_lightning.cli import evaluate as evaluation
 from ggm_lightning.cli import measure_text
 from ggm_lightning.cli.main import main
+from ggm_lightning.cli.measure_files import CellFile
 from ggm_lightning.cli.measure_likelihood import Likelihood
 from ggm_lightning.cli.measure_text import Text
 from ggm_lightning.cli.measures import Sampling, evaluate_measures
@@ -23,6 +24,7 @@ from ggm_lightning.data.fingerprints import hash_of_ids, hash_of_rows
 from ggm_lightning.data.rows import Rows
 from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.metrics.jensen_shannon import jensen_shannon
+from ggm_lightning.report.evaluation_rows import Key, Row
 from tests.cli.small_checkpoints import SOURCE, N, V, write
 from tests.cli.test_sweep import Killer, linear_calls
 
@@ -270,3 +272,15 @@ def test_as_a_function(place: Path) -> None:
     assert rows[0].figures["nelbo"] == bound.figures()["nelbo"]
     with pytest.raises(ValueError, match="no measure"):
         evaluate_measures("runs/md4/last.ckpt", [], device="cpu")
+
+
+def test_figures_of_other_settings_are_not_taken(tmp_path: Path) -> None:
+    """Even where a file has their name."""
+    file = CellFile.of(tmp_path, "text", "a name / of it", {"seed": 1})
+    row = Row(Key("a", "b", 3, 0.5, 1.0), {"x": 1.0, "x_stderr": None, "y": math.nan}, {"measure": "text"})
+    file.write([row])
+    assert file.read() == [Row(row.key, {"x": 1.0, "x_stderr": None, "y": None}, row.about)]
+    assert CellFile(file.path, {"seed": 2}).read() is None
+    assert CellFile.of(tmp_path, "text", "a name / of it", {"seed": 2}).path != file.path
+    file.path.write_text(file.path.read_text()[:50])
+    assert file.read() is None
