@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from ggm_lightning.cli import text_judges
+from ggm_lightning.codecs.text import Characters, Integers
 from ggm_lightning.metrics import text_judge
 from ggm_lightning.metrics.text_judge import CausalLM, Scores, counted_targets
 from tests.metrics import stories_judge
@@ -146,3 +148,33 @@ def test_the_external_judge(real_data: Path, tmp_path: Path) -> None:
     assert (long.cut, long.counted.tolist()) == (492, [511])
     with pytest.raises(ValueError, match="no causal language model that can be loaded"):
         CausalLM(str(tmp_path))
+
+
+def test_a_judge_of_the_command_is_loaded_once_and_known_by_its_weights(
+    model: Bigram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+
+    def load(name: str) -> tuple[Digits, Bigram]:
+        loads.append(name)
+        return Digits(), model
+
+    monkeypatch.setattr(text_judge, "_loaded", load)
+    family: Any = SimpleNamespace(codec=Characters("12345"), device="cpu")
+    found = [text_judges.find("a_judge", family, "x", "mdlm", None, 8, "auto", ()) for _ in range(2)]
+    assert loads == ["a_judge"]
+    x, texts = torch.zeros(2, 4, dtype=torch.int64), ["1234", "12"]
+    assert found[0].scores(x, texts).counted.tolist() == [3, 2]
+    assert found[0].departures == ["judge a_judge, published gpt2-large"]
+    assert found[0].identity["longest"] == 11
+    text_judges._of_transformers.cache_clear()
+    with torch.no_grad():
+        model.head.bias[0] += 1
+    other = text_judges.find("a_judge", family, "x", "all", 3, 8, "auto", ())
+    assert other.identity["weights"] != found[0].identity["weights"]
+    assert [one.split(",")[0] for one in other.departures] == ["judge a_judge", "rule all", "long texts in windows"]
+    text_judges._of_transformers.cache_clear()
+    for codec in (None, Integers(7)):
+        nameless: Any = SimpleNamespace(codec=codec, device="cpu")
+        with pytest.raises(ValueError, match="reads texts, and the checkpoint's ids have none"):
+            text_judges.find("a_judge", nameless, "x", "mdlm", None, 8, "auto", ())
