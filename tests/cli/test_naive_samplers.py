@@ -21,7 +21,8 @@ COUNT, LENGTH = 300, 64
 def test_naive_samplers_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row again and again, the most predictable row, single tokens by their frequencies.
 
-    (Bigrams and trigrams are nearer to the text than a model of 400 steps, and so say the figures; one of 150 is no nearer than the unigrams.)"""
+    (Bigrams and trigrams are nearer to the text than a model of 400 steps, and so say the figures; one of 150 steps is
+    no nearer than the unigrams.)"""
     monkeypatch.chdir(tmp_path)
     sizes = ["--data.length", str(LENGTH), "--data.encoding", "characters", "--trainer.max_steps", "400"]
     main(
