@@ -128,6 +128,18 @@ class AutoregressiveModel(Family):
         with self.evaluating():
             return self._minus_log_p(x, label).rows().double()
 
+    def last_features(self, x: Tensor) -> Tensor | None:
+        """Float[b, d], the network's features where it predicts the last token of x Int64[b, *shape]; None where it
+        has none."""
+        if not declared.has(self.network, "features"):
+            return None
+        z = self.moved(x)
+        network: Any = self.network
+        with self.evaluating():
+            t, label = self._network_inputs(z, self._no_time(len(z)), None)
+            found = network.features(z, t, label)
+        return found.reshape(len(x), self.num_sites, -1)[:, -1]
+
     # ------------------------------------------------------------------ sampling
 
     def prior_sample(self, num_samples: int, uniform: Callable[[str], Tensor] | None = None) -> Tensor:
