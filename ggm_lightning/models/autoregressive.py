@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ggm_lightning.core import losses
 from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.masked_sites import MaskedSites
 from ggm_lightning.core.noise import StepNoise
@@ -127,6 +128,11 @@ class AutoregressiveModel(Family):
         x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         with self.evaluating():
             return self._minus_log_p(x, label).rows().double()
+
+    def nats_of_sites(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """-log p(x_i | x_1 .. x_{i-1}), Float64[b, n], the terms of eq. (1) each by itself."""
+        logits = self.answer(x, label)().double()
+        return losses.cross_entropy(logits, x.flatten()).reshape(len(x), -1)
 
     # ------------------------------------------------------------------ sampling
 
