@@ -145,5 +145,6 @@ def table(rows: Sequence[Row]) -> str:
         for row in found:
             lines += [f"  {name:<28} {shown}" for name, shown in shown_figures(row.figures).items()]
             lines += [f"  departs from {departure}" for departure in row.about.get("departures", ())]
+            lines += [f"  {note}" for note in row.about.get("notes", ())]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

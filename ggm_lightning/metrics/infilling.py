@@ -108,6 +108,7 @@ def measure(
     num_samples: int = 4,
     seed: int = 0,
     batch_size: int = 64,
+    bound: bool = True,
 ) -> Infilling:
     """The rows x, whose numbers in their data set are `row`, with some sites hidden and filled in again.
 
@@ -116,10 +117,11 @@ def measure(
         ordered: whether classes are amounts.
         num_samples: states of each row for the bound.
         batch_size: rows at once; it changes nothing but rounding.
+        bound: whether the bound is measured, where the model has one.
     """
     hidden = hidden_sites(pattern, share, tuple(x.shape[1:]), row, seed)
     right, far, nats = [], [], []
-    has_bound = conditional.lacking(model) is None
+    has_bound = bound and conditional.lacking(model) is None
     for part in torch.arange(len(x), device=x.device).split(batch_size):
         values, known, own = x[part], ~hidden[part], None if label is None else label[part]
         if fill is not None:

@@ -27,6 +27,8 @@ def _measure(row: Row) -> str:
         f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
         for name, value in shown_figures(row.figures).items()
     )
-    departures = "".join(f"<li>{html.escape(one)}</li>" for one in row.about.get("departures", ()))
+    departures = "".join(
+        f"<li>{html.escape(one)}</li>" for one in (*row.about.get("departures", ()), *row.about.get("notes", ()))
+    )
     said = f'<ul class="words">{departures}</ul>' if departures else ""
     return f"<h3>{html.escape(str(row.about.get('measure', '')))}</h3><table><tbody>{figures}</tbody></table>{said}"
