@@ -129,10 +129,13 @@ class AutoregressiveModel(Family):
         with self.evaluating():
             return self._minus_log_p(x, label).rows().double()
 
-    def nats_of_sites(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """-log p(x_i | x_1 .. x_{i-1}), Float64[b, n], the terms of eq. (1) each by itself."""
-        logits = self.answer(x, label)().double()
-        return losses.cross_entropy(logits, x.flatten()).reshape(len(x), -1)
+    def said_of_sites(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(-log p(x_i | x_1 .. x_{i-1}), Float64[b, n], the terms of eq. (1) each by itself; whether no symbol is more
+        probable there, Bool[b, n])."""
+        logits, flat = self.answer(x, label)(), x.flatten()
+        nats = losses.cross_entropy(logits, flat).double()
+        first = logits.gather(-1, flat[:, None])[:, 0] >= logits.amax(-1)
+        return nats.reshape(len(x), -1), first.reshape(len(x), -1)
 
     # ------------------------------------------------------------------ sampling
 

@@ -36,7 +36,7 @@ class Infills(Denoises, Protocol):
     """A model as it is asked here.
 
     Attributes:
-        fills_beginnings_only: whether it goes from left to right; then it has `nats_of_sites`.
+        fills_beginnings_only: whether it goes from left to right; then it has `said_of_sites`.
     """
 
     fills_beginnings_only: bool
@@ -45,8 +45,8 @@ class Infills(Denoises, Protocol):
 
 
 class LeftToRight(Infills, Protocol):
-    def nats_of_sites(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """-log p(x_i | x_1 .. x_{i-1}), Float64[b, n]."""
+    def said_of_sites(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(-log p(x_i | x_1 .. x_{i-1}) Float64[b, n], whether no symbol is more probable there Bool[b, n])."""
 
 
 def lacking(model: Denoises) -> str | None:
@@ -120,20 +120,65 @@ def terms(
     """Nats: the integrand of eq. (1) at the state in which the sites `masked` are, (m / l) times the cross-entropy of
     the l that are asked among them."""
     flat, counted = x.flatten(1), asked & masked
-    z = torch.where(masked, model.mask_id, flat)
-    ends = model.schedule.masked_fraction(torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device))
-    t = model.schedule.inverse(masked.double().mean(1).clamp(ends[0], ends[1]))
-    rows = torch.arange(len(x), device=x.device)
-    logits = denoiser(z.reshape(x.shape), t, label, counted, rows)
+    logits = _said(model, denoiser, torch.where(masked, model.mask_id, flat), counted, label)
     weight = asked.sum(1).double() / counted.sum(1)
     return weight * losses.masked_cross_entropy(logits, flat, counted).double()
+
+
+def _said(model: Denoises, denoiser: Denoiser, z: Tensor, sites: Tensor, label: Tensor | None) -> Tensor:
+    """Logits Float[k, V] at `sites` of the states z Int64[b, n], at the time at which as many sites are masked."""
+    ends = model.schedule.masked_fraction(torch.tensor([0.0, 1.0], dtype=torch.float64, device=z.device))
+    share = (z == model.mask_id).double().mean(1)
+    t = model.schedule.inverse(share.clamp(ends[0], ends[1]))
+    return denoiser(z.reshape(-1, *model.shape), t, label, sites, torch.arange(len(z), device=z.device))
+
+
+def is_most_probable(
+    model: Denoises,
+    x: Int64[Tensor, " b *s"],
+    known: Bool[Tensor, " b *s"],
+    asked: Bool[Tensor, " b *s"],
+    label: Tensor | None = None,
+    seed: int = 0,
+) -> Bool[Tensor, " b"]:
+    """Whether x stands at the asked sites when they are filled in greedily: one after the other, of all that are left
+    the site with the most probable value first; of an autoregressive model from left to right."""
+    x, label, row = arguments.of_bound(model, x, label, None, 1, seed)
+    known, asked = known.flatten(1), asked.flatten(1)
+    _check_sites(known, asked)
+    with cast(Infills, model).evaluating():
+        if cast(Infills, model).fills_beginnings_only:
+            first = cast(LeftToRight, model).said_of_sites(x, label)[1]
+            return (first | ~asked).all(1)
+        clamp = x, known.reshape(x.shape)
+        denoiser = model.denoiser(checked(model, len(x), 1, label, clamp, seed, row=row))
+        return _greedily(model, denoiser, x.flatten(1), known, asked, label)
+
+
+def _greedily(
+    model: Denoises, denoiser: Denoiser, x: Tensor, known: Tensor, asked: Tensor, label: Tensor | None
+) -> Tensor:
+    right = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    z = torch.where(known, x, model.mask_id)
+    for _ in range(int(asked.sum(1).max())):
+        left = asked & (z == model.mask_id) & right[:, None]  # a row that is wrong once is not asked any more
+        if not bool(left.any()):
+            break
+        p, value = _said(model, denoiser, z, left, label).double().softmax(-1).max(-1)
+        sure = torch.full(x.shape, -1.0, dtype=torch.float64, device=x.device).masked_scatter(left, p)
+        values = torch.zeros_like(x).masked_scatter(left, value)
+        site = sure.argmax(1, keepdim=True)
+        chosen, truth = values.gather(1, site), x.gather(1, site)
+        right = right & ((chosen == truth)[:, 0] | ~left.any(1))
+        z = torch.where(left.any(1, keepdim=True), z.scatter(1, site, chosen), z)
+    return right
 
 
 def _exactly(model: LeftToRight, x: Tensor, known: Tensor, asked: Tensor, label: Tensor | None) -> Tensor:
     refuse_gaps(known)
     refuse_gaps(known | asked)
     with model.evaluating():
-        return torch.where(asked, model.nats_of_sites(x, label), 0.0).sum(1)
+        return torch.where(asked, model.said_of_sites(x, label)[0], 0.0).sum(1)
 
 
 def _check_sites(known: Tensor, asked: Tensor) -> None:
