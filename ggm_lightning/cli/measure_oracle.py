@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from ggm_lightning.core.known_law import KnownLaw
 from ggm_lightning.data.fingerprints import hash_of_ids
 from ggm_lightning.metrics import oracle
 from ggm_lightning.models import exact_denoiser
-from ggm_lightning.report.evaluation_rows import REAL, Key, Row
+from ggm_lightning.report.evaluation_rows import REAL, Key, Row, finite
 
 DENOISERS = ("network", "exact")
 _WHAT = (
@@ -26,7 +27,7 @@ _WHAT = (
     "the KL is at least `kl_at_least`, the entropy gap at most `gap_at_most`, by the law `by`"
 )
 _NOTES = {
-    "law": "KL and gap by the law itself: no model of the rows says more than KL >= 0",
+    "law": "nothing fits these rows better than the law itself, so that no more than KL >= 0 is known",
     "model": "KL and gap by what the model says of the rows",
 }
 
@@ -145,10 +146,11 @@ def _minus_log_model(context: Context, x: Int64[Tensor, " b *s"]) -> Tensor:
 def _row(key: Key, figures: dict[str, Any], about: dict[str, Any]) -> Row:
     """Whose law stands for the samples' own is no number."""
     by, rows = figures.pop("oracle_by"), figures.pop("oracle_rows")
+    share = figures["oracle_excluded"]
     notes = [_NOTES.get(by, f"KL and gap by a model of {by}, counted on the other half of the rows")]
-    if figures["oracle_excluded"]:
-        share = figures["oracle_excluded"]
-        notes.append(
-            f"{share:.1%} of {rows} rows cannot come from the law (KL is infinite); the figures are of the rest"
-        )
+    if share:
+        notes.append(f"{share:.1%} of {rows} rows cannot come from the law: with them the KL is infinite")
+    if math.isnan(figures["oracle_excess"]):
+        notes = notes[1:]
+    figures = finite(figures)
     return Row(key, figures, about | {"rows": rows, "by": by, "notes": notes})

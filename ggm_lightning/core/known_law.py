@@ -1,13 +1,8 @@
 """Laws of whole rows that are known exactly: -log p, the entropy, and the law of each site given some of the others.
 
-What is seen of a row is evidence, Float[b, n, V] >= 0: the factor that site i brings to the value v. A site that shows
-v has 1 at v and 0 elsewhere, a masked one has 1 everywhere. Both kinds of laws below are sums over a hidden state h:
-
-    p(evidence) = sum_h p(h) prod_i sum_v p(x_i = v | h) evidence_i(v)                                          eq. (1)
-
-For a chain of hidden states by the forward and the backward recursion (Rabiner 1989, doi 10.1109/5.18626), scaled at
-each site, for one hidden state of the whole row by a plain sum. The exact denoiser of masked diffusion
-(arXiv 2406.04329) follows: the law of x_i given the sites that are shown.
+A law is a sum over a hidden state: of a chain of states, one for each site, by the forward and the backward recursion
+(Rabiner 1989, doi 10.1109/5.18626), scaled at each site; or of one state of the whole row by a plain sum. The exact
+denoiser of masked diffusion (arXiv 2406.04329) follows: the law of x_i given the sites that are shown.
 """
 
 from __future__ import annotations
@@ -25,12 +20,6 @@ Entropy = Callable[[], tuple[float, float]]
 _SLIP = 1e-6  # of a symbol, in rows that the law excludes: see `KnownLaw.log_posterior`
 
 
-def shown(z: Int64[Tensor, "b n"], num_classes: int) -> Float64[Tensor, "b n v"]:
-    """The evidence of a state z in 0..V, where V is a masked site."""
-    one_hot = torch.nn.functional.one_hot(z, num_classes + 1)[..., :num_classes].double()
-    return torch.where((z == num_classes)[..., None], 1.0, one_hot)
-
-
 class KnownLaw(ABC):
     """A law of rows x in {0..V-1}^n.
 
@@ -44,27 +33,19 @@ class KnownLaw(ABC):
         self.num_sites, self.num_classes = num_sites, num_classes
         self.entropy = entropy
 
+    @abstractmethod
     def log_prob(self, x: Int64[Tensor, "b n"]) -> Float64[Tensor, " b"]:
         """log p(x), nats; -inf for rows that the law excludes."""
-        return self.log_evidence(shown(self._checked(x, self.num_classes - 1), self.num_classes))
 
+    @abstractmethod
     def log_posterior(self, z: Int64[Tensor, "b n"]) -> Float64[Tensor, "b n v"]:
         """log p(x_i = v | the sites of z that are not V): the exact denoiser. At a site that is shown: 0 at what it
-        shows, -inf elsewhere.
+        shows, -inf elsewhere."""
 
-        Several sites that are drawn at once may come to contradict each other. What the law excludes has no posterior;
-        then each shown symbol may be a slip, of probability 1e-6 and any other symbol instead, and most of them are
-        believed.
-        """
-        evidence = shown(self._checked(z, self.num_classes), self.num_classes)
-        excluded = torch.isneginf(self.log_evidence(evidence))
-        if bool(excluded.any()):
-            slipped = evidence * (1 - _SLIP) + _SLIP / self.num_classes
-            soft = torch.where((evidence == 1).all(-1, keepdim=True), 1.0, slipped)
-            evidence = torch.where(excluded[:, None, None], soft, evidence)
-        found = self.marginals(evidence)
-        hidden = (z == self.num_classes)[..., None]
-        return torch.where(hidden, found, shown(z, self.num_classes).log())
+    @abstractmethod
+    def log_next(self, x: Int64[Tensor, "b n"]) -> Float64[Tensor, "b n v"]:
+        """log p(x_i = v | x_1 .. x_{i-1}); behind a beginning that the law excludes: uniform. V: a site that is not
+        known."""
 
     def _checked(self, z: Int64[Tensor, "b n"], largest: int) -> Int64[Tensor, "b n"]:
         if z.shape[1] != self.num_sites:
@@ -73,17 +54,13 @@ class KnownLaw(ABC):
             raise ValueError(f"ids lie in {int(z.min())}..{int(z.max())}; the law knows 0..{largest}")
         return z
 
-    @abstractmethod
-    def log_evidence(self, evidence: Float64[Tensor, "b n v"]) -> Float64[Tensor, " b"]:
-        """log of eq. (1), nats."""
+    def _one_hot(self, z: Int64[Tensor, "b n"]) -> Float64[Tensor, "b n v"]:
+        """1 at what a site shows; a masked one shows nothing."""
+        return torch.nn.functional.one_hot(z, self.num_classes + 1)[..., :-1].double()
 
-    @abstractmethod
-    def marginals(self, evidence: Float64[Tensor, "b n v"]) -> Float64[Tensor, "b n v"]:
-        """log p(x_i = v | evidence of all sites), normalised over v."""
-
-    @abstractmethod
-    def log_next(self, x: Int64[Tensor, "b n"]) -> Float64[Tensor, "b n v"]:
-        """log p(x_i = v | x_1 .. x_{i-1}); behind a beginning that the law excludes: uniform."""
+    def _at_shown(self, z: Tensor, log_p: Tensor) -> Tensor:
+        """log_p, with what is shown in its place."""
+        return torch.where((z == self.num_classes)[..., None], log_p, self._one_hot(z).log())
 
 
 class HiddenChain(KnownLaw):
@@ -106,6 +83,30 @@ class HiddenChain(KnownLaw):
         super().__init__(num_sites, emission.shape[1], entropy)
         self.initial, self.transition, self.emission = initial, transition, emission
 
+    def log_prob(self, x: Int64[Tensor, "b n"]) -> Float64[Tensor, " b"]:
+        return self._forward(self._evidence(self._checked(x, self.num_classes - 1)))[1]
+
+    def log_posterior(self, z: Int64[Tensor, "b n"]) -> Float64[Tensor, "b n v"]:
+        """See KnownLaw. Sites that are drawn at once may come to contradict each other, and what the law excludes has
+        no posterior; then each symbol that is shown may be a slip, of probability 1e-6 and in favour of any other, and
+        most of them are believed."""
+        evidence = self._evidence(self._checked(z, self.num_classes))
+        predicted, log_p = self._forward(evidence)
+        excluded = torch.isneginf(log_p)
+        if bool(excluded.any()):
+            slipped = torch.where((z < self.num_classes)[..., None], (1 - _SLIP) * evidence + _SLIP, evidence)
+            evidence = torch.where(excluded[:, None, None], slipped, evidence)
+            predicted, _ = self._forward(evidence)
+        return self._at_shown(z, _log_normalised(self._marginals(predicted, evidence)))
+
+    def log_next(self, x: Int64[Tensor, "b n"]) -> Float64[Tensor, "b n v"]:
+        predicted, _ = self._forward(self._evidence(x))
+        return _log_normalised(torch.stack([before @ self.emission for before in predicted], 1))
+
+    def _evidence(self, z: Tensor) -> Tensor:
+        """Float64[b, n, V]: the factor that a site brings to each symbol; of a masked site 1 to all."""
+        return torch.where((z == self.num_classes)[..., None], 1.0, self._one_hot(z))
+
     def _forward(self, evidence: Tensor) -> tuple[list[Tensor], Tensor]:
         """(p(h_i | evidence before i) for each i, Float64[b, S]; log p(evidence) Float64[b]). Where the evidence is
         excluded the former are 0 from there on."""
@@ -119,23 +120,15 @@ class HiddenChain(KnownLaw):
             before = (joint / torch.where(mass > 0, mass, 1.0)[:, None]) @ self.transition
         return predicted, log_p
 
-    def log_evidence(self, evidence: Float64[Tensor, "b n v"]) -> Float64[Tensor, " b"]:
-        return self._forward(evidence)[1]
-
-    def marginals(self, evidence: Float64[Tensor, "b n v"]) -> Float64[Tensor, "b n v"]:
-        predicted, _ = self._forward(evidence)
+    def _marginals(self, predicted: list[Tensor], evidence: Tensor) -> Tensor:
+        """p(x_i = v | evidence of the other sites), Float64[b, n, V], but for a factor of each site."""
         behind = torch.ones_like(predicted[0])  # p(evidence behind i | h_i), but for a factor of the row
         found = []
         for i in reversed(range(self.num_sites)):
-            others = (predicted[i] * behind) @ self.emission
-            found.append(others * evidence[:, i])
+            found.append((predicted[i] * behind) @ self.emission)
             behind = (behind * (evidence[:, i] @ self.emission.T)) @ self.transition.T
             behind = behind / behind.amax(-1, keepdim=True)
-        return _log_normalised(torch.stack(found[::-1], 1))
-
-    def log_next(self, x: Int64[Tensor, "b n"]) -> Float64[Tensor, "b n v"]:
-        predicted, _ = self._forward(shown(x, self.num_classes))
-        return _log_normalised(torch.stack([before @ self.emission for before in predicted], 1))
+        return torch.stack(found[::-1], 1)
 
 
 class Mixture(KnownLaw):
@@ -153,32 +146,26 @@ class Mixture(KnownLaw):
             raise ValueError("law: some symbol has probability 0; take HiddenChain, or raise it above 0")
         self.weight, self.law = weight, law
 
-    def _log_joint(self, evidence: Tensor) -> Tensor:
-        """Float64[b, S]: log weight[h] + log p(evidence | h)."""
-        total = self.weight.log().expand(len(evidence), -1)
-        for i in range(self.num_sites):
-            total = total + (evidence[:, i] @ self.law[:, i].T).log()
-        return total
+    def log_prob(self, x: Int64[Tensor, "b n"]) -> Float64[Tensor, " b"]:
+        return self._log_joint(self._checked(x, self.num_classes - 1)).logsumexp(-1)
 
-    def log_evidence(self, evidence: Float64[Tensor, "b n v"]) -> Float64[Tensor, " b"]:
-        return self._log_joint(evidence).logsumexp(-1)
-
-    def marginals(self, evidence: Float64[Tensor, "b n v"]) -> Float64[Tensor, "b n v"]:
-        joint = self._log_joint(evidence)
-        found = []
-        for i in range(self.num_sites):
-            own = (evidence[:, i] @ self.law[:, i].T).log()
-            found.append((joint - own).softmax(-1) @ self.law[:, i] * evidence[:, i])
-        return _log_normalised(torch.stack(found, 1))
+    def log_posterior(self, z: Int64[Tensor, "b n"]) -> Float64[Tensor, "b n v"]:
+        h = self._log_joint(self._checked(z, self.num_classes)).softmax(-1)
+        found = (h @ self.law.flatten(1)).reshape(len(z), self.num_sites, self.num_classes)
+        return self._at_shown(z, _log_normalised(found))
 
     def log_next(self, x: Int64[Tensor, "b n"]) -> Float64[Tensor, "b n v"]:
-        evidence = shown(x, self.num_classes)
+        one_hot, log_law = self._one_hot(x), self.law.log()
         joint = self.weight.log().expand(len(x), -1)
         found = []
         for i in range(self.num_sites):
             found.append(joint.softmax(-1) @ self.law[:, i])
-            joint = joint + (evidence[:, i] @ self.law[:, i].T).log()
+            joint = joint + one_hot[:, i] @ log_law[:, i].T
         return _log_normalised(torch.stack(found, 1))
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        """Float64[b, S]: log of weight[h] and of what is shown, given h."""
+        return self.weight.log() + self._one_hot(z).flatten(1) @ self.law.log().flatten(1).T
 
 
 def _log_normalised(weight: Float64[Tensor, "b n v"]) -> Float64[Tensor, "b n v"]:

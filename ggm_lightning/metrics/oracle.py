@@ -44,8 +44,9 @@ class AgainstLaw:
     """Figures in nats per row, each with its standard error; see the module.
 
     Attributes:
-        rows: samples. excluded: the share of them that the law excludes (p = 0), which are left out of all else: their
-            divergence is infinite.
+        rows: samples.
+        excluded: the share of them that the law excludes (p = 0), which are left out of all else: with them the
+            divergence is infinite. With fewer than 4 others nothing else is known: nan.
         entropy: H(p); its error is 0 where it is exact.
         excess: the left side of eq. (1). gap: the most that H(q) - H(p) is. divergence: the least that KL(q || p) is.
         by: whose law r is: "order k", "model" or "law".
@@ -82,8 +83,7 @@ def against(
     entropy, entropy_error = law.entropy()
     excluded = 1 - float(possible.double().mean())
     if int(possible.sum()) < 4:
-        nothing = (math.inf, math.nan, math.nan, math.nan, math.inf, math.nan)
-        return AgainstLaw(len(x), excluded, entropy, entropy_error, *nothing, "law")
+        return AgainstLaw(len(x), excluded, entropy, entropy_error, *[math.nan] * 6, "law")
     surprise = surprise[possible]
     others = counted(x[possible], law.num_classes) | {"law": surprise}
     if minus_log_model is not None:
