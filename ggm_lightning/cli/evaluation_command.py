@@ -22,9 +22,10 @@ from ggm_lightning.cli.measure_infill import Infill
 from ggm_lightning.cli.measure_likelihood import Likelihood
 from ggm_lightning.cli.measure_oracle import Oracle
 from ggm_lightning.cli.measure_speed import Speed
+from ggm_lightning.cli.measure_text import Text
 from ggm_lightning.cli.measures import Measure, Sampling, evaluate_measures
 
-MEASURES: dict[str, type[Measure]] = {one.name: one for one in (Likelihood, Infill, Oracle, Speed)}
+MEASURES: dict[str, type[Measure]] = {one.name: one for one in (Likelihood, Text, Infill, Oracle, Speed)}
 _LISTS: dict[str, Callable[[str], str]] = {
     "measures": str,
     "patterns": str,

@@ -15,7 +15,7 @@ from ggm_lightning.cli.bound_files import Settings
 from ggm_lightning.cli.loading import Loaded
 from ggm_lightning.cli.results import folder_name
 from ggm_lightning.codecs.codec import dict_hash
-from ggm_lightning.report.evaluation_rows import Key, Row, by_key, finite, shown_figures, told
+from ggm_lightning.report.evaluation_rows import Key, Row, by_key, finite, said, tables
 from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
 
 FORMAT = 1
@@ -137,14 +137,13 @@ def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, dict | list) else value
 
 
-def table(rows: Sequence[Row]) -> str:
-    """For the terminal: a block for each line of the table, a figure with its error on each line of the block."""
+def summary(rows: Sequence[Row]) -> str:
+    """For a terminal: a table for each set and measure, and what is to be said of them."""
     blocks = []
-    for key, found in by_key(rows).items():
-        lines = [told(key)]
-        for row in found:
-            lines += [f"  {name:<28} {shown}" for name, shown in shown_figures(row.figures).items()]
-            lines += [f"  departs from {departure}" for departure in row.about.get("departures", ())]
-            lines += [f"  {note}" for note in row.about.get("notes", ())]
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+    for table in tables(rows):
+        lines = [[f"{table.set}: {table.measure}", *table.columns], *([name, *texts] for name, texts in table.lines)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        rows_of = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines]
+        blocks.append("\n".join(line.rstrip() for line in rows_of))
+    notes = said(rows, "notes") + [f"departs from the protocol: {one}" for one in said(rows, "departures")]
+    return "\n\n".join([*blocks, "\n".join(notes)]).rstrip()

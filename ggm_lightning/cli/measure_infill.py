@@ -40,7 +40,10 @@ class Infill(Measure):
     infill_rows: int = 64
     infill_states: int = 4
     name: ClassVar[str] = "infill"
-    draws: ClassVar[bool] = True
+
+    @property
+    def draws(self) -> bool:
+        return True
 
     def patterns_of(self, model: Family) -> list[str]:
         return self.patterns or (["end"] if model.fills_beginnings_only else ["random", "span"])

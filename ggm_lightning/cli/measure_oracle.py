@@ -44,7 +44,10 @@ class Oracle(Measure):
 
     denoiser: str = "network"
     name: ClassVar[str] = "oracle"
-    draws: ClassVar[bool] = True
+
+    @property
+    def draws(self) -> bool:
+        return True
 
     def check(self, context: Context) -> None:
         if self.denoiser not in DENOISERS:

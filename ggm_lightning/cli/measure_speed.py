@@ -28,7 +28,10 @@ class Speed(Measure):
     repeats: int = 5
     timed_samples: int = 8
     name: ClassVar[str] = "speed"
-    draws: ClassVar[bool] = True
+
+    @property
+    def draws(self) -> bool:
+        return True
 
     def check(self, context: Context) -> None:
         for name, value in (("repeats", self.repeats), ("timed_samples", self.timed_samples)):

@@ -167,11 +167,14 @@ class Measure(ABC):
 
     Attributes:
         name: behind --measures.
-        draws: whether it looks at samples.
     """
 
     name: ClassVar[str]
-    draws: ClassVar[bool] = False
+
+    @property
+    def draws(self) -> bool:
+        """Whether it looks at samples that are drawn."""
+        return False
 
     @abstractmethod
     def check(self, context: Context) -> None:
@@ -270,7 +273,7 @@ def _run(context: Context, work: list[tuple[Measure, Cell]]) -> list[Row]:
         write_evaluation(context.folder / "report.html", about, rows)
     if kept:
         print(f"{kept} of {len(work)} were there already; --again true measures them again", file=sys.stderr)
-    print(measure_files.table(rows))
+    print(measure_files.summary(rows))
     print(f"{context.folder}/report.html", file=sys.stderr)
     return rows
 

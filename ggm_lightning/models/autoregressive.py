@@ -137,6 +137,18 @@ class AutoregressiveModel(Family):
         first = logits.gather(-1, flat[:, None])[:, 0] >= logits.amax(-1)
         return nats.reshape(len(x), -1), first.reshape(len(x), -1)
 
+    def last_features(self, x: Tensor) -> Tensor | None:
+        """Float[b, d], the network's features where it predicts the last token of x Int64[b, *shape]; None where it
+        has none."""
+        if not declared.has(self.network, "features"):
+            return None
+        z = self.moved(x)
+        network: Any = self.network
+        with self.evaluating():
+            t, label = self._network_inputs(z, self._no_time(len(z)), None)
+            found = network.features(z, t, label)
+        return found.reshape(len(x), self.num_sites, -1)[:, -1]
+
     # ------------------------------------------------------------------ sampling
 
     def prior_sample(self, num_samples: int, uniform: Callable[[str], Tensor] | None = None) -> Tensor:

@@ -1,0 +1,132 @@
+"""Samples that were drawn elsewhere: read and checked before anything is measured.
+
+a file or a folder of them:   .jsonl, a line {"text": ...} or "..." for each sample
+                              .json, {"generated_seqs": [...]} as MDLM and its followers write it, or a list
+                              .txt, below the headings of `lightning sample`, else a line for each sample
+                              .npz of `lightning sample`, which holds ids
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from ggm_lightning.models.base import Family
+
+_HEADING = re.compile(r"^----- sample \d+ -----$", re.MULTILINE)
+_KEYS = ("text", "sample", "generated_text")
+_ENDINGS = (".jsonl", ".json", ".txt", ".npz")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Samples of equal length.
+
+    Attributes:
+        x: Int64[b, n].
+        told: what was done to them, in words.
+    """
+
+    x: Int64[Tensor, "b n"]
+    told: list[str]
+
+
+def read(path: str, model: Family) -> Foreign:
+    """The samples as ids of the model; longer ones are cut to the shortest, and none may be longer than the model's.
+
+    Raises ValueError in one line: nothing there, no text, ids outside of the vocabulary, or far too short ones.
+    """
+    files = _files(Path(path))
+    ids = [np.asarray(row) for file in files for row in _rows(file, model)]
+    if len(ids) < 2:
+        raise ValueError(f"--samples {path}: holds {len(ids)} samples; give at least 2")
+    lengths = [len(row) for row in ids]
+    longest = model.shape[0]
+    shortest = min(lengths)
+    if 2 * shortest < longest:
+        raise ValueError(
+            f"--samples {path}: sample {lengths.index(shortest)} has {shortest} tokens, and rows of the data have "
+            f"{longest}; only samples of equal length can be compared: leave out those that are far shorter"
+        )
+    length = min(shortest, longest)
+    cut = sum(lengths) - length * len(ids)
+    told = [f"{cut:,} tokens of the samples behind their first {length:,} are cut"] if cut else []
+    if length < longest:
+        told.append(f"rows of {length:,} tokens, those of the data cut from {longest:,}")
+    return Foreign(torch.from_numpy(np.stack([row[:length] for row in ids]).astype(np.int64)), told)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS and file.name != "settings.json")
+        ids = [file for file in found if file.suffix == ".npz"]
+        found = ids or found  # samples.npz and samples.txt of one folder are the same samples
+    else:
+        found = [path] if path.is_file() else []
+    if not found:
+        raise ValueError(f"--samples {path}: no file of {', '.join(_ENDINGS)} there")
+    return found
+
+
+def _rows(file: Path, model: Family) -> Iterator[Any]:
+    """Ids of each sample of a file."""
+    if file.suffix == ".npz":
+        yield from _ids(file, model)
+        return
+    if model.codec is None:
+        raise ValueError(f"--samples {file}: the checkpoint has no codec that could encode texts; give ids as .npz")
+    texts = []
+    for number, text in enumerate(_texts(file)):
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"--samples {file}: sample {number} is {text!r}, not a text; leave it out")
+        texts.append(text)
+    try:
+        yield from model.codec.encode_batch(texts)
+    except ValueError as error:
+        raise ValueError(f"--samples {file}: cannot be encoded ({error})") from None
+
+
+def _ids(file: Path, model: Family) -> np.ndarray:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            x = arrays["x"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"--samples {file}: holds no array x of ids ({error})") from None
+    if x.ndim != 2 or (x.dtype.kind == "f" and not np.array_equal(x, np.floor(x))):  # NaN is not equal to itself
+        raise ValueError(f"--samples {file}: x is {x.dtype} of shape {x.shape}; give whole numbers [samples, tokens]")
+    if x.size and (x.min() < 0 or x.max() >= model.num_classes):
+        raise ValueError(f"--samples {file}: ids lie in {x.min()}..{x.max()}, not in 0..{model.num_classes - 1}")
+    return x.astype(np.int64)
+
+
+def _texts(file: Path) -> list[Any]:
+    try:
+        content = file.read_text(encoding="utf-8")
+        if file.suffix == ".jsonl":
+            return [_of_item(json.loads(line)) for line in content.splitlines() if line.strip()]
+        if file.suffix == ".json":
+            whole = json.loads(content)
+            items = whole.get("generated_seqs") if isinstance(whole, dict) else whole
+            if not isinstance(items, list):
+                raise ValueError("no list `generated_seqs` in it")
+            return [_of_item(item) for item in items]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--samples {file}: cannot be read ({' '.join(str(error).split())})") from None
+    if _HEADING.search(content):
+        return [part.strip("\n") for part in _HEADING.split(content)[1:]]
+    return [line for line in content.splitlines() if line.strip()]
+
+
+def _of_item(item: Any) -> Any:
+    if not isinstance(item, dict):
+        return item
+    return next((item[key] for key in _KEYS if key in item), None)

@@ -1,0 +1,148 @@
+"""Judges: which tokens count, windows, and the perplexities of a known external model."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ggm_lightning.metrics import text_judge
+from ggm_lightning.metrics.text_judge import CausalLM, Scores, counted_targets
+from tests.metrics import stories_judge
+
+V, EOS = 7, 0
+
+
+class Bigram(nn.Module):
+    """A judge that is known: the law of a token depends on the one before it. It answers as a model of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(V, 5)
+        self.head = nn.Linear(5, V)
+        self.config = SimpleNamespace(max_position_embeddings=11)
+        self.device = torch.device("cpu")
+        self.calls = 0
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        self.calls += 1
+        assert ids.shape == attention_mask.shape
+        return SimpleNamespace(logits=self.head(self.embedding(ids)))
+
+
+class Digits:
+    """A tokeniser: a digit is a token."""
+
+    eos_token_id = EOS
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [int(digit) for digit in text]}
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Bigram:
+    torch.manual_seed(3)
+    found = Bigram()
+    monkeypatch.setattr(text_judge, "_loaded", lambda name: (Digits(), found))
+    return found
+
+
+def nats(model: Bigram, text: str, counted: str) -> float:
+    """By hand: `counted` has an x below each target that counts."""
+    law = model.head(model.embedding.weight).detach().double().log_softmax(-1)
+    ids = [int(digit) for digit in text]
+    return -sum(float(law[ids[i - 1], ids[i]]) for i in range(1, len(ids)) if counted[i] == "x")
+
+
+@pytest.mark.parametrize(
+    ("row", "mdlm"),
+    [
+        ("12345", ".xxxx"),
+        ("1230", ".xxx"),  # the first EOS counts
+        ("123000", ".xxx.."),  # and none behind it
+        ("10203", ".xx.x"),  # text behind the first one counts, as in the published code
+        ("0120", ".xx."),  # the first one may stand at the beginning, which is no target
+    ],
+)
+def test_which_targets_count(row: str, mdlm: str) -> None:
+    ids = torch.tensor([int(digit) for digit in row])
+    assert counted_targets(ids, EOS, "mdlm").tolist() == [sign == "x" for sign in mdlm[1:]]
+    assert counted_targets(ids, EOS, "all").all()
+
+
+def test_a_shorter_text_is_padded_and_the_first_padding_counts(model: Bigram) -> None:
+    """As published: the longest text has no padding. By rule `all` padding never counts."""
+    found = CausalLM("x").scores(["1234", "12", "203"])
+    assert found.counted.tolist() == [3, 2, 2]
+    expected = [nats(model, "1234", ".xxx"), nats(model, "120", ".xx"), nats(model, "2030", ".xx.")]
+    assert found.nats.tolist() == pytest.approx(expected)
+    everything = CausalLM("x", rule="all").scores(["1234", "12", "203"])
+    assert everything.counted.tolist() == [3, 1, 2]
+    assert everything.nats.tolist() == pytest.approx([expected[0], nats(model, "12", ".x"), nats(model, "203", ".xx")])
+    assert found.features.shape == (3, 5)
+    assert torch.allclose(found.features[1], model.embedding.weight[2].double())
+
+
+def test_batches_change_nothing_and_leave_nothing_out(model: Bigram) -> None:
+    texts = ["1234", "12", "20312", "5", "66", "", "1" * 30]
+    one, all_ = (CausalLM("x").scores(texts, batch_size=size) for size in (2, 7))
+    assert torch.equal(one.counted, all_.counted)
+    assert torch.allclose(one.nats, all_.nats)
+    assert one.features is not None
+    assert torch.equal(one.features, all_.features)
+    assert one.counted.tolist() == [4, 2, 4, 1, 2, 0, 10]
+    assert one.cut == 19
+
+
+def test_windows_count_every_token_once(model: Bigram) -> None:
+    """For a law of the token before, windows are exact. Control: without a stride the rest is cut."""
+    text = "".join(str(1 + i % 6) for i in range(40)) + "0" + "12" * 5
+    for stride in (1, 3, 10):
+        found = CausalLM("x", rule="all", stride=stride).scores([text, "12"])
+        assert (found.counted.tolist(), found.cut) == ([50, 1], 0)
+        assert found.nats[0].item() == pytest.approx(nats(model, text, "." + "x" * 50))
+    assert CausalLM("x", rule="all").scores([text]).cut == 40
+    assert CausalLM("x", stride=3).scores([text, "0"]).counted.tolist() == [50, 0]
+    with pytest.raises(ValueError, match="--stride is 11; it must be at least 1 and below the judge's 11"):
+        CausalLM("x", stride=11)
+    with pytest.raises(ValueError, match="--judge_rule is 'mine'; choose mdlm or all"):
+        CausalLM("x", rule="mine")
+
+
+def test_the_error_is_that_of_a_ratio() -> None:
+    """Texts of different lengths, drawn 300 times."""
+    generator = torch.Generator().manual_seed(0)
+    counted = torch.randint(1, 50, (300, 53), generator=generator)
+    drawn = counted * 2.0 + counted.sqrt() * torch.randn(300, 53, generator=generator)
+    found = [Scores(a.double(), c, 0, None).per_token() for a, c in zip(drawn, counted, strict=True)]
+    values, errors = torch.tensor(found, dtype=torch.float64).T
+    assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.15)
+    assert math.isnan(Scores(torch.zeros(2), torch.zeros(2, dtype=torch.int64), 0, None).per_token()[0])
+
+
+@pytest.mark.slow
+def test_the_external_judge(real_data: Path, tmp_path: Path) -> None:
+    """stories260K: a story of its kind, and the same words shuffled."""
+    source = real_data / "stories260K"
+    if not source.is_dir():
+        pytest.skip(f"no stories260K in {real_data}")
+    judge = CausalLM(stories_judge.make(source, tmp_path / "judge"))
+    words = stories_judge.STORY.split()
+    random.Random(0).shuffle(words)
+    for text, perplexity in ((stories_judge.STORY, 1.58), (" ".join(words), 349)):
+        found = judge.scores([text])
+        assert (found.counted.tolist(), found.cut) == ([65], 0)
+        assert math.exp(found.per_token()[0]) == pytest.approx(perplexity, rel=0.01)
+    long = judge.scores([stories_judge.STORY * 15])
+    assert (long.cut, long.counted.tolist()) == (492, [511])
+    with pytest.raises(ValueError, match="no causal language model that can be loaded"):
+        CausalLM(str(tmp_path))
