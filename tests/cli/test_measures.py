@@ -63,7 +63,7 @@ def test_all_three_on_one_page(tmp_path: Path) -> None:
     assert [line["sampler"] for line in lines] == ["", "ancestral", "real", "ancestral with the exact denoiser"]
     assert float(lines[1]["oracle_excess"]) == found["ancestral"]["oracle_excess"]
     page = (folder / "report.html").read_text()
-    assert "infill_bits_span_0.3" in page
+    assert "infill bits span 0.3" in page
     assert "median of 1 runs of 2 samples" in page
 
 
@@ -130,7 +130,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     words += " --infill_rows 3 --num_steps 2 --num_drawn 8 --limit 8"
     run({}, words.split(), {})
     said = capsys.readouterr()
-    assert "infill_bits_span_0.4" in said.out
+    assert "infill bits span 0.4" in said.out
     assert "ancestral with the exact denoiser, 2 steps" in said.out
     with pytest.raises(ValueError, match="--denoiser is of the measure oracle"):
         run({}, f"--ckpt_path {path} --measures infill --denoiser exact".split(), {})
