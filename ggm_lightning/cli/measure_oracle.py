@@ -128,7 +128,7 @@ def _of_exact_denoiser(context: Context, one: EvaluationSet, plan: Plan) -> Call
         with exact_denoiser.put_in(context.loaded.model, law, one.name):
             samples = drawn.drawn(plan, context.draws, own)
         key = context.key(one, plan)
-        key = Key(key.set, f"{key.sampler} with the exact denoiser", key.num_steps, key.temperature, key.top_p)
+        key = Key(key.set, f"{key.sampler} (exact denoiser)", key.num_steps, key.temperature, key.top_p)
         about = {"what": _WHAT, "denoiser": "exact", **context.about(plan, samples)}
         return [_row(key, dict(oracle.named(oracle.against(law, samples.x))), about)]
 

@@ -45,14 +45,14 @@ def test_all_three_on_one_page(tmp_path: Path) -> None:
     measures = [Infill(patterns=["random", "span"], shares=[0.3], infill_rows=5, infill_states=2), Oracle("exact")]
     rows = evaluated(tmp_path, "md4", [*measures, Speed(repeats=1, timed_samples=2)])
     found = figures(rows)
-    assert set(found) == {"set", "real", "ancestral", "ancestral with the exact denoiser"}
+    assert set(found) == {"set", "real", "ancestral", "ancestral (exact denoiser)"}
     for pattern in ("random", "span"):
         assert found["set"][f"infill_bits_{pattern}_0.3"] > 1  # type: ignore[operator]
         assert 0 <= found["ancestral"][f"infill_accuracy_{pattern}_0.3"] <= 1  # type: ignore[operator]
-    for name in ("real", "ancestral", "ancestral with the exact denoiser"):
+    for name in ("real", "ancestral", "ancestral (exact denoiser)"):
         own = found[name]
         assert own["oracle_excess"] == pytest.approx(own["oracle_gap_at_most"] + own["oracle_kl_at_least"])  # type: ignore[operator]
-    assert found["ancestral"]["oracle_excess"] > found["ancestral with the exact denoiser"]["oracle_excess"]  # type: ignore[operator]
+    assert found["ancestral"]["oracle_excess"] > found["ancestral (exact denoiser)"]["oracle_excess"]  # type: ignore[operator]
     assert found["real"]["oracle_bound_excess"] > 5  # type: ignore[operator] - random weights
     assert found["ancestral"]["seconds_per_sample"] > 0  # type: ignore[operator]
     (folder,) = (tmp_path / "run" / "evaluation").iterdir()
@@ -60,7 +60,7 @@ def test_all_three_on_one_page(tmp_path: Path) -> None:
     assert {row["about"]["measure"] for row in content["rows"]} == {"infill", "oracle", "speed"}
     assert all({"seconds", "device", "weights", "version", "what"} <= row["about"].keys() for row in content["rows"])
     lines = list(csv.DictReader((folder / "evaluation.csv").read_text().splitlines()))
-    assert [line["sampler"] for line in lines] == ["", "ancestral", "real", "ancestral with the exact denoiser"]
+    assert [line["sampler"] for line in lines] == ["", "ancestral", "real", "ancestral (exact denoiser)"]
     assert float(lines[1]["oracle_excess"]) == found["ancestral"]["oracle_excess"]
     page = (folder / "report.html").read_text()
     assert "infill bits span 0.3" in page
@@ -77,8 +77,8 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest
 
 def test_infilling_is_a_function_of_the_rows_and_the_seed(tmp_path: Path) -> None:
     """Whatever the batch, and however many rows there are beside them."""
-    measure = Infill(patterns=["random"], shares=[0.5], infill_rows=4)
-    one = figures(evaluated(tmp_path, "md4", [measure], batch_size=3))
+    measure = Infill(patterns=["random"], shares=[0.5], infill_rows=3)
+    one = figures(evaluated(tmp_path, "md4", [measure], batch_size=2))
     again = figures(evaluated(tmp_path, "md4", [measure], batch_size=64, again=True))
     for line, found in one.items():
         assert found == pytest.approx(again[line], abs=1e-6)
@@ -95,7 +95,7 @@ def test_from_left_to_right_the_end_is_filled_in(tmp_path: Path) -> None:
 
 
 def test_a_family_without_a_bound_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = figures(evaluated(tmp_path, "ggm", [Infill(patterns=["span"], shares=[0.3], infill_rows=3)]))
+    found = figures(evaluated(tmp_path, "ggm", [Infill(patterns=["span"], shares=[0.3], infill_rows=1)]))
     assert set(found["set"]) == {"infill_guess_span_0.3"}
     assert any("infill_accuracy" in name for line in found.values() for name in line)
     assert "GGM has no bound given known sites: its states are noisy everywhere" in capsys.readouterr().out
@@ -126,11 +126,11 @@ def test_data_without_a_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = small_checkpoints.write(tmp_path / "run" / "last.ckpt", "md4")
-    words = f"--ckpt_path {path} --measures [infill, oracle] --denoiser exact --patterns random span --shares .2 .4"
-    words += " --infill_rows 3 --num_steps 2 --num_drawn 8 --limit 8"
+    words = f"--ckpt_path {path} --measures [infill, oracle] --denoiser exact --patterns end span --shares .4"
+    words += " --infill_rows 2 --num_steps 1 --num_drawn 4 --limit 4"
     run({}, words.split(), {})
     said = capsys.readouterr()
     assert "infill bits span 0.4" in said.out
-    assert "ancestral with the exact denoiser, 2 steps" in said.out
+    assert "ancestral (exact denoiser), 1 steps" in said.out
     with pytest.raises(ValueError, match="--denoiser is of the measure oracle"):
         run({}, f"--ckpt_path {path} --measures infill --denoiser exact".split(), {})

@@ -92,7 +92,9 @@ def test_accuracy_and_bound_of_the_exact_network() -> None:
     assert found.distance is None
     assert found.accuracy_stderr < 0.01
     assert found.accuracy - found.guess > 6 * found.accuracy_stderr
-    modes = infilling.measure(model, x, row, "end", 0.5, lambda *a: fill(*a, temperature=0.0), ordered=True)
+    modes = infilling.measure(
+        model, x, row, "end", 0.5, lambda *a: fill(*a, temperature=0.0), ordered=True, batch_size=4000, bound=False
+    )
     assert modes.accuracy - float(right.mean()) > 10 * found.accuracy_stderr
     assert 0 < (modes.distance or 0) < 2
     again = infilling.measure(model, x, row, "end", 0.5, None, num_samples=2, batch_size=977)

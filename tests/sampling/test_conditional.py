@@ -99,13 +99,13 @@ class OneByOne(Plan):
 
 
 def test_it_bounds_the_law_of_what_is_filled_in_one_by_one(law: ExactLaw) -> None:
-    """The law of the fillings, drawn 40,000 times, of a network far from exact: the bound is above -log of it."""
+    """The law of the fillings, drawn 20,000 times, of a network far from exact: the bound is above -log of it."""
     model = MD4(SeesTime(law.table.numpy()), V, (N,))
     x = law.x[40]
-    drawn = model.sample(40_000, N, sampler=OneByOne(), clamp=(x, KNOWN), seed=1).x
+    drawn = model.sample(20_000, N, sampler=OneByOne(), clamp=(x, KNOWN), seed=1).x
     kinds, count = drawn.unique(dim=0, return_counts=True)
     minus_log_q = -(count / len(drawn)).double().log()
-    often = count > 200  # relative error below 7 %
+    often = count > 100  # relative error below 10 %
     gap = enumerated(model, kinds, KNOWN, ~KNOWN) - minus_log_q
     error = (1 / count.double()).sqrt()
     assert (gap[often] > -4 * error[often]).all()
@@ -136,6 +136,7 @@ def test_a_row_alone_has_the_same_bound(law: ExactLaw) -> None:
     assert not torch.equal(together, conditional.bound(model, x, known, num_samples=3, seed=5, row=row))
 
 
+@pytest.mark.slow
 def test_a_latent_is_drawn_given_what_is_known() -> None:
     """SEQ: above the conditional law in the mean over the rows (it draws the latent without the answer)."""
     model = infilling_law.seq()
