@@ -96,7 +96,8 @@ class Harness(LM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """log p of a whole text, without a token in front of it; every token is counted once."""
-        pairs = [([], self._encoded(request.args[0])) for request in requests]
+        nothing: list[int] = []
+        pairs = [(nothing, self._encoded(request.args[0])) for request in requests]
         return [score for score, _ in self._scores(requests, pairs, greedy=False)]
 
     def _scores(
@@ -173,7 +174,7 @@ class Harness(LM):
                 1,
                 self.num_steps,
                 clamp=(values, torch.arange(n) < len(before)),
-                row=[number],
+                row=torch.tensor([number]),
                 sampler=self.sampler,
                 seed=self.seed,
                 temperature=temperature,

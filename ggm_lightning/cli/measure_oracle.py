@@ -67,7 +67,7 @@ class Oracle(Measure):
     def cells(self, context: Context) -> list[Cell]:
         found = []
         for one in _known(context):
-            section = {"set": one.name, "section": one.section, "split": one.split}
+            section: dict[str, Any] = {"set": one.name, "section": one.section, "split": one.split}
             section |= {"states": context.settings.num_samples}
             rows = {"limit": context.settings.limit, "num_drawn": context.draws.num_samples}
             found.append(Cell(f"{one.name} {REAL}", section | rows, _of_real(context, one)))

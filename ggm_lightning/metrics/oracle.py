@@ -83,7 +83,8 @@ def against(
     entropy, entropy_error = law.entropy()
     excluded = 1 - float(possible.double().mean())
     if int(possible.sum()) < 4:
-        return AgainstLaw(len(x), excluded, entropy, entropy_error, *[math.nan] * 6, "law")
+        nan = math.nan
+        return AgainstLaw(len(x), excluded, entropy, entropy_error, nan, nan, nan, nan, nan, nan, "law")
     surprise = surprise[possible]
     others = counted(x[possible], law.num_classes) | {"law": surprise}
     if minus_log_model is not None:
