@@ -30,6 +30,7 @@ except ImportError as error:
         "pip install 'ggm-lightning[lm_eval]'"
     ) from None
 
+_DEFAULT_DEVICE = "cuda:0"  # of the harness
 _TOKENS = 256  # written where a task does not say how many
 
 
@@ -77,6 +78,9 @@ class Harness(LM):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
+        if device == _DEFAULT_DEVICE and not torch.cuda.is_available():
+            print(f"ggm: no {device} here, which the harness asks for where nobody says: on the cpu", file=sys.stderr)
+            device = "cpu"
         self.loaded = load_family(ckpt_path, device or "auto", trusted_names(trust, {}), str(precision))
         model = self.loaded.model
         if model.codec is None or len(model.shape) != 1:

@@ -118,6 +118,14 @@ def test_continuations_in_text(checkpoints: dict[str, str]) -> None:
     assert stopped == text.split(text[2])[0]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+def test_the_harness_s_own_default_is_no_error(checkpoints: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert Harness(checkpoints["ar"], device="cuda:0").loaded.model.device.type == "cpu"
+    assert "ggm: no cuda:0 here" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--device cuda:1"):
+        Harness(checkpoints["ar"], device="cuda:1")
+
+
 def test_who_has_no_scores(checkpoints: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="GGM has no bound given known sites"):
         Harness(checkpoints["ggm"])
