@@ -24,8 +24,11 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 
-def stratified(t: Float64[Tensor, "*b"], num_sites: int) -> Int64[Tensor, "*b"]:
-    """l in 1..n from times in [0, 1), each with probability 1/n where t is uniform, and stratified as t is."""
+def stratified(t: Float64[Tensor, "*b"], num_sites: int | Int64[Tensor, "*b"]) -> Int64[Tensor, "*b"]:
+    """l in 1..n from times in [0, 1), each with probability 1/n where t is uniform, and stratified as t is. `num_sites`
+    n, of all rows or of each."""
+    if isinstance(num_sites, Tensor):
+        return torch.minimum(torch.floor(t * num_sites).long() + 1, num_sites)
     return (torch.floor(t * num_sites).long() + 1).clamp(max=num_sites)
 
 

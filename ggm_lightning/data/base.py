@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.core.known_law import KnownLaw
 from ggm_lightning.data.arguments import checked_by_annotations
 from ggm_lightning.data.fingerprints import rows_fingerprint
 from ggm_lightning.data.latents import CachedLatents
@@ -152,6 +153,10 @@ class DiscreteData(LightningDataModule, ABC):
     def ordered(self) -> bool:
         """Whether classes are amounts, so that 3 lies between 2 and 4; tokens and codes are names."""
         return self.codec.ordered
+
+    def law(self) -> KnownLaw | None:
+        """Of a row, where it is known exactly; else None."""
+        return None
 
     @abstractmethod
     def load(self, split: str) -> RowSource:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ggm_lightning.core import losses
 from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.masked_sites import MaskedSites
 from ggm_lightning.core.noise import StepNoise
@@ -127,6 +128,14 @@ class AutoregressiveModel(Family):
         x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         with self.evaluating():
             return self._minus_log_p(x, label).rows().double()
+
+    def said_of_sites(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(-log p(x_i | x_1 .. x_{i-1}), Float64[b, n], the terms of eq. (1) each by itself; whether no symbol is more
+        probable there, Bool[b, n])."""
+        logits, flat = self.answer(x, label)(), x.flatten()
+        nats = losses.cross_entropy(logits, flat).double()
+        first = logits.gather(-1, flat[:, None])[:, 0] >= logits.amax(-1)
+        return nats.reshape(len(x), -1), first.reshape(len(x), -1)
 
     def last_features(self, x: Tensor) -> Tensor | None:
         """Float[b, d], the network's features where it predicts the last token of x Int64[b, *shape]; None where it

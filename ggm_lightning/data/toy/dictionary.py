@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.codecs.text import Characters
+from ggm_lightning.core.known_law import HiddenChain
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.rows import Rows, RowSource
 from ggm_lightning.data.toy.synthetic import SPLIT_NUMBER
@@ -102,6 +103,42 @@ class Dictionary(DiscreteData):
                 at += piece.shape[1]
         return total.logsumexp(1)
 
+    def law(self) -> HiddenChain:
+        """State period w + k: word w, its character k."""
+        count, period = self.words.shape
+        states, classes = count * period, self.num_letters + 1
+        transition = torch.zeros(states, states, dtype=torch.float64)
+        for state in range(states):
+            if state % period < period - 1:
+                transition[state, state + 1] = 1.0
+            else:
+                transition[state, ::period] = 1 / count
+        says = torch.nn.functional.one_hot(torch.from_numpy(self.words).flatten(), classes).double()
+        initial = torch.full((states,), 1 / states, dtype=torch.float64)
+        return HiddenChain(initial, transition, says, self.length, lambda: (self.entropy, 0.0))
+
+    @property
+    def entropy(self) -> float:
+        """H(x) in nats per example, exact. A window as long as a word and its space has one space at least, from which
+        the start is known; so H(x) is the entropy of the start and that of the pieces given it. Shorter windows may
+        look alike from different starts: theirs is summed over all of them."""
+        period = self.words.shape[1]
+        if self.length < period:
+            return self._entropy_of_windows()
+        nats = math.log(period)
+        for start in range(period):
+            whole, rest = divmod(self.length - (period - start), period)
+            pieces = _entropy(self.words[:, start:]) + whole * _entropy(self.words)
+            if rest:
+                pieces += _entropy(self.words[:, :rest])
+            nats += pieces / period
+        return nats
+
+    def _entropy_of_windows(self) -> float:
+        count, period = self.words.shape
+        pairs = np.concatenate([np.repeat(self.words, count, 0), np.tile(self.words, (count, 1))], 1)
+        return _entropy(np.concatenate([pairs[:, start : start + self.length] for start in range(period)]))
+
     def entropy_estimate(self, num_samples: int = 8192, seed: int = 0) -> tuple[float, float]:
         """(mean, standard error) of -log p(x) over fresh draws: H(x) in nats per example."""
         x = torch.from_numpy(self.draw(num_samples, np.random.default_rng(seed)).astype(np.int64))
@@ -115,3 +152,9 @@ class Dictionary(DiscreteData):
     def references(self) -> dict[str, float]:
         """Bits per character: the entropy, estimated from 8,192 draws."""
         return {"entropy": self.entropy_estimate()[0] / (self.length * math.log(2))}
+
+
+def _entropy(rows: Integer[np.ndarray, "b m"]) -> float:
+    """Nats, of a row that is drawn from these."""
+    share = np.unique(rows, axis=0, return_counts=True)[1] / len(rows)
+    return float(-(share * np.log(share)).sum()) + 0.0
