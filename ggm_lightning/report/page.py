@@ -133,13 +133,14 @@ def _parts_of(run: Run) -> list[str]:
     last = {name: curve[-1][1] for name, curve in metrics.items()}
     results = {title: last[f"val/{name}"] for name, title in story.results if f"val/{name}" in last}
     tables = {"On held-out pictures": results, **story.tables}
+    curve = section("Learning curve", _ABOUT_CURVE.format(about[:1].upper() + about[1:]), curves_of(run))
+    shown = [*_drawn_sections(run), *(_table(heading, rows) for heading, rows in tables.items() if rows)]
     return [
         _header(run),
         _task(run),
         cards(bounds, story.exact, words_of(run)),
-        section("Learning curve", _ABOUT_CURVE.format(about[:1].upper() + about[1:]), curves_of(run)),
-        *_drawn_sections(run),
-        *(_table(heading, rows) for heading, rows in tables.items() if rows),
+        # a page with a text at its head is there to be read: what it speaks of comes first
+        *([*shown, curve] if story.about else [curve, *shown]),
         facts_section("The run", {**_of_metrics(run), **story.facts}),
         _starts(story.starts),
         _configuration(run.config),
