@@ -155,7 +155,7 @@ class SetsTasks(Protocol):
     task: str  # what is asked, as the heading of a section
 
     def tasks(self, count: int) -> tuple[Tensor, Tensor]:
-        """(solutions Int64[count, *shape], which sites are given Bool[count, *shape]) of held-out rows."""
+        """(solutions Int64[count, *shape], which sites are given Bool[count, *shape]) of held-out rows, or fewer."""
 
     def right(self, x: Tensor, solution: Tensor) -> Tensor:
         """Bool[b]: whether the completed rows x Int64[b, *shape] are right."""

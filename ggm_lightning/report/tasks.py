@@ -29,19 +29,25 @@ _RIGHT, _WRONG = (31, 157, 118), (210, 60, 60)
 _NONE_YET = (255, 255, 255)
 
 
-def answered(data: SetsTasks, ways: Mapping[str, Mapping[str, Any]], count: int, fill: Fill, folder: Path) -> dict:
-    """For story.json: what was asked, the share of right answers for each way and by chance, and pictures.
+def answered(
+    data: SetsTasks, ways: Mapping[str, Mapping[str, Any]], count: int, fill: Fill, folder: Path
+) -> dict | None:
+    """For story.json: what was asked, the share of right answers for each way and by chance, and pictures; None where
+    the data have no task to set.
 
     Writes filled-1.gif, filled-2.gif, ... into the folder, one for each way, where the data draw pictures.
 
     Args:
         data: sets the tasks.
         ways: name -> options of `Family.sample`.
-        count: tasks.
+        count: tasks, or fewer where the data have fewer.
         fill: draws from the model.
         folder: of the run.
     """
     solution, known = data.tasks(count)
+    count = len(solution)  # the data may have fewer
+    if not count:
+        return None
     table, images = {}, {}
     for number, (name, options) in enumerate(ways.items(), 1):
         drawn = fill(count, clamp=(solution, known), trace=True, **options)

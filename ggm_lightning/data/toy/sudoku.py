@@ -145,6 +145,15 @@ class Sudoku(DiscreteData):
 
         Raises ValueError where the held-out grids yield fewer.
         """
+        solutions, given = self._found(count, clues, seed)
+        if len(solutions) < count:
+            raise ValueError(
+                f"puzzles: {count} were asked for, the held-out grids have {len(solutions)}; raise num_val"
+            )
+        return solutions, given
+
+    def _found(self, count: int, clues: tuple[int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
+        """`puzzles`, or as many as there are."""
         chance, solutions, given = random.Random(seed), [], []
         for grid in self.grids[: self.num_rows["val"]].tolist():
             cells = self._without_spare_clues(grid, chance)
@@ -152,8 +161,9 @@ class Sudoku(DiscreteData):
                 solutions.append(grid)
                 given.append([value >= 0 for value in cells])
             if len(solutions) == count:
-                return torch.tensor(solutions), torch.tensor(given)
-        raise ValueError(f"puzzles: {count} were asked for, the held-out grids have {len(solutions)}; raise num_val")
+                break
+        cells = self.side**2
+        return torch.tensor(solutions).reshape(-1, cells), torch.tensor(given, dtype=torch.bool).reshape(-1, cells)
 
     def _without_spare_clues(self, grid: Sequence[int], chance: random.Random) -> list[int]:
         cells, order = list(grid), list(range(self.side**2))
@@ -178,9 +188,9 @@ class Sudoku(DiscreteData):
     task = "Puzzles with one solution, of grids that were held out"
 
     def tasks(self, count: int) -> tuple[Tensor, Tensor]:
-        """`puzzles` of the side's usual number of clues: of 36 cells 8 to 12."""
+        """`puzzles` of the side's usual number of clues, of 36 cells 8 to 12; fewer where few grids are held out."""
         cells = self.side**2
-        return self.puzzles(count, clues=(round(cells * _CLUES[0]), round(cells * _CLUES[1])))
+        return self._found(count, clues=(round(cells * _CLUES[0]), round(cells * _CLUES[1])))
 
     def right(self, x: Int64[Tensor, "b n"], solution: Int64[Tensor, "b n"]) -> Bool[Tensor, " b"]:
         """Bool[b]: a puzzle has one solution, so every cell has to be its."""

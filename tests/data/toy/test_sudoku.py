@@ -89,6 +89,7 @@ def test_tasks_are_puzzles_that_chance_does_not_solve() -> None:
     assert torch.equal(guessed[known], solution[known])
     assert (guessed.reshape(-1, 6, 6).sort(-1).values == torch.arange(6)).all()  # each row has its digits
     assert not data.right(guessed, solution).any()
+    assert 3 < len(data.tasks(21)[0]) <= 20  # as many as the held-out grids yield
     other = solution.clone()
     other[:, 7] = (other[:, 7] + 1) % 6
     assert not data.right(other, solution).any()
