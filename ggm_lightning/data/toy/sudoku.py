@@ -162,8 +162,8 @@ class Sudoku(DiscreteData):
                 given.append([value >= 0 for value in cells])
             if len(solutions) == count:
                 break
-        cells = self.side**2
-        return torch.tensor(solutions).reshape(-1, cells), torch.tensor(given, dtype=torch.bool).reshape(-1, cells)
+        shape = (len(solutions), self.side**2)
+        return torch.tensor(solutions).reshape(shape), torch.tensor(given, dtype=torch.bool).reshape(shape)
 
     def _without_spare_clues(self, grid: Sequence[int], chance: random.Random) -> list[int]:
         cells, order = list(grid), list(range(self.side**2))
