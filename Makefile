@@ -11,19 +11,41 @@ fit = $(if $(shell grep -s '"complete": true' runs/$(1)/story.json),@echo "runs/
 	--config experiments/$(2).yaml $(if $(wildcard runs/$(1)/last.ckpt),--ckpt_path last))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench bench-sweep gpu clean
+.PHONY: help demo demo-all demo-text demo-sudoku demo-md4 demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench bench-sweep gpu clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
-demo: $(VENV)/.core  ## set up, train MD4 on an embedded text, draw samples: open runs/demo/report.html (6 minutes)
+# the two that are to be read first, side by side: each takes one core, and its lines begin with its name
+demo: $(VENV)/.core  ## set up, a text and a Sudoku: open runs/ggm_demo/report.html, runs/md4_sudoku/report.html (6 minutes)
+	@$(MAKE) --no-print-directory -j2 named/demo-sudoku named/demo-text
+	@echo "look at runs/md4_sudoku/report.html and at runs/ggm_demo/report.html"
+
+demo-all: demo-md4 demo-images demo-blackout demo-lddm demo-vqgan  ## the other demos, one after the other (30 minutes)
+
+# sed outlives Ctrl-C, so that what is said of the stop has somewhere to go
+named/%: SHELL := bash
+named/%:
+	@set -o pipefail; $(MAKE) --no-print-directory $* 2>&1 | (trap '' INT; exec sed -u 's/^/$*: /')
+
+demo-text: export OMP_NUM_THREADS := 1
+demo-text: $(VENV)/.core  ## GGM on a text that comes with Python, in subwords: open runs/ggm_demo/report.html (3 minutes)
+	$(call fit,ggm_demo,ggm_demo)
+	@echo "look at runs/ggm_demo/report.html"
+
+demo-sudoku: export OMP_NUM_THREADS := 1
+demo-sudoku: $(VENV)/.core  ## MD4 solves Sudokus that it never saw: open runs/md4_sudoku/report.html (4 minutes)
+	$(call fit,md4_sudoku,md4_sudoku)
+	@echo "look at runs/md4_sudoku/report.html"
+
+demo-md4: $(VENV)/.core  ## MD4 on the characters of that text: open runs/demo/report.html (5 minutes)
 	$(call fit,demo,md4_demo)
 	$(BIN)/lightning sample --ckpt_path runs/demo/last.ckpt --num_samples 8 --num_steps 256
 	@echo "look at runs/demo/report.html"
 
 # so small a network gains nothing from a second thread, and loses much where something else is running
 demo-images: export OMP_NUM_THREADS := 1
-demo-images: $(VENV)/.images  ## the same on 8x8 digits, with an infilling: open runs/digits/report.html (6 minutes)
+demo-images: $(VENV)/.images  ## MD4 on 8x8 digits, with an infilling: open runs/digits/report.html (6 minutes)
 	$(call fit,digits,md4_digits)
 	$(BIN)/lightning sample --ckpt_path runs/digits/last.ckpt --num_samples 40 --num_steps 64 --label each
 	$(BIN)/lightning infill --ckpt_path runs/digits/last.ckpt --input runs/digits/example.png --mask right
@@ -35,7 +57,7 @@ demo-blackout: $(VENV)/.images  ## digits born out of black, Blackout diffusion:
 	$(BIN)/lightning sample --ckpt_path runs/blackout_digits/last.ckpt --num_samples 40 --num_steps 100 --label each
 	@echo "look at runs/blackout_digits/report.html"
 
-demo-lddm: $(VENV)/.core  ## the text of `demo` by LDDM, its latent drawn first: open runs/lddm_demo/report.html (7 minutes)
+demo-lddm: $(VENV)/.core  ## the text of demo-md4 by LDDM, its latent drawn first: open runs/lddm_demo/report.html (7 minutes)
 	$(call fit,lddm_demo,lddm_demo)
 	$(BIN)/lightning sample --ckpt_path runs/lddm_demo/last.ckpt --num_samples 8 --num_steps 64
 	@echo "look at runs/lddm_demo/report.html"

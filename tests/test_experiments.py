@@ -171,7 +171,7 @@ CASES = {
     "genmd4_owt": Case(165_857_344, 50257, (1024,), OWT, files=words),
     "genmd4_text8": Case(88_734_272, 27, (256,), TEXT8, files=text8),
     "ggm_celebahq_vqgan": Case(92_797_504, 1024, (1, 16, 16), FACES, files=faces, model={"num_sweeps": 1}),
-    "ggm_demo": Case(329_488, 1024, (64,), DEMO | {"vocab_size": 300}, model={"corrector_steps": 2, "num_sweeps": 2}),
+    "ggm_demo": Case(329_488, 1024, (32,), DEMO | {"vocab_size": 300}, model={"corrector_steps": 2, "num_sweeps": 2}),
     "ggm_digits": Case(201_792, 17, (1, 8, 8), {"global_batch_size": 4}),
     "ggm_digits_vqgan": Case(207_808, 64, (1, 4, 4), CODES, files=digits_vqgan),
     "ggm_ffhq_vqgan": Case(92_797_504, 1024, (1, 16, 16), FACES, files=faces, model={"num_sweeps": 1}),

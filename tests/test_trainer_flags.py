@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ggm_lightning.cli.trainer_checks import with_remedy
 from tests.trainer_callbacks import CALLBACKS, callbacks_of_lightning
 from tests.trainer_flags import FLAGS, PAGE, Case, flags_of_lightning, page, plain, try_out
 
@@ -44,3 +46,15 @@ def test_a_row_can_fail(tmp_path: Path) -> None:
     wrong = Case("val_check_interval", "2", "", plain)
     assert "validated [2, 4, 6, 8]" in try_out(wrong, tmp_path / "wrong", resumed=False)[0]
     assert "not refused" in try_out(Case("max_steps", "2", "", refused="no"), tmp_path / "taken", resumed=False)[0]
+
+
+def test_an_accelerator_that_is_not_there_is_named_with_what_helps() -> None:
+    """Lightning's words alone do not say it. Control: words of another mistake stay as they are."""
+    for words in (
+        "No supported gpu backend found!",
+        "`CUDAAccelerator` can not run on your system since the accelerator is not available. The following",
+    ):
+        said = with_remedy(MisconfigurationException(words))
+        assert said.startswith(words)
+        assert "--config configs/trainer/cpu.yaml behind the experiment" in said
+    assert with_remedy(ValueError("devices is 0")) == "devices is 0"

@@ -170,23 +170,6 @@ class Progress(ProgressBar):
             self._sub = None
         self._rate.resume()
 
-    def _print_result(self, trainer: Trainer, split: str) -> None:
-        """Only after the module's own epoch end are its results known."""
-        metrics = trainer.callback_metrics
-        parts = []
-        dimension = "dimension" if _has_several_axes(trainer) else "token"
-        model = trainer.lightning_module
-        is_bound = not isinstance(model, Reconstructs) and not is_exact(model)
-        for name, unit, form in model.results if isinstance(model, Reconstructs) else _RESULTS:
-            value, stderr = (metrics.get(f"{split}/{name}{suffix}") for suffix in ("", "_stderr"))
-            if value is not None:
-                error = "" if stderr is None else f" ± {float(stderr):{form}}"
-                parts.append(f"{float(value):{form}}{error} {unit.format(dimension)}")
-        if parts:
-            kind = {"val": "validation", "test": "test"}[split]
-            what = f"{kind}, upper bound" if is_bound else kind
-            self.print(f"step {trainer.global_step}  {what}: {'  '.join(parts)}")
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         checking = trainer.sanity_checking
         batches = trainer.num_sanity_val_batches if checking else trainer.num_val_batches
@@ -197,9 +180,11 @@ class Progress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close_sub()
-        # outside a fit Lightning prints a table itself
+        # outside a fit the command prints its result itself, with or without a bar
         if self._enabled and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._print_result(trainer, "val")
+            line = result_line(trainer, "val")
+            if line:
+                self.print(f"step {trainer.global_step}  {line}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open_sub("test", trainer.num_test_batches)
@@ -218,6 +203,33 @@ class Progress(ProgressBar):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close_sub()
+
+
+def result_line(trainer: Trainer, split: str, further: bool = False) -> str:
+    """What was measured, with its errors: known only after the module's own epoch end; empty where it logs nothing.
+
+    Args:
+        trainer: behind a validation or a test.
+        split: val or test.
+        further: also what else was logged, by its names.
+    """
+    metrics = trainer.callback_metrics
+    parts, said = [], set()
+    dimension = "dimension" if _has_several_axes(trainer) else "token"
+    model = trainer.lightning_module
+    for name, unit, form in model.results if isinstance(model, Reconstructs) else _RESULTS:
+        value, stderr = (metrics.get(f"{split}/{name}{suffix}") for suffix in ("", "_stderr"))
+        said |= {f"{split}/{name}", f"{split}/{name}_stderr"}
+        if value is not None:
+            error = "" if stderr is None else f" ± {float(stderr):{form}}"
+            parts.append(f"{float(value):{form}}{error} {unit.format(dimension)}")
+    if further:
+        others = {name: value for name, value in metrics.items() if name not in said}
+        parts += [f"{name} {float(value):.5g}" for name, value in others.items()]
+    is_bound = not isinstance(model, Reconstructs) and not is_exact(model)
+    kind = {"val": "validation", "test": "test"}[split]
+    what = f"{kind}, upper bound" if is_bound else kind
+    return f"{what}: {'  '.join(parts)}" if parts else ""
 
 
 def _loss(trainer: Trainer) -> dict[str, Any]:

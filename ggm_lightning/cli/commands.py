@@ -34,6 +34,8 @@ def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
         args, options = _without_options(args)
         run_sweep(args, trusted_names(None, experiment), options)
         return
+    if command in ("sample", "infill"):
+        _refuse_another_length(command, args)
     if command == "inspect" and args and not args[0].startswith("-"):
         args = ["--ckpt_path", *args]  # the file alone is enough
     parser = ArgumentParser(
@@ -45,6 +47,25 @@ def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
         args, options = _without_options(args)
         further = {"named": trusted_names(None, experiment), "options": options}
     COMMANDS[command](**parser.parse_args(args).as_dict(), **further)
+
+
+def _refuse_another_length(command: str, args: list[str]) -> None:
+    """ValueError for what other programs call the number of tokens, or the text to go on with."""
+    for name in (argument.partition("=")[0] for argument in args):
+        if name in _LENGTHS:
+            raise ValueError(
+                f"{name}: a model draws rows as long as those of its training (`lightning inspect` says how long); "
+                "leave it out, or train with another data.length"
+            )
+        if name in _BEGINNINGS and command == "sample":
+            raise ValueError(
+                f"{name}: sample draws from nothing; for a text that is known in part: lightning infill --text 'The "
+                "____ statement' --ckpt_path ..."
+            )
+
+
+_LENGTHS = ("--length", "--seq_len", "--max_length", "--max_new_tokens", "--num_tokens")
+_BEGINNINGS = ("--text", "--prompt", "--prefix")
 
 
 def _without_options(args: list[str]) -> tuple[list[str], dict[str, str]]:

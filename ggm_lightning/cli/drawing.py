@@ -20,6 +20,7 @@ from torch import Tensor
 from ggm_lightning.cli import infill_input
 from ggm_lightning.cli.loading import Loaded
 from ggm_lightning.cli.results import Results, excerpt, folder_name, place, said
+from ggm_lightning.codecs.grids import DrawsPictures
 from ggm_lightning.core.categorical import Sharpening
 from ggm_lightning.models.base import Family
 from ggm_lightning.networks.labels import labels_known
@@ -266,7 +267,8 @@ def write(
     given: infill_input.Given | None = None,
     columns: int | None = None,
 ) -> None:
-    """samples.npz and trace.html; for texts samples.txt, for images samples.png and trace.gif.
+    """samples.npz and trace.html; for texts samples.txt; for images, and texts that are drawn (codecs/grids.py),
+    samples.png and trace.gif.
 
     Of infilled images a row of samples.png is one input with `columns` fillings beside it.
     """
@@ -281,6 +283,11 @@ def write(
         write_report(folder / "trace.html", title, None, {}, [], "", shown, {}, figures)
         return
     (folder / "samples.txt").write_text(numbered_texts(decoded), encoding="utf-8")
+    if isinstance(model.codec, DrawsPictures) and drawn.x[0].numel() == model.num_sites:
+        known = None if given is None else given.known.repeat_interleave(len(drawn.x) // len(given.known), 0)
+        figures = _figures(folder, model, drawn, model.codec.pictures(drawn.x, known), given, columns)
+        write_report(folder / "trace.html", title, None, {}, [], "", shown, {}, figures)
+        return
     pieces = model.codec.pieces if model.codec else lambda ids: [f"{i} " for i in ids]
     fragment = trace_html(drawn.trace or [], pieces, mask_id=model.num_classes) if len(model.shape) == 1 else ""  # type: ignore[arg-type]
     write_report(folder / "trace.html", title, None, {}, decoded[:8], fragment, shown, {})
@@ -296,12 +303,13 @@ def _figures(
 ) -> list[Figure]:
     """Writes samples.png and trace.gif."""
     heading, note, canvas = "Samples", "Not selected.", picture_grid(decoded, columns)
+    draw = model.codec.pictures if isinstance(model.codec, DrawsPictures) else model.codec.decode
     if given is not None:
         heading, note = "Fillings", "Left: what was given. Beside it its fillings, not selected."
-        blanked = model.codec.decode(torch.where(given.known, given.values, model.num_classes))
+        blanked = draw(torch.where(given.known, given.values, model.num_classes))
         canvas = side_by_side(picture_grid(blanked, 1), canvas)
     save_png(canvas, folder / "samples.png")
-    count = trace_gif(drawn.trace or [], model.codec.decode, folder / "trace.gif", columns)  # type: ignore[arg-type]
+    count = trace_gif(drawn.trace or [], draw, folder / "trace.gif", columns)  # type: ignore[arg-type]
     first = "" if count == len(decoded) else f", of the first {count}"
     return [
         Figure(heading, note, {"samples.png": folder / "samples.png"}),

@@ -256,7 +256,7 @@ def nats_of_rows(
             index = np.arange(start, min(start + step, count))
             batch = {key: value.to(model.device) for key, value in rows[index].items()}
             row = torch.from_numpy(index).to(model.device)
-            found = model.nelbo(batch["x"], batch.get("label"), settings.num_samples, row=row, **options)
+            found = model.nelbo(batch["x"], model.label_of(batch), settings.num_samples, row=row, **options)
             parts.append(found.detach().double().cpu())
             bar.update(len(index))
             now = time.monotonic()

@@ -28,7 +28,7 @@ from ggm_lightning.callbacks.bounds import Bounds
 from ggm_lightning.callbacks.exponents import Exponents
 from ggm_lightning.callbacks.guard import Guard
 from ggm_lightning.callbacks.keep import KeepBest, KeepLast
-from ggm_lightning.callbacks.progress import Progress
+from ggm_lightning.callbacks.progress import Progress, result_line
 from ggm_lightning.callbacks.save_config import SaveConfig
 from ggm_lightning.callbacks.settings import ChangedOptimizer
 from ggm_lightning.callbacks.steps import TakesSteps, WholeSteps
@@ -53,7 +53,8 @@ from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
 from ggm_lightning.rundir.freezing import freeze
 from ggm_lightning.rundir.loggers import LOGGERS, make_logger
 
-_SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
+_SKIPPED = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only", "verbose"}
+_RESULTS = {"validate": "val", "test": "test"}  # commands that measure, and the split whose figures they print
 _FROM_DATA = tuple(
     f"{owner}.init_args.{name}"
     for owner in ("model", "model.init_args.network", "model.init_args.encoder")
@@ -150,8 +151,9 @@ class _CLI(LightningCLI):
         return Path(self._get(self.config, "runs")) / self._get(self.config, "name")
 
     def before_instantiate_classes(self) -> None:
-        errors.set_run_folder(self.folder)
         config = self.config[self.subcommand]
+        trainer_checks.check_name(config.name, config.runs)
+        errors.set_run_folder(self.folder)
         for section in ("model", "data"):
             if not config.get(section):
                 raise ValueError(f"'{section}' is missing; give --config experiments/<name>.yaml")
@@ -264,7 +266,7 @@ class _CLI(LightningCLI):
         try:
             trainer = Trainer(**config)
         except (TypeError, MisconfigurationException) as error:
-            raise ValueError(f"trainer: {error}") from error
+            raise ValueError(f"trainer: {trainer_checks.with_remedy(error)}") from error
         if (
             isinstance(self.model, Family)
             and self.model.unused_parameters
@@ -323,6 +325,8 @@ class _CLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand in _RESULTS:
+            kwargs["verbose"] = False  # Lightning's table has sixteen digits and no error
         return {**kwargs, "ckpt_path": self.config[subcommand].get("ckpt_path"), "weights_only": True}
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -335,7 +339,12 @@ class _CLI(LightningCLI):
             if "Early stopping conditioned on metric" not in str(error):
                 raise
             raise ValueError(f"trainer.callbacks: {error}") from error
-        if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self.trainer.is_global_zero:
+            return
+        if subcommand in _RESULTS:
+            step = 0 if self.resumed is None or self.resumed.step is None else self.resumed.step
+            print(f"step {step}  {result_line(self.trainer, _RESULTS[subcommand], further=True)}", flush=True)
+        elif subcommand == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(_last_words(self.folder, isinstance(self.model, Reconstructs)), flush=True)
 
 

@@ -55,6 +55,7 @@ def main(args: list[str] | None = None) -> None:
     Exits with 2 after a mistake in the command, its files or their place, with 1 after a failure in other code.
     """
     args = sys.argv[1:] if args is None else args
+    _let_threads_sleep()
     errors.set_run_folder(None)
     try:
         _dispatch(args)
@@ -71,6 +72,14 @@ def main(args: list[str] | None = None) -> None:
         if os.environ.get("GGM_DEBUG") == "1":
             raise
         sys.exit(errors.report(error, args, partial(_parsing_message, args)))
+
+
+def _let_threads_sleep() -> None:
+    """OpenMP's threads wait for one another by spinning. Where another program has one of the cores, all spin for as
+    long as that one is late, and a step takes several times as long: let them sleep instead. OpenMP reads this once,
+    when torch is loaded, so it is set before that; a setting of the user's stays."""
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "0"
 
 
 def _leave(message: str, exit_code: int) -> NoReturn:

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
@@ -65,6 +66,31 @@ _CALLBACKS: dict[type[Callback], str] = {
         "after the training"
     ),
 }
+
+
+def check_name(name: str | None, runs: str | None) -> None:
+    """ValueError for a run's name that is not the name of one folder below `runs`."""
+    if not name or not runs:
+        return  # refused with all empty keys
+    path = Path(name)
+    if path.name == name and name not in (".", ".."):
+        return
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise ValueError(f"name is {name}; it names one folder below --runs: give it as --runs FOLDER --name NAME")
+    raise ValueError(
+        f"name is {name}; it names one folder below --runs: give --runs {Path(runs) / path.parent} --name {path.name}"
+    )
+
+
+def with_remedy(error: Exception) -> str:
+    """Lightning's words, and what helps where an accelerator was asked for that torch does not find."""
+    words = str(error)
+    if "accelerator is not available" not in words and "No supported gpu backend" not in words:
+        return words
+    return (
+        f"{words} torch {torch.__version__} finds none here: install a torch that fits the device and its driver, or "
+        "train on the CPU, with --config configs/trainer/cpu.yaml behind the experiment"
+    )
 
 
 def check_trainer(trainer: dict[str, Any], folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 _WORD = re.compile(r"[A-Za-z]{5,}")
 
@@ -74,3 +75,16 @@ def word_share(text: str, source: str) -> float:
     """Share of the distinct words of `text` that `source` has too; nan where `text` has no word of five letters."""
     found = words(text)
     return len(found & words(source)) / len(found) if found else math.nan
+
+
+def copied_share(texts: Sequence[str], source: str) -> float:
+    """Share of the texts that are copied: a stretch of at least half of their characters stands in `source`."""
+    if not texts:
+        raise ValueError("copied_share: no texts; give at least one")
+    return sum(_is_copied(text, source) for text in texts) / len(texts)
+
+
+def _is_copied(text: str, source: str) -> bool:
+    length = (len(text) + 1) // 2
+    stretches = {text[i : i + length] for i in range(len(text) - length + 1)}
+    return bool(text) and any(stretch in source for stretch in stretches)

@@ -326,6 +326,10 @@ class Family(Trained, ABC):
             return null
         return label if drop is None else torch.where(drop, null, label)
 
+    def label_of(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """The batch's labels; None where the network takes none, so that data with labels may do without them."""
+        return None if declared.by(self.network).num_labels == 0 else batch.get("label")
+
     # ------------------------------------------------------------------ Lightning
 
     def configure_model(self) -> None:
@@ -338,7 +342,7 @@ class Family(Trained, ABC):
         part = batch_idx % micro_batches * world + self.global_rank
         torch.manual_seed(noise.integer_seed("dropout", seed=self.seed, step=self.global_step, row=part))
         row = _numbers(batch, part, parts)
-        loss = self.loss(x, batch.get("label"), step=self.global_step, row=row, total=total)
+        loss = self.loss(x, self.label_of(batch), step=self.global_step, row=row, total=total)
         self.collect({self.loss_name: loss})
         return self.weighed(loss)
 
@@ -350,7 +354,7 @@ class Family(Trained, ABC):
     def _evaluate(self, batch: dict[str, Tensor], split: str) -> tuple[Tensor, Tensor]:
         """(the rows' numbers, their bounds)."""
         row = self.evaluated_rows(batch, split)
-        nats = self.nelbo(batch["x"], batch.get("label"), self.eval_samples, seed=self.eval_seed, row=row)
+        nats = self.nelbo(batch["x"], self.label_of(batch), self.eval_samples, seed=self.eval_seed, row=row)
         self.likelihoods[split].update(nats)
         return row, nats
 

@@ -380,7 +380,7 @@ class GGM(Family):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         x = batch["x"]
         row = self.evaluated_rows(batch, "val")
-        nats, deviations = self._estimate(x, batch.get("label"), self.eval_samples, self.eval_seed, row)
+        nats, deviations = self._estimate(x, self.label_of(batch), self.eval_samples, self.eval_seed, row)
         self.likelihoods["val"].update(nats)
         self.calibration["calibration"].update(deviations)
         self.calibration["calibration_rms"].update(deviations.square())

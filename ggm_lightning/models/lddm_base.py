@@ -379,7 +379,7 @@ class LatentFamily(Family):
                 raw = self.encoder.raw(x, None)
             gain = x.new_zeros(0)
             if self._batches_probed < _PROBED and len(x) > 1:
-                gain = self.latent_gain(x, batch.get("label"), self.eval_seed, row)
+                gain = self.latent_gain(x, self.label_of(batch), self.eval_seed, row)
                 self._batches_probed += 1
             self.latent_use.update(raw, gain)
 

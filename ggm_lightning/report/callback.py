@@ -19,9 +19,9 @@ from torch import Tensor
 from ggm_lightning.models.trained import Averages, Trained
 from ggm_lightning.report import provenance
 from ggm_lightning.report.curve import curve_png
-from ggm_lightning.report.drawing import classes_in_turn, decode, refuse_sampler, undisturbed
+from ggm_lightning.report.drawing import classes_in_turn, decode, refuse_sampler, refuse_ways, undisturbed
 from ggm_lightning.report.images import image_figures, reconstruction_figure, samples_figure
-from ggm_lightning.report.page import Figure, write_run_page
+from ggm_lightning.report.page import PLAIN, Figure, write_run_page
 from ggm_lightning.report.protocols import (
     CountsCharacters,
     DrawsSamples,
@@ -29,13 +29,15 @@ from ggm_lightning.report.protocols import (
     HasRows,
     HasShape,
     HasStages,
-    Judges,
     Reconstructs,
+    SetsTasks,
     datamodule_of,
     is_exact,
     pieces_of,
+    tables_of,
 )
 from ggm_lightning.report.story import Story, read_run, read_story, write_story
+from ggm_lightning.report.tasks import answered
 from ggm_lightning.report.trace import trace_data
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog
 from ggm_lightning.rundir.endings import NonFinite, Stopped
@@ -56,6 +58,12 @@ class Report(Callback):
     A network that takes labels is given all classes in turn. A model that draws nothing but has `reconstruct(x)` is
     shown by its reconstructions of held-out pictures.
 
+    Of texts, `further` draws more in other ways, each below its own name. Data that set tasks (report/tasks.py) ask the
+    model in the ways that `fillings` names. Both map a name to options of the model's `sample`:
+
+        further: {sharpened: {temperature: 0.8}}
+        fillings: {surest first: {sampler: ordered, k: 1, temperature: 0}}
+
     No failure in here ends a run: it is said in a line, once.
 
     Args:
@@ -66,6 +74,10 @@ class Report(Callback):
         seed: of the samples.
         at_validations: drawn at the first validation, and at later ones as long as this takes less than a twentieth
             of the run's time; 0: none. A run with callbacks/samples.py shows what that has drawn.
+        about: what one sees, in a few sentences, for the head of the page.
+        further: more texts at the end, num_samples for each name.
+        fillings: how the model is asked at the end.
+        num_tasks: how many tasks the data set for it.
     """
 
     def __init__(
@@ -75,11 +87,16 @@ class Report(Callback):
         sampler: str | Sampler | None = None,
         seed: int = 0,
         at_validations: int = 4,
+        about: str = "",
+        further: dict[str, dict[str, Any]] | None = None,
+        fillings: dict[str, dict[str, Any]] | None = None,
+        num_tasks: int = 200,
     ) -> None:
         for name, value, least in (
             ("num_samples", num_samples, 1),
             ("num_steps", num_steps, 1),
             ("at_validations", at_validations, 0),
+            ("num_tasks", num_tasks, 1),
         ):
             if value < least:
                 raise ValueError(f"Report: {name} is {value}; it must be at least {least}")
@@ -88,6 +105,8 @@ class Report(Callback):
         self.sampler = sampler
         self.seed = seed
         self.at_validations = at_validations
+        self.about, self.num_tasks = about, num_tasks
+        self.further, self.fillings = further or {}, fillings or {}
         self._first_step = self._rows = 0
         self._began = self._spent = 0.0
         self._story: Story | None = None
@@ -97,6 +116,12 @@ class Report(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_sampler("Report", self.sampler, pl_module)
+        for argument, ways in (("further", self.further), ("fillings", self.fillings)):
+            refuse_ways(f"Report: {argument}", ways, self.sampler, pl_module)
+        if self.fillings and not isinstance(datamodule_of(trainer), SetsTasks):
+            raise ValueError(
+                "Report: fillings is given, but the data set no tasks (report/protocols.py, SetsTasks); leave it out"
+            )
         self._story, self._warned, self._spent = None, False, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,11 +183,12 @@ class Report(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             before = read_story(folder) if self._first_step else None
             self._story = _story_of(trainer, pl_module)
+            self._story.about = self.about
             if before is not None:
                 self._story.starts = before.starts
             self._story.starts = [*self._story.starts, provenance.started(self._first_step)]
             if before is not None and (before.sampled_at or 0) <= self._first_step:
-                for name in ("samples", "sampled_at", "trace", "tables", "figures"):
+                for name in ("samples", "sampled_at", "further", "task", "trace", "tables", "figures"):
                     setattr(self._story, name, getattr(before, name))
         return self._story
 
@@ -204,7 +230,8 @@ class Report(Callback):
     def _draw_early(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A few, of the weights as they are; with classes one of each, so that pictures make a row."""
         story = self._told(trainer, pl_module)
-        story.trace, story.tables = None, {}
+        story.trace, story.task = None, None
+        story.tables, story.further = {}, {}
         if isinstance(pl_module, Reconstructs):
             figures = [reconstruction_figure(trainer, pl_module, self.num_samples)]
         else:
@@ -227,16 +254,29 @@ class Report(Callback):
         texts = decoded if isinstance(decoded, list) else []
         draw = partial(self._draw, trainer, pl_module)
         story.figures = [] if texts else _kept(image_figures(trainer, pl_module, drawn, label, draw))
-        story.samples, story.tables = texts[:SHOWN_TEXTS], {}
-        if texts and isinstance(datamodule, Judges):
-            story.tables[datamodule.judgement] = datamodule.judge(texts)
-        story.trace = _trace(drawn.trace, datamodule, pl_module)
+        further = self._further(trainer, pl_module, label) if texts else {}
+        story.samples = texts[:SHOWN_TEXTS]
+        story.further = {name: more[:SHOWN_TEXTS] for name, more in further.items()}
+        named = {PLAIN: texts, **further} if further else {"samples": texts}
+        story.tables = tables_of(datamodule, named) if texts else {}
+        story.trace = _trace(drawn.trace, datamodule, pl_module) if texts else None
+        if self.fillings:
+            story.task = answered(datamodule, self.fillings, self.num_tasks, draw, Path(trainer.default_root_dir))
         how = f"{self.num_steps} steps"
         if self.sampler is not None:
             how += f", {self.sampler.name if isinstance(self.sampler, Sampler) else self.sampler}"
         story.facts["Sampling"] = (
             f"{self.num_samples} samples in {how}, {drawn.network_calls} network calls, seed {self.seed}"
         )
+
+    def _further(self, trainer: Trainer, pl_module: LightningModule, label: Tensor | None) -> dict[str, list[str]]:
+        """Name and options -> texts."""
+        found = {}
+        for name, options in self.further.items():
+            drawn = self._draw(trainer, pl_module, self.num_samples, label, **options)
+            how = ", ".join(f"{option} {value}" for option, value in options.items())
+            found[f"{name} ({how})"] = list(decode(trainer, drawn.x))
+        return found
 
     def _draw(
         self,
@@ -246,8 +286,10 @@ class Report(Callback):
         label: Tensor | None = None,
         clamp: tuple[Tensor, Tensor] | None = None,
         trace: bool = False,
+        **further: Any,
     ) -> Any:
-        options = {"label": label, "clamp": clamp, "sampler": self.sampler}
+        """`further`: options of the model's `sample`, before this callback's own."""
+        options = {"label": label, "clamp": clamp, "sampler": self.sampler} | further
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         # when a fit ends, the strategy has already moved the module to the CPU, where sampling may take minutes
         home, device = pl_module.device, trainer.strategy.root_device
@@ -255,7 +297,9 @@ class Report(Callback):
             given["label"] = label.to(device)
         pl_module.to(device)
         with undisturbed(pl_module), trainer.precision_plugin.forward_context():
-            drawn = pl_module.sample(num_samples, self.num_steps, seed=self.seed, trace=trace, **given)
+            drawn = pl_module.sample(
+                num_samples, **{"num_steps": self.num_steps, "seed": self.seed, "trace": trace} | given
+            )
         pl_module.to(home)
         return drawn
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from ggm_lightning.codecs.grids import DrawsPictures
 from ggm_lightning.networks.labels import labels_of_model
 from ggm_lightning.report.protocols import Decodes, HasSamplers, datamodule_of
+from ggm_lightning.rundir.checkpoint import HasCodec
 from ggm_lightning.sampling import naming
 from ggm_lightning.sampling.contract import Denoises
 from ggm_lightning.sampling.sampler import Sampler
 
 MOST_COLUMNS = 16
+_OF_SAMPLE = ("sampler", "num_steps", "seed", "grid", "guidance")  # what every family's `sample` takes
 
 
 def refuse_sampler(callback: str, sampler: str | Sampler | None, pl_module: LightningModule) -> None:
@@ -32,6 +36,26 @@ def refuse_sampler(callback: str, sampler: str | Sampler | None, pl_module: Ligh
         naming.chosen(cast(Denoises, pl_module), sampler, {})
     except ValueError as error:
         raise ValueError(f"{callback}: {error}") from None
+
+
+def refuse_ways(
+    which: str, ways: Mapping[str, Mapping[str, Any]], sampler: str | Sampler | None, pl_module: LightningModule
+) -> None:
+    """ValueError for named ways of sampling (name -> options of `sample`) that the model does not know: now, too.
+
+    `sampler`: where a way names none.
+    """
+    if not isinstance(pl_module, HasSamplers) or not isinstance(pl_module.samplers, Mapping):
+        return
+    for name, options in ways.items():
+        if not isinstance(options, Mapping):
+            raise ValueError(f"{which}: {name} is {options!r}; give options of `sample`, and no dot in the name")
+        of_sampler = {key: value for key, value in options.items() if key not in _OF_SAMPLE}
+        try:
+            naming.sharpening(of_sampler)
+            naming.chosen(cast(Denoises, pl_module), options.get("sampler", sampler), of_sampler)
+        except ValueError as error:
+            raise ValueError(f"{which}: {name}: {error}") from None
 
 
 def undisturbed(pl_module: LightningModule) -> Any:
@@ -62,8 +86,10 @@ def columns_of(label: torch.Tensor | None) -> int | None:
 
 
 def decode(trainer: Trainer, x: torch.Tensor) -> list[str] | np.ndarray:
-    """Texts or uint8 images; lines of numbers where the data knows no better."""
+    """Texts or uint8 images, these where the data know both; lines of numbers where they know no better."""
     datamodule = datamodule_of(trainer)
+    if isinstance(datamodule, HasCodec) and isinstance(datamodule.codec, DrawsPictures):
+        return datamodule.codec.pictures(x.cpu())
     if not isinstance(datamodule, Decodes):
         return [" ".join(str(i) for i in row) for row in x.flatten(1).tolist()]
     decoded = datamodule.decode(x.cpu())

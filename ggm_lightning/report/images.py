@@ -50,8 +50,8 @@ def image_figures(
     if originals is not None:
         held_out = grid(decode(trainer, rows("val")[chosen]["x"]), columns)  # type: ignore[arg-type, misc]
         figures.insert(0, _chain(folder, originals[chosen], held_out, grid(decode(trainer, drawn.x), columns), columns))  # type: ignore[arg-type]
-    # a model that goes on from a beginning cannot fill in the right half
-    if rows is not None and fills_gaps(pl_module):
+    # a model that goes on from a beginning cannot fill in the right half, and rows of one axis have none
+    if rows is not None and fills_gaps(pl_module) and drawn.x.dim() > 2:
         fillings = min(FILLINGS, len(drawn.x))
         few = _held_out(rows("val"), min(INFILLED, len(drawn.x) // fillings), None, known)
         pictures = None if originals is None else originals[few]

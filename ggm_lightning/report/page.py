@@ -26,6 +26,7 @@ from ggm_lightning.rundir.folder import write_whole
 
 __all__ = ["Figure", "write_report", "write_run_page"]
 
+PLAIN = "plain"  # the samples as they are, where others stand beside them
 GENERATED = '<meta name="generator" content="ggm_lightning report">'  # pages that may be written again
 _IMAGES = {".png": "png", ".gif": "gif"}
 
@@ -132,12 +133,14 @@ def _parts_of(run: Run) -> list[str]:
     last = {name: curve[-1][1] for name, curve in metrics.items()}
     results = {title: last[f"val/{name}"] for name, title in story.results if f"val/{name}" in last}
     tables = {"On held-out pictures": results, **story.tables}
+    curve = section("Learning curve", _ABOUT_CURVE.format(about[:1].upper() + about[1:]), curves_of(run))
+    shown = [*_drawn_sections(run), *(_table(heading, rows) for heading, rows in tables.items() if rows)]
     return [
         _header(run),
+        _task(run),
         cards(bounds, story.exact, words_of(run)),
-        section("Learning curve", _ABOUT_CURVE.format(about[:1].upper() + about[1:]), curves_of(run)),
-        *_drawn_sections(run),
-        *(_table(heading, rows) for heading, rows in tables.items() if rows),
+        # a page with a text at its head is there to be read: what it speaks of comes first
+        *([*shown, curve] if story.about else [curve, *shown]),
         facts_section("The run", {**_of_metrics(run), **story.facts}),
         _starts(story.starts),
         _configuration(run.config),
@@ -154,7 +157,14 @@ def _header(run: Run) -> str:
     state = f"<b>{_STATES.get(story.state, 'Unknown')}</b>, step {story.step:,}{of}{html.escape(said + written)}."
     kind = html.escape(story.state)
     title = f"{story.model}: {run.name}"
-    return f'<header><h1>{html.escape(title)}</h1><p class="state {kind}">{state}</p></header>'
+    about = f'<p class="about">{html.escape(story.about)}</p>' if story.about else ""
+    return f'<header><h1>{html.escape(title)}</h1><p class="state {kind}">{state}</p>{about}</header>'
+
+
+def _task(run: Run) -> str:
+    """What the data asked for (report/tasks.py)."""
+    task = run.story.task
+    return figure_section(_figure_of(run.folder, task), below=_rows(task["table"])) if task else ""
 
 
 def curves_of(run: Run) -> str:
@@ -256,11 +266,13 @@ def _newer_drawing(run: Run) -> tuple[int, Path] | None:
 
 def _drawn_sections(run: Run) -> list[str]:
     figures, texts, note = drawn_of(run)
-    trace = run.story.trace if _newer_drawing(run) is None else None
+    is_own = _newer_drawing(run) is None  # and not of callbacks/samples.py
+    trace = run.story.trace if is_own else None
+    further = run.story.further if is_own else {}
     return [
         *(figure_section(figure) for figure in figures),
         _trace(trace_fragment(trace) if trace else ""),
-        _samples(texts, run.story.example, note),
+        _samples(texts, run.story.example, note, further),
     ]
 
 
@@ -303,14 +315,16 @@ def image(path: Path, description: str) -> str:
     return f'<img alt="{html.escape(description)}" src="data:image/{kind};base64,{data}">'
 
 
-def figure_section(figure: Figure) -> str:
+def figure_section(figure: Figure, below: str = "") -> str:
+    """`below` is HTML."""
     pictures = [
         f"<figure>{shown}<figcaption>{html.escape(caption)}</figcaption></figure>"
         for caption, path in figure.images.items()
         if (shown := image(path, caption))
     ]
     note = re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(figure.note))
-    return section(figure.heading, note, f'<div class="pictures">{"".join(pictures)}</div>' if pictures else "")
+    shown = f'<div class="pictures">{"".join(pictures)}</div>' if pictures else ""
+    return section(figure.heading, note, shown + below)
 
 
 def _trace(fragment: str) -> str:
@@ -321,12 +335,24 @@ def _trace(fragment: str) -> str:
     return section("One sample, step by step", note, fragment)
 
 
-def _samples(samples: list[str], real: list[str], note: str) -> str:
+def _samples(samples: list[str], real: list[str], note: str, further: dict[str, list[str]] | None = None) -> str:
+    """Those of `further` below their own names, and the first ones then named too."""
+    if not samples:
+        return ""
+    groups = [_texts(samples)]
+    if further:
+        named = {PLAIN: samples, **further}
+        groups = [f"<h3>{html.escape(name)}</h3>{_texts(texts)}" for name, texts in named.items()]
+    if real:
+        shown = f'<span class="which">For comparison, a held-out text:</span>{plain_text(real[0])}'
+        groups.append(f'<div class="samples"><div>{shown}</div></div>')
+    return section("Samples", html.escape(note), "".join(groups))
+
+
+def _texts(texts: list[str]) -> str:
     # a line break right after <pre> is swallowed by the parser, so the text gets one of its own
-    blocks = "".join(f"<pre>\n{html.escape(text)}</pre>" for text in samples)
-    if samples and real:
-        blocks += f'<div><span class="which">For comparison, a held-out text:</span>{plain_text(real[0])}</div>'
-    return section("Samples", html.escape(note), f'<div class="samples">{blocks}</div>' if samples else "")
+    blocks = "".join(f"<pre>\n{html.escape(text)}</pre>" for text in texts)
+    return f'<div class="samples">{blocks}</div>'
 
 
 def plain_text(text: str) -> str:
@@ -335,13 +361,18 @@ def plain_text(text: str) -> str:
 
 
 def _table(heading: str, rows: dict[str, float]) -> str:
+    return section(heading, "", _rows(rows))
+
+
+def _rows(rows: dict[str, float]) -> str:
+    """A table of numbers; where all lie within 0 and 1, of shares with bars."""
     shares = all(0 <= value <= 1 for value in rows.values())
     body = []
     for name, value in rows.items():
         shown = f"{100 * value:.1f}%" if shares else f"{value:,.4g}"
         gauge = f'<td class="gauge"><i style="width:{100 * value:.2f}%"></i></td>' if shares else ""
         body.append(f'<tr><th scope="row">{html.escape(name)}</th><td class="number">{shown}</td>{gauge}</tr>')
-    return section(heading, "", f"<table><tbody>{''.join(body)}</tbody></table>")
+    return f"<table><tbody>{''.join(body)}</tbody></table>"
 
 
 def facts_section(heading: str, facts: dict[str, str]) -> str:

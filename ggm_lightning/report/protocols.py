@@ -6,7 +6,7 @@ left out of the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -139,6 +139,31 @@ class Judges(Protocol):
         """Name -> number."""
 
 
+@runtime_checkable
+class Compares(Protocol):
+    """Data that can say more of sampled texts: tables in which each set of samples stands beside what it is to be
+    compared with. Taken in place of `judge` where both are there."""
+
+    def compare(self, drawn: Mapping[str, list[str]]) -> dict[str, dict[str, float]]:
+        """Name of a set of samples -> its texts; heading -> row -> number."""
+
+
+@runtime_checkable
+class SetsTasks(Protocol):
+    """Data of which a part of a row can be asked for, and the answer is right or wrong."""
+
+    task: str  # what is asked, as the heading of a section
+
+    def tasks(self, count: int) -> tuple[Tensor, Tensor]:
+        """(solutions Int64[count, *shape], which sites are given Bool[count, *shape]) of held-out rows, or fewer."""
+
+    def right(self, x: Tensor, solution: Tensor) -> Tensor:
+        """Bool[b]: whether the completed rows x Int64[b, *shape] are right."""
+
+    def guessed(self, solution: Tensor, known: Tensor) -> Tensor:
+        """Int64[b, *shape]: the rows completed by chance, without a model."""
+
+
 def is_exact(model: object) -> bool:
     """Whether its figures are -log p(x) itself; a model that does not say has bounds."""
     return isinstance(model, HasLikelihood) and model.exact
@@ -163,3 +188,12 @@ def pieces_of(datamodule: Any) -> Callable[[Sequence[int]], list[str]] | None:
     """Gives single ids their texts; None where the data know of none."""
     codec = datamodule.codec if isinstance(datamodule, HasCodec) else None
     return codec.pieces if isinstance(codec, ShowsPieces) else None
+
+
+def tables_of(datamodule: Any, drawn: Mapping[str, list[str]]) -> dict[str, dict[str, float]]:
+    """What the data say of sets of texts, heading -> row -> number; `judge` is asked about the first set alone."""
+    if isinstance(datamodule, Compares):
+        return datamodule.compare(drawn)
+    if isinstance(datamodule, Judges):
+        return {datamodule.judgement: datamodule.judge(next(iter(drawn.values())))}
+    return {}

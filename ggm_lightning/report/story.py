@@ -43,7 +43,10 @@ class Story:
         facts: of the machine, the weights, the data.
         starts: command, commit, versions, date and step of each start.
         example: held-out texts.
+        about: what the page shows, in a few sentences.
         samples, sampled_at: texts drawn, and the step.
+        further: name -> texts drawn in another way.
+        task: what the data ask for and whether it came out right: {heading, note, images, table}, see report/tasks.py.
         trace: of trace.trace_data.
         tables: heading -> row -> number.
         figures: [{heading, note, images: {caption: file name}}, ...].
@@ -73,6 +76,9 @@ class Story:
     example: list[str] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
     sampled_at: int | None = None
+    about: str = ""
+    further: dict[str, list[str]] = field(default_factory=dict)
+    task: dict[str, Any] | None = None
     trace: dict[str, Any] | None = None
     tables: dict[str, dict[str, float]] = field(default_factory=dict)
     figures: list[dict[str, Any]] = field(default_factory=list)

@@ -54,6 +54,8 @@ def labels(model: Shaped, label: Any, count: int, look: bool) -> Tensor | None:
     if given.shape != (count,):
         raise ValueError(f"label has shape {tuple(given.shape)}; give {wanted}, shape ({count},)")
     known = getattr(model.network, "num_labels", None)  # a network of the user's need not say
+    if known == 0:
+        raise ValueError(f"label is {shown(label)}, but the network takes no labels; leave it out")
     if known and look:
         _check_range("label", given, known + 1, f"the network's classes are 0..{known - 1} ({known} stands for none)")
     return given

@@ -165,8 +165,6 @@ def _checked_label(label: Any, num_samples: int, model: Denoises) -> Tensor | No
             f"label is missing: the network was trained with a class for every example; give one of 0..{known - 1} for "
             f"each of the {num_samples} rows"
         )
-    if label is not None and known == 0:
-        raise ValueError(f"label is {shown(label)}, but the network takes no labels; leave it out")
     return arguments.labels(model, label, num_samples, look=True)
 
 

@@ -32,16 +32,6 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 }
 
 
-def by_chance(data: Sudoku, solution: Tensor, given: Tensor) -> Tensor:
-    """Each row of a grid filled with the digits that it lacks, in random order."""
-    generator = torch.Generator().manual_seed(5)
-    filled = solution.clone().reshape(-1, data.side)
-    for row, known in zip(filled, given.reshape(-1, data.side), strict=True):
-        missing = row[~known]
-        row[~known] = missing[torch.randperm(len(missing), generator=generator)]
-    return filled.reshape(solution.shape)
-
-
 def shares(x: Tensor, solution: Tensor, given: Tensor) -> dict[str, float]:
     """Of puzzles that are solved, and of cells that are right."""
     solved = (x == solution).all(1).double()
@@ -59,7 +49,7 @@ def evaluated(model: Any, data: Sudoku) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "puzzles": COUNT,
         "clues": [int(clues.min()), round(float(clues.double().mean()), 2), int(clues.max())],
-        "samplers": {"chance": shares(by_chance(data, solution, given), solution, given)},
+        "samplers": {"chance": shares(data.guessed(solution, given), solution, given)},
     }
     for name, options in SAMPLERS.items():
         drawn, seconds = measured(lambda options=options: model.sample(COUNT, 64, clamp=(solution, given), **options))

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,7 +125,9 @@ def test_validate_test_and_predict_agree(run: Path, capsys: pytest.CaptureFixtur
     main(["validate", *common, "--ckpt_path", "last"])
     main(["test", *common, "--data.init_args.eval_batch_size=5"])
     printed = capsys.readouterr().out
-    assert printed.count(str(last)[:10]) == 2  # validate and test, in batches of another size
+    assert f"step 4  validation, upper bound: {last:.3f} ± " in printed
+    assert f"step 4  test, upper bound: {last:.3f} ± " in printed  # in batches of another size
+    assert not re.search(r"\d\.\d{5,}", printed)  # no more digits than the error leaves a meaning
 
 
 def test_bounds_of_another_checkpoint_stand_beside_the_first(run: Path, tmp_path: Path) -> None:
@@ -242,6 +245,10 @@ def test_infill_leaves_the_rest_untouched(run: Path, tmp_path: Path, capsys: pyt
         (["fit", "M", "--data.global_batch_size=0"], "data.global_batch_size is 0"),
         (["fit", "M", "--model.network.init_args.mlp=relu"], "choose one of"),
         (["fit", "M", "--model.schedule=Polynomial", "--model.schedule.exponent=-1"], "exponent is -1"),
+        (["fit", "M", "--name=a/b"], "name is a/b; it names one folder below --runs: give --runs"),
+        (["validate", "M", "--name=.."], "name is ..; it names one folder below --runs: give it as --runs FOLDER"),
+        (["sample", "--ckpt_path", "x.ckpt", "--length=7"], "--length: a model draws rows as long as those of its"),
+        (["sample", "--ckpt_path", "x.ckpt", "--prompt", "The"], "lightning infill --text"),
         (["validate", "M"], "validate needs weights: there is no"),
         (["sample"], "missing: ckpt_path; give --ckpt_path VALUE"),
         (["sample", "--ckpt_path", "x.ckpt"], "x.ckpt: no such checkpoint file"),
@@ -317,6 +324,18 @@ def loaded_by(module: str, *libraries: str) -> str:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     return result.stdout.strip().splitlines()[-1]
+
+
+def test_threads_sleep_while_they_wait_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libgomp reads it once, when torch is loaded: so the command line may not have loaded it by then."""
+    monkeypatch.setattr(os, "environ", {})
+    main(["--version"])
+    assert os.environ == {"GOMP_SPINCOUNT": "0"}
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setattr(os, "environ", {name: "mine"})
+        main(["--version"])
+        assert os.environ == {name: "mine"}
+    assert loaded_by("ggm_lightning.cli.main", "torch") == "[]"
 
 
 def test_import_is_light() -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from ggm_lightning.metrics.text import order_k_cross_entropy, order_k_entropy, word_share, words
+from ggm_lightning.metrics.text import copied_share, order_k_cross_entropy, order_k_entropy, word_share, words
 
 
 def test_entropies_by_hand() -> None:
@@ -61,3 +61,12 @@ def test_words_and_their_share() -> None:
     assert word_share("house garden xylon", "the Garden behind the house") == pytest.approx(2 / 3)
     assert word_share("house house house xylon", "house") == 0.5  # distinct words, however often
     assert math.isnan(word_share("a few tiny one", "house"))
+
+
+def test_copied_texts_share_half_of_their_characters_with_the_source_in_one_stretch() -> None:
+    """Of 7 characters 4 are half. Control: as many known characters in two stretches are no copy."""
+    source = "the house in the garden"
+    assert copied_share(["e house in th"], source) == 1
+    assert copied_share(["xhousxx", "hoxusex", "xxxxxxx", "the hou", ""], source) == pytest.approx(2 / 5)
+    with pytest.raises(ValueError, match="no texts"):
+        copied_share([], source)

@@ -84,6 +84,17 @@ def test_sample(options: dict[str, object], came: str, wanted: str) -> None:
     assert model.network_calls == 0
 
 
+def test_labels_for_a_network_without_labels() -> None:
+    """Refused from a user. Data that have labels may be learned without them: Lightning's steps leave them out."""
+    model, label = md4(), torch.tensor([0, 1])
+    for call in (lambda: model.nelbo(X, label), lambda: model.loss(X, label)):
+        refused(call, "label is a tensor of int64", "takes no labels; leave it out")
+    assert model.label_of({"x": X, "label": label}) is None
+    assert torch.equal(md4(CLASSES).label_of({"x": X, "label": label}), label)
+    model.evaluated_rows = lambda batch, split: torch.arange(B)  # which else asks a Trainer
+    assert torch.equal(model._evaluate({"x": X, "label": label}, "val")[1], model.nelbo(X))
+
+
 def test_sample_with_labels() -> None:
     model = md4(CLASSES)
     refused(lambda: model.sample(B, 3), "label is missing", "0..2")

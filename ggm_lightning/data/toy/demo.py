@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ggm_lightning.data.shard_writer import ShardWriter
 from ggm_lightning.data.text import counts
 from ggm_lightning.data.tokenising import tokenise
 from ggm_lightning.data.tokens import TokenShards, Windows
-from ggm_lightning.metrics.text import order_k_cross_entropy, word_share
+from ggm_lightning.metrics.text import copied_share, order_k_cross_entropy, word_share
 
 HELD_OUT = 0.1
 
@@ -176,6 +177,7 @@ class DemoText(PreparedData):
         return {f"order-{k} characters": order_k_cross_entropy(train, held_out, k) * scale for k in (1, 2, 3)}
 
     judgement = "Share of distinct words of five letters or more that occur in the training text"
+    copies = "Share of texts copied from the training text: at least half of the text stands there as one stretch"
 
     def judge(self, texts: list[str]) -> dict[str, float]:
         """Share of distinct words of five letters or more that occur in the training part.
@@ -185,13 +187,19 @@ class DemoText(PreparedData):
         """
         if not texts:
             raise ValueError("judge: no texts; sample at least one")
+        return _known(self._with_references({"samples": texts}))
+
+    def compare(self, drawn: Mapping[str, list[str]]) -> dict[str, dict[str, float]]:
+        """Two tables, of known words (`judge`) and of copies (metrics.text.copied_share). Each has a row for every set
+        of samples, and the two rows of `judge` to compare with, of as many texts and tokens as the first set."""
         train, _ = reference_text()
-        sizes = [max(1, len(ids)) for ids in self.codec.encode_batch(texts)]
-        return {
-            "samples": word_share("\n".join(texts), train),
-            "independent tokens": word_share("\n".join(self._independent(sizes)), train),
-            "held-out text": word_share("\n".join(self._excerpts(sizes)), train),
-        }
+        rows = self._with_references(drawn)
+        copied = {name: copied_share(texts, train) for name, texts in rows.items()}
+        return {self.judgement: _known(rows), self.copies: copied}
+
+    def _with_references(self, drawn: Mapping[str, list[str]]) -> dict[str, list[str]]:
+        sizes = [max(1, len(ids)) for ids in self.codec.encode_batch(next(iter(drawn.values())))]
+        return {**drawn, "independent tokens": self._independent(sizes), "held-out text": self._excerpts(sizes)}
 
     def _independent(self, sizes: list[int]) -> list[str]:
         tokens = self.shards.read("train", np.zeros(1, dtype=np.int64), self.shards.tokens("train"))[0]
@@ -204,3 +212,8 @@ class DemoText(PreparedData):
         length = min(total, round(sum(sizes) / len(sizes)))
         starts = np.linspace(0, total - length, len(sizes)).astype(np.int64)
         return self.codec.decode(self.shards.read("val", starts, length))
+
+
+def _known(rows: Mapping[str, list[str]]) -> dict[str, float]:
+    train, _ = reference_text()
+    return {name: word_share("\n".join(texts), train) for name, texts in rows.items()}

@@ -23,13 +23,14 @@ from jaxtyping import Bool, Int64, Integer
 from torch import Tensor
 
 from ggm_lightning.codecs.codec import Codec
-from ggm_lightning.codecs.text import Characters
+from ggm_lightning.codecs.grids import Grids
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.data.rows import Rows, RowSource
 
 _DIGITS = "123456789"
 _SEEDS = 400  # grids that a search fills
 _MOST = 9
+_CLUES = (8 / 36, 12 / 36)  # of all cells: what puzzles without a spare clue have
 
 
 class Sudoku(DiscreteData):
@@ -71,7 +72,7 @@ class Sudoku(DiscreteData):
 
     @property
     def codec(self) -> Codec:
-        return Characters(_DIGITS[: self.side], unknown=None)
+        return Grids(_DIGITS[: self.side], self.side, self.height, self.width)
 
     @property
     def grids(self) -> Integer[np.ndarray, "rows n"]:
@@ -144,6 +145,15 @@ class Sudoku(DiscreteData):
 
         Raises ValueError where the held-out grids yield fewer.
         """
+        solutions, given = self._found(count, clues, seed)
+        if len(solutions) < count:
+            raise ValueError(
+                f"puzzles: {count} were asked for, the held-out grids have {len(solutions)}; raise num_val"
+            )
+        return solutions, given
+
+    def _found(self, count: int, clues: tuple[int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
+        """`puzzles`, or as many as there are."""
         chance, solutions, given = random.Random(seed), [], []
         for grid in self.grids[: self.num_rows["val"]].tolist():
             cells = self._without_spare_clues(grid, chance)
@@ -151,8 +161,9 @@ class Sudoku(DiscreteData):
                 solutions.append(grid)
                 given.append([value >= 0 for value in cells])
             if len(solutions) == count:
-                return torch.tensor(solutions), torch.tensor(given)
-        raise ValueError(f"puzzles: {count} were asked for, the held-out grids have {len(solutions)}; raise num_val")
+                break
+        shape = (len(solutions), self.side**2)
+        return torch.tensor(solutions).reshape(shape), torch.tensor(given, dtype=torch.bool).reshape(shape)
 
     def _without_spare_clues(self, grid: Sequence[int], chance: random.Random) -> list[int]:
         cells, order = list(grid), list(range(self.side**2))
@@ -171,6 +182,28 @@ class Sudoku(DiscreteData):
         digits = torch.arange(side, device=x.device)
         found = [(unit.sort(-1).values == digits).flatten(1).all(1) for unit in (grid, grid.mT, boxes)]
         return found[0] & found[1] & found[2]
+
+    # ------------------------------------------------------------------ tasks of the report (report/protocols.py)
+
+    task = "Puzzles with one solution, of grids that were held out"
+
+    def tasks(self, count: int) -> tuple[Tensor, Tensor]:
+        """`puzzles` of the side's usual number of clues, of 36 cells 8 to 12; fewer where few grids are held out."""
+        cells = self.side**2
+        return self._found(count, clues=(round(cells * _CLUES[0]), round(cells * _CLUES[1])))
+
+    def right(self, x: Int64[Tensor, "b n"], solution: Int64[Tensor, "b n"]) -> Bool[Tensor, " b"]:
+        """Bool[b]: a puzzle has one solution, so every cell has to be its."""
+        return (x == solution).all(1)
+
+    def guessed(self, solution: Int64[Tensor, "b n"], known: Bool[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
+        """Each row of a grid filled with the digits that it lacks, in random order."""
+        generator = torch.Generator().manual_seed(self.source_seed + 5)
+        filled = solution.clone().reshape(-1, self.side)
+        for row, given in zip(filled, known.reshape(-1, self.side), strict=True):
+            missing = row[~given]
+            row[~given] = missing[torch.randperm(len(missing), generator=generator)]
+        return filled.reshape(solution.shape)
 
     # ------------------------------------------------------------------ data
 

@@ -103,6 +103,11 @@ def test_word_shares_tell_text_from_noise(demo: DemoText) -> None:
     assert demo.judge([held_out])["samples"] == demo.judge([held_out])["held-out text"]
     with pytest.raises(ValueError, match="no texts"):
         demo.judge([])
+    tables = demo.compare({"plain": [train[1000:3000]], "shuffled": ["".join(sorted(train[1000:3000]))]})
+    words, copies = tables.values()
+    assert list(words) == list(copies) == ["plain", "shuffled", "independent tokens", "held-out text"]
+    assert copies["plain"] == 1
+    assert copies["shuffled"] == copies["independent tokens"] == 0
 
 
 def test_characters_as_an_alternative(tmp_path: Path, printed: list[str]) -> None:

@@ -80,6 +80,21 @@ def test_puzzles_of_6x6() -> None:
         data.puzzles(21)
 
 
+def test_tasks_are_puzzles_that_chance_does_not_solve() -> None:
+    data = small(num_val=20)
+    solution, known = data.tasks(3)
+    assert torch.equal(solution, data.puzzles(3)[0])
+    assert data.right(solution, solution).all()
+    guessed = data.guessed(solution, known)
+    assert torch.equal(guessed[known], solution[known])
+    assert (guessed.reshape(-1, 6, 6).sort(-1).values == torch.arange(6)).all()  # each row has its digits
+    assert not data.right(guessed, solution).any()
+    assert 3 < len(data.tasks(21)[0]) <= 20  # as many as the held-out grids yield
+    other = solution.clone()
+    other[:, 7] = (other[:, 7] + 1) % 6
+    assert not data.right(other, solution).any()
+
+
 def test_as_text_and_by_seed() -> None:
     data = small()
     (text,) = data.decode(data.load("val")[[0]]["x"])
