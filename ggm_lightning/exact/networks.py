@@ -28,13 +28,13 @@ class Exact(nn.Module):
 
 
 class Equal(nn.Module):
-    """The network that knows nothing: equal logits."""
+    """The network that knows nothing: equal logits, whatever else it is given. It stands where any network will do."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
 
-    def forward(self, z: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor | None = None, label: Tensor | None = None, **inputs: Tensor) -> Tensor:
         return torch.zeros(*z.shape, self.num_classes, dtype=torch.float64)
 
 

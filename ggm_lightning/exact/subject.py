@@ -23,6 +23,7 @@ from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.models.markov import MarkovDiffusion
 
+_WITH_LATENT = 2_000
 _MOST = 1_000  # clean states: pairs of states are enumerated
 
 
@@ -33,6 +34,8 @@ class Subject:
     Attributes:
         model: a copy, with the exact network. law: of the data. noise: None where none is known.
         num_samples, seed: of what is drawn.
+        own_times: whether `terms` takes other times than the noise's (numbers of sites, say): what depends on them is
+            then estimated and not enumerated.
     """
 
     model: Any
@@ -40,6 +43,7 @@ class Subject:
     noise: Noise | None
     num_samples: int
     seed: int
+    own_times: bool = False
 
     @property
     def name(self) -> str:
@@ -80,7 +84,11 @@ def of(
     exact.network = network
     if isinstance(network, glauber.Hidden):
         network.bind(exact)
-    return Subject(exact.eval(), law, noise, num_samples, seed)
+    if isinstance(exact, LatentFamily):
+        num_samples = min(num_samples, _WITH_LATENT)  # each row has a latent of its own, so that none are alike
+    found = Subject(exact.eval(), law, noise, num_samples, seed)
+    found.own_times = _has_own_times(found)
+    return found
 
 
 def _copied(model: Family, network: nn.Module) -> Family:
@@ -162,21 +170,37 @@ def _last_step(subject: Subject) -> Tensor:
 
 def _seen(subject: Subject, x: Tensor) -> Tensor | None:
     """nelbo less the mean of the `terms` that it called: one draw is enough, as both are of the same states."""
-    model, kept = subject.model, []
+    nats, called = _terms_of_nelbo(subject, x)
+    if len(called) != 1 or called[0][1].shape != nats.shape:
+        return None
+    return (nats - called[0][1].double()).detach()
+
+
+def _terms_of_nelbo(subject: Subject, x: Tensor) -> tuple[Tensor, list[tuple[Any, Tensor]]]:
+    """(nelbo, (times, terms) of each call of `terms` in it)."""
+    model, called = subject.model, []
     terms = model.terms
 
-    def recorded(*args: Any, **more: Any) -> Tensor:
-        kept.append(terms(*args, **more))
-        return kept[-1]
+    def recorded(x: Tensor, zt: Tensor, t: Any, *args: Any, **more: Any) -> Tensor:
+        called.append((t, terms(x, zt, t, *args, **more)))
+        return called[-1][1]
 
     model.terms = recorded
     try:
         nats = model.nelbo(x, num_samples=1, seed=subject.seed)
     finally:
         del model.terms
-    if len(kept) != 1 or kept[0].shape != nats.shape:
-        return None
-    return (nats - kept[0].double()).detach()
+    return nats, called
+
+
+def _has_own_times(subject: Subject) -> bool:
+    """By what `nelbo` hands to `terms`."""
+    if subject.noise is None or not hasattr(subject.model, "terms"):
+        return True
+    with subject.model.evaluating():
+        _, called = _terms_of_nelbo(subject, subject.x())
+    expected = subject.noise.when(subject.noise.last(), 1)
+    return any(t.is_floating_point() != expected.is_floating_point() or float(t.max()) > expected for t, _ in called)
 
 
 def bound(subject: Subject) -> Tensor | None:
@@ -190,7 +214,7 @@ def bound(subject: Subject) -> Tensor | None:
         return latent.bound(model, law)[possible].detach()
     if isinstance(model, GGM) and model.random_order:
         return glauber.bound_over_orders(model, law)[possible]
-    added = None if subject.noise is None else constants(subject)
+    added = None if subject.noise is None or subject.own_times else constants(subject)
     return None if added is None else added + mean_of_terms(subject)
 
 
