@@ -16,7 +16,7 @@ from ggm_lightning.cli import own_code
 from ggm_lightning.core.arguments import whole_number
 
 _SIZES = {"num_classes": 3, "shape": (3,)}  # of what is built to be looked at, where no others are given
-_SIGNS = {True: "ok   ", False: "FAILS", None: "     "}
+_SIGNS = {True: "ok   ", False: "FAILS", None: "told "}
 
 
 def run(args: list[str]) -> None:
@@ -63,7 +63,7 @@ def check(name: str, family: str = "ggm_lightning.models.md4.MD4", text: Any = (
 
     texts = (text,) if isinstance(text, str) else tuple(text)
     made = _built(_found(name), name, given)
-    print(f"{name}, {_kind(made)}")
+    print(f"{name}: a {contracts.kind_of(made)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of samplers that say what their error is: here it is measured
         answers = contracts.answers(made, _found(family), texts)
@@ -108,12 +108,6 @@ def _built(kind: type, name: str, given: dict[str, Any]) -> Any:
     except TypeError as error:
         raise ValueError(f"check {name}: {error}; give its arguments as --NAME VALUE") from None
     return kind(**arguments)
-
-
-def _kind(made: Any) -> str:
-    """The class of the package from which it is derived."""
-    own = [base for base in type(made).__mro__ if base.__module__.startswith("ggm_lightning.")]
-    return f"a {own[-1].__name__}" if own and own[-1] is not type(made) else "of this package" if own else "a network"
 
 
 def checkpoint(

@@ -44,6 +44,25 @@ class Answer:
 Answers = Iterator[Answer]
 
 
+def kind_of(made: Any) -> str:
+    """What it is to the package: family, sampler, schedule, codec, data set or network."""
+    kinds = {
+        Family: "family",
+        Sampler: "sampler",
+        Schedule: "schedule",
+        Codec: "codec",
+        DiscreteData: "data set",
+        nn.Module: "network",
+    }
+    for kind, name in kinds.items():
+        if isinstance(made, kind):
+            return name
+    raise ValueError(
+        f"check: {type(made).__name__} is no network (nn.Module), codec (Codec), data set (DiscreteData), family "
+        "(Family), sampler (Sampler or Plan) or schedule (Schedule); derive it from one of these"
+    )
+
+
 def answers(made: Any, family: Callable[..., Family] = MD4, texts: tuple[str, ...] = ()) -> list[Answer]:
     """Of an object, by its kind: family, sampler, schedule, codec, data set, or else a network.
 
@@ -53,21 +72,15 @@ def answers(made: Any, family: Callable[..., Family] = MD4, texts: tuple[str, ..
 
     Raises ValueError for anything else. What a question raises is its answer.
     """
-    kinds: tuple[tuple[type, Callable[[], Answers]], ...] = (
-        (Family, lambda: _of_family(made)),
-        (Sampler, lambda: _of_sampler(made)),
-        (Schedule, lambda: _of_schedule(made)),
-        (Codec, lambda: _of_codec(made, texts)),
-        (DiscreteData, lambda: _of_data(made)),
-        (nn.Module, lambda: _of_network(made, family)),
-    )
-    for kind, asks in kinds:
-        if isinstance(made, kind):
-            return list(_guarded(asks))
-    raise ValueError(
-        f"check: {type(made).__name__} is no network (nn.Module), codec (Codec), data set (DiscreteData), family "
-        "(Family), sampler (Sampler or Plan) or schedule (Schedule); derive it from one of these"
-    )
+    asks: dict[str, Callable[[], Answers]] = {
+        "family": lambda: _of_family(made),
+        "sampler": lambda: _of_sampler(made),
+        "schedule": lambda: _of_schedule(made),
+        "codec": lambda: _of_codec(made, texts),
+        "data set": lambda: _of_data(made),
+        "network": lambda: _of_network(made, family),
+    }
+    return list(_guarded(asks[kind_of(made)]))
 
 
 def _guarded(asks: Callable[[], Answers]) -> Answers:
