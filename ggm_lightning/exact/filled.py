@@ -12,6 +12,7 @@ For other families there is no such product; their samplers are compared with th
 from __future__ import annotations
 
 import itertools
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +54,12 @@ class Filled:
         return "as exact draws" if self.distance <= self.floor + 3 * self.error else "an error of the sampler"
 
 
-def number_of_sites(num_classes: int, num_sites: int) -> int:
-    """Three, two or one, as many as can be enumerated."""
-    fitting = [count for count in (3, 2, 1) if num_classes**count <= MOST and count <= num_sites]
-    return fitting[0] if fitting else 0
+def number_of_sites(num_classes: int, num_sites: int, num_samples: int) -> int:
+    """Three or two, where so many draws tell something of all their values, else one; 0 where one has too many."""
+    fitting = [count for count in (3, 2) if num_classes**count <= num_samples / 10 and count < num_sites]
+    if fitting:
+        return fitting[0]
+    return 1 if num_classes <= MOST else 0
 
 
 def reference(model: Family, row: Tensor, sites: list[int], label: Tensor | None = None) -> Tensor | None:
@@ -152,7 +155,7 @@ def measured(
             distance = total_variation(drawn(sampler, num_steps, seed), target)
             found.append(Filled(sampler, distance, floor, error))
         except ValueError as refused:
-            found.append(Filled(sampler, said=f"refused: {refused}"))
+            found.append(Filled(sampler, said=textwrap.shorten(f"refused: {refused}", 96, placeholder=" ...")))
     return found, own
 
 
