@@ -97,7 +97,7 @@ def _built(kind: type, name: str, given: dict[str, Any]) -> Any:
     from ggm_lightning.exact.networks import Equal
 
     parameters = inspect.signature(kind).parameters
-    arguments = {key: value for key, value in _SIZES.items() if key in parameters} | given
+    arguments: dict[str, Any] = {key: value for key, value in _SIZES.items() if key in parameters} | given
     if "network" in parameters and "network" not in given:
         arguments["network"] = Equal(arguments.get("num_classes", 3))
     if "shape" in arguments:

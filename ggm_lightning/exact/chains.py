@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def sweeps(model: GGM, sampler: str, size: int = 1, known: Known | None = None) 
     unknown = _unknown(n, known)
     p = product(pi.expand(1, n, V), states, unknown)[0]
     rounds = 0 if known is None else model.redenoise
-    more = {} if known is None else {"known": known[1].expand(len(states), n)}
+    more: dict[str, Any] = {} if known is None else {"known": known[1].expand(len(states), n)}
     for t, s in itertools.pairwise(model.sweeps.grid(size) + rounds * model.sweeps.grid(size, first_sweeps=1)):
         if s > t:
             a = model.sweeps.survival_at(torch.tensor([s]))[..., None]
@@ -120,6 +121,7 @@ def markov(model: MarkovDiffusion, num_steps: int, grid: str | None = None, know
     for t, s in itertools.pairwise(times.sampling_grid(num_steps, grid or model.grids[0])):
         live = p > 0
         rows = states[live]
-        more = {} if known is None else {"known": tuple(part.expand(len(rows), n) for part in known)}
-        p = p[live] @ product(model.reverse_law(rows, *when(t, s, rows), **more).probs(), states)
+        at = when(t, s, rows)
+        given = None if known is None else (known[0].expand(len(rows), n), known[1].expand(len(rows), n))
+        p = p[live] @ product(model.reverse_law(rows, at[0], at[1], known=given).probs(), states)
     return of_clean(p, states, model.num_classes, known)

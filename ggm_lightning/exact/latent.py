@@ -166,8 +166,9 @@ PRIOR = normal(GRID, torch.zeros(1, dtype=torch.float64), 1.0) * SPACING
 Moved = Callable[[Tensor, Tensor, float, float], Tensor]
 
 
-def _when(t: float, s: float, count: int) -> Tensor:
-    return torch.tensor([[t], [s]], dtype=torch.float64).expand(2, count)
+def _when(t: float, s: float, count: int) -> tuple[Tensor, Tensor]:
+    at = torch.tensor([[t], [s]], dtype=torch.float64).expand(2, count)
+    return at[0], at[1]
 
 
 def _states(model: LatentFamily, known: Known | None) -> Tensor:

@@ -269,9 +269,12 @@ def of(model: Family) -> Noise | None:
     n, V = model.num_sites, model.num_classes
     if isinstance(model, GGM):
         return None if model.random_order else SweepNoise(model)
-    for kind, made in ((GenMD4, ClassNoise), (MarkovDiffusion, ProcessNoise), (Blackout, DeathNoise)):
-        if isinstance(model, kind):
-            return made(model)
+    if isinstance(model, GenMD4):
+        return ClassNoise(model)
+    if isinstance(model, MarkovDiffusion):
+        return ProcessNoise(model)
+    if isinstance(model, Blackout):
+        return DeathNoise(model)
     if model.mask_id is None or model.schedule is None or hasattr(model, "encoder"):
         return None
     return MaskNoise(model.schedule, V, n, getattr(model, "num_timesteps", None))

@@ -50,7 +50,7 @@ class Named:
 
     given: Any
     name: str
-    kind: type
+    kind: type[Sampler]
 
 
 def all_of(subject: Subject, more: Any = ()) -> list[Named]:

@@ -20,6 +20,7 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.ggm import GGM
+from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.models.markov import MarkovDiffusion
 
@@ -82,7 +83,7 @@ def of(
     if network is None:
         network = _network(exact, law, noise)
     exact.network = network
-    if isinstance(network, glauber.Hidden):
+    if isinstance(network, glauber.Hidden) and isinstance(exact, GGM):
         network.bind(exact)
     if isinstance(exact, LatentFamily):
         num_samples = min(num_samples, _WITH_LATENT)  # each row has a latent of its own, so that none are alike
@@ -210,7 +211,7 @@ def bound(subject: Subject) -> Tensor | None:
     possible = law.p > 0
     if isinstance(model, AutoregressiveModel):
         return model.nelbo(subject.x())
-    if isinstance(model, LatentFamily):
+    if isinstance(model, FujiLDDM | SeqLDDM):
         return latent.bound(model, law)[possible].detach()
     if isinstance(model, GGM) and model.random_order:
         return glauber.bound_over_orders(model, law)[possible]
