@@ -37,7 +37,8 @@ _PACKAGE_COMMANDS = {
     "copy": "an experiment and the pieces that it includes, as files of your own: copy md4_demo [FOLDER]",
 }
 _RUN_COMMANDS = {
-    "report": "the page of a run from its folder; of several, one that compares them: report runs/x runs/y"
+    "report": "the page of a run from its folder; of several, one that compares them: report runs/x runs/y",
+    "check": "a class of your own: what it is asked and what came; a checkpoint: what its samplers fill in",
 }
 _PREPARE = {"prepare": "write what an experiment's data needs on the disk, ahead of time; --verify true checks it"}
 _CHECKPOINT_COMMANDS = {
@@ -96,7 +97,7 @@ def _parsing_message(args: list[str], message: str) -> str:
     if command in _PREPARE:
         return config_files.one_line(message, ("data", "verify"), _experiment(args[1:])[0])
     if command in _RUN_COMMANDS:
-        return config_files.one_line(message, ("folders", "out"))
+        return config_files.one_line(message, ("folders", "out") if command == "report" else ())
     if command in _PACKAGE_COMMANDS:
         return config_files.one_line(message, ("name", "folder") if command == "copy" else ())
     from ggm_lightning.cli import commands as checkpoint_commands

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import counts, noise, schedules, times
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import Masked
+from ggm_lightning.exact.states import index, masks
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.sampling.arguments import check_estimator
-from tests.models.exact_law import ExactLaw, masks
 
 N, V = 4, 3
 SCHEDULES = {
@@ -24,19 +26,19 @@ SCHEDULES = {
 }
 
 
-class Perturbed(ExactLaw):
+class Perturbed(Masked):
     """Not the law's own posterior, and another one at each time: as any trained network is."""
 
     of_time = 0.0
 
     def forward(self, z: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        logits = self.log_posterior[self.index(z)].clamp(min=-9)
+        logits = self.log_posterior[index(z, V + 1)].clamp(min=-9)
         return logits * (0.7 + self.of_time * t[:, None, None])
 
 
 @pytest.fixture(scope="module")
 def law() -> Perturbed:
-    return Perturbed.random(N, V, seed=0)
+    return Perturbed(JointLaw.random(N, V, seed=0))
 
 
 def model_of(law: Perturbed, name: str, eps: float, of_time: float) -> MD4:
@@ -87,14 +89,14 @@ def bound_by_counts(model: MD4, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_mean_is_the_bound_for_any_schedule_and_a_network_that_sees_t(law: Perturbed, name: str) -> None:
     model = model_of(law, name, 1e-2, of_time=0.4)
-    x = law.x[::11]
+    x = law.law.x[::11]
     assert (bound_by_counts(model, x) - bound_by_times(model, x)).abs().max() < 1e-10
 
 
 def test_without_floors_and_times_it_is_a_sum_over_masks(law: Perturbed) -> None:
     """The form of arXiv 2502.09992. Controls: the weight n / (l + 1), and l = 0 among the counts."""
     model = model_of(law, "linear", 0.0, of_time=0.0)
-    x = law.x[::11]
+    x = law.law.x[::11]
     half = torch.full((len(x),), 0.5, dtype=torch.float64)
     right = wrong = torch.zeros(len(x), dtype=torch.float64)
     for size in range(1, N + 1):
@@ -143,7 +145,7 @@ def test_counts_are_stratified_over_the_samples_of_a_row() -> None:
 def test_noise_within_a_row_is_at_most_a_third_of_that_of_times(law: Perturbed) -> None:
     """4 states per row; the mean is the same. With 4,000 rows the ratio's relative standard error is below 5 %."""
     model = model_of(law, "linear", 1e-4, of_time=0.4)
-    x = law.x[[40]].expand(4_000, N)
+    x = law.law.x[[40]].expand(4_000, N)
     found = {name: model.nelbo(x, num_samples=4, seed=2, estimator=name) for name in model.estimators}
     truth = bound_by_times(model, x[:1]) + model.reconstruction_nats + model.prior_nats
     for nats in found.values():
@@ -155,8 +157,8 @@ def test_where_it_means_nothing_it_is_refused(law: Perturbed) -> None:
     refused = r"estimator is 'counts', .*: it has only times; counts needs masks"
     chain = MD4(law, V, (N,), num_timesteps=10)
     with pytest.raises(ValueError, match=refused):
-        chain.nelbo(law.x[:2], estimator="counts")
+        chain.nelbo(law.law.x[:2], estimator="counts")
     with pytest.raises(ValueError, match=refused):
         check_estimator(GenMD4(law, V, (N,)), "counts")
     with pytest.raises(ValueError, match="choose times or counts"):
-        MD4(law, V, (N,)).nelbo(law.x[:2], estimator="count")
+        MD4(law, V, (N,)).nelbo(law.law.x[:2], estimator="count")

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ggm_lightning.exact import chains, latent, states
+from ggm_lightning.exact.states import total_variation
 from ggm_lightning.models.base import Family
-from tests.models import infilling_chains as chains
 from tests.models import infilling_law as models
-from tests.models.infilling_law import TARGET, distance
+from tests.models.infilling_law import GIVEN, KNOWN, TARGET, VALUES, cell, filled
 
 DRAWS = 20_000
 # what the last column says
@@ -51,11 +50,11 @@ class Line:
     cases: tuple[Case, ...]
 
     def drawn(self, case: Case, num_samples: int = DRAWS) -> Tensor:
-        return chains.drawn_law(case.model(), case.num_steps, num_samples, sampler=self.sampler, seed=1, **case.options)
+        return drawn_law(case.model(), case.num_steps, num_samples, sampler=self.sampler, seed=1, **case.options)
 
     def measured(self, case: Case) -> float:
         law = self.drawn(case) if case.law is None else case.law(case.model())
-        return distance(law, TARGET)
+        return total_variation(law, TARGET)
 
     @property
     def head(self) -> str:
@@ -69,11 +68,23 @@ class Line:
 
 def floor(num_samples: int) -> float:
     """Mean total variation between TARGET and the frequencies of that many exact draws from it."""
-    return 0.5 * float(torch.sqrt(2 * TARGET * (1 - TARGET) / (math.pi * num_samples)).sum())
+    return states.floor(TARGET, num_samples)
+
+
+def enumerated(chain: Callable[..., Tensor], model: Family, **options: Any) -> Tensor:
+    """Float64[9], of a chain of exact/ that fills in."""
+    return filled(chain(model, known=GIVEN, **options))
+
+
+def drawn_law(model: Family, num_steps: int, num_samples: int, **options: object) -> Tensor:
+    """The frequencies of `sample`."""
+    x = model.sample(num_samples, num_steps, clamp=(VALUES, KNOWN), **options).x
+    assert bool((x[:, KNOWN] == VALUES[KNOWN]).all())
+    return cell(x).bincount(minlength=len(TARGET)).double() / num_samples
 
 
 def _md4(family: str, model: Callable[[], Family], coarse: int, fine: int) -> Line:
-    cases = tuple(Case(model, T, partial(chains.masked_law, num_steps=T)) for T in (coarse, fine))
+    cases = tuple(Case(model, T, partial(enumerated, chains.masked, num_steps=T)) for T in (coarse, fine))
     return Line(family, "ancestral", f"T = {coarse}, {fine}", VANISHES.format("T"), cases)
 
 
@@ -87,7 +98,7 @@ def _ggm_case(sampler: str, num_sweeps: int, redenoise: int, hide: str = "own") 
     """With sampler parallel all four sites are one block."""
     size = models.N if sampler == "parallel" else 1
     model = partial(models.ggm, num_sweeps=num_sweeps, redenoise=redenoise, hide=hide)
-    return Case(model, num_sweeps, partial(chains.ggm_law, sampler=sampler, size=size))
+    return Case(model, num_sweeps, partial(enumerated, chains.sweeps, sampler=sampler, size=size))
 
 
 def _ggm(sampler: str, note: str, error: str, redenoise: int = 4, hide: str = "own") -> Line:
@@ -97,7 +108,7 @@ def _ggm(sampler: str, note: str, error: str, redenoise: int = 4, hide: str = "o
 
 def _fuji(kind: str) -> Line:
     enumerable = kind == "ddpm"  # ddim moves a latent without noise, so that its values depend on the whole path
-    law = {T: partial(chains.fuji_law, num_steps=T) if enumerable else None for T in (16, 64)}
+    law = {T: partial(enumerated, latent.law_of_ddpm, num_steps=T) if enumerable else None for T in (16, 64)}
     cases = tuple(Case(models.fuji, T, law[T]) for T in (16, 64))
     note = "" if enumerable else f" ({DRAWS:,} draws)"
     return Line("FUJI", kind, f"T = 16, 64{note}", VANISHES.format("T"), cases)
@@ -105,26 +116,26 @@ def _fuji(kind: str) -> Line:
 
 def _latent_first(family: str, sampler: str, build: Callable[[int], Family]) -> Line:
     kind = sampler.removeprefix("seq_")
-    law = partial(chains.latent_first_law, kind=kind, num_steps=32)
+    law = partial(enumerated, latent.law_of_latent_first, kind=kind, num_steps=32)
     cases = tuple(Case(partial(build, K), 32, law) for K in (1, 16, 64))
     return Line(family, sampler, "K = 1, 16, 64", VANISHES.format("K and latent steps"), cases)
 
 
 def _hitting(family: str, build: Callable[[int], Family]) -> Line:
-    law = partial(chains.latent_then_one_by_one, kind="ddim")
+    law = partial(enumerated, latent.law_one_by_one, kind="ddim")
     cases = tuple(Case(partial(build, K), 1, law) for K in (1, 16, 64))
     return Line(family, "first_hitting", "K = 1, 16, 64", VANISHES.format("K and latent steps"), cases)
 
 
 def _blackout(sampler: str) -> Line:
     model = partial(models.blackout, sampler == "posterior")
-    cases = tuple(Case(model, T, partial(chains.blackout_law, sampler=sampler, num_steps=T)) for T in (50, 400))
+    cases = tuple(Case(model, T, partial(enumerated, chains.deaths, sampler=sampler, num_steps=T)) for T in (50, 400))
     return Line("Blackout", sampler, "T = 50, 400", FLOOR, cases)
 
 
 def _markov(process: str) -> Line:
     model = partial(models.markov, process)
-    cases = tuple(Case(model, T, partial(chains.markov_law, num_steps=T)) for T in (50, 400))
+    cases = tuple(Case(model, T, partial(enumerated, chains.markov, num_steps=T)) for T in (50, 400))
     return Line("MarkovDiffusion", "ancestral", f"{process}, T = 50, 400", FLOOR, cases)
 
 
@@ -165,8 +176,9 @@ LINES = (
 )
 
 if __name__ == "__main__":
-    print(f"floor of {DRAWS:,} draws {floor(DRAWS):.3f}; {distance(models.IGNORANT, TARGET):.3f} if what is known is")
-    print(f"ignored, {distance(models.INDEPENDENT, TARGET):.3f} if the unknown sites are drawn independently given it")
+    ignorant, independent = (total_variation(law, TARGET) for law in (models.IGNORANT, models.INDEPENDENT))
+    print(f"floor of {DRAWS:,} draws {floor(DRAWS):.3f}; {ignorant:.3f} if what is known is")
+    print(f"ignored, {independent:.3f} if the unknown sites are drawn independently given it")
     print("| family | sampler | setting | total variation | the error |\n|---|---|---|---|---|")
     for line in LINES:
         print(line.written(), flush=True)

@@ -13,8 +13,9 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from ggm_lightning.core import births, death
+from ggm_lightning.exact.states import total_variation
 from ggm_lightning.models.blackout import Blackout
-from tests.models.count_law import Counts, distance, img256, laws, model_of, sampler_law
+from tests.models.count_law import Counts, img256, laws, model_of, sampler_law
 
 LAWS = laws()
 # total variation to the law after T = 10, 100, 1000 steps with the exact y
@@ -57,7 +58,7 @@ def both_readings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("name", "sampler"), TABLE)
 def test_law_of_the_samplers(name: str, sampler: str, num_steps: int) -> None:
     law = Counts(LAWS[name])
-    got = distance(sampler_law(law, num_steps, sampler), law.p)
+    got = total_variation(sampler_law(law, num_steps, sampler), law.p)
     assert got == pytest.approx(TABLE[name, sampler][[10, 100, 1000].index(num_steps)], abs=1e-4)
 
 
@@ -75,7 +76,7 @@ def test_law_of_the_samplers(name: str, sampler: str, num_steps: int) -> None:
 )
 def test_law_of_the_samplers_on_bytes(sampler: str, num_steps: int, expected: float) -> None:
     law = Counts(img256())
-    assert distance(sampler_law(law, num_steps, sampler), law.p) == pytest.approx(expected, abs=1e-4)
+    assert total_variation(sampler_law(law, num_steps, sampler), law.p) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.usefixtures("both_readings")
@@ -83,9 +84,9 @@ def test_law_of_the_samplers_on_bytes(sampler: str, num_steps: int, expected: fl
 @pytest.mark.parametrize("num_steps", [1, 3, 10, 100])
 def test_posterior_and_bridge_is_exact_at_any_number_of_steps(name: str, num_steps: int) -> None:
     law = Counts(LAWS[name], "distribution")
-    assert distance(sampler_law(law, num_steps, "posterior"), law.p) < 1e-6  # what starting at 0 costs
+    assert total_variation(sampler_law(law, num_steps, "posterior"), law.p) < 1e-6  # what starting at 0 costs
     if name != "bern0.3":
-        assert distance(sampler_law(law, num_steps, "capped"), law.p) > 0.03
+        assert total_variation(sampler_law(law, num_steps, "capped"), law.p) > 0.03
 
 
 def test_the_rounded_sampler_never_draws_a_one_from_a_coin_of_point_three() -> None:
@@ -231,7 +232,7 @@ def test_two_pixels_that_depend_on_each_other(sampler: str, expected: tuple[floa
     law = correlated()
     law.output = "distribution" if sampler == "posterior" else "deaths"
     for num_steps, tv in zip((10, 100), expected, strict=True):
-        assert distance(sampler_law(law, num_steps, sampler), law.p) == pytest.approx(
+        assert total_variation(sampler_law(law, num_steps, sampler), law.p) == pytest.approx(
             tv, abs=6e-4
         )  # three digits are quoted
 
@@ -281,10 +282,10 @@ def test_infilling_follows_the_law_that_its_definition_gives() -> None:
     x = model.sample(20_000, num_steps, clamp=(torch.tensor([3, 0]), torch.tensor([True, False])), seed=2).x
     assert (x[:, 0] == 3).all()
     frequency = torch.bincount(x[:, 1], minlength=5).double() / 20_000
-    assert distance(frequency, expected[3]) < 0.012  # the expected distance of 20,000 exact draws is .005
+    assert total_variation(frequency, expected[3]) < 0.012  # the expected distance of 20,000 exact draws is .005
     conditional, marginal = law.p.reshape(5, 5)[3] * 5, torch.full((5,), 0.2).double()
-    assert distance(frequency, marginal) > 0.12
-    assert distance(expected[3], conditional) < 0.6 * distance(marginal, conditional)
+    assert total_variation(frequency, marginal) > 0.12
+    assert total_variation(expected[3], conditional) < 0.6 * total_variation(marginal, conditional)
 
 
 class Simple(nn.Module):

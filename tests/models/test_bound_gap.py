@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import schedules, vector_masking
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import TimedMasked
 from ggm_lightning.models.genmd4 import GenMD4
-from tests.models.exact_law import ExactLaw
 from tests.models.infilling_law import EXPONENTS, N, P, V
-from tests.models.test_genmd4_exact import TimedLaw, genmd4, integral
+from tests.models.test_genmd4_exact import genmd4, integral
 from tests.models.test_md4_exact import SCHEDULES, continuous_bound, md4
 
-LAW = ExactLaw.random(N, V, seed=0)
+LAW = JointLaw.random(N, V, seed=0)
 
 
 def summary(bound: Tensor) -> tuple[float, float, float]:
@@ -34,7 +35,7 @@ def md4_gap(schedule: schedules.Schedule) -> tuple[float, float, float]:
 
 
 def genmd4_gap(w: Tensor, first_time: float) -> tuple[float, float, float]:
-    model: GenMD4 = genmd4(TimedLaw(LAW, w), w, n=N, first_time=first_time)
+    model: GenMD4 = genmd4(TimedMasked(LAW, w), w, n=N, first_time=first_time)
     with torch.no_grad():
         return summary(integral(model, LAW.x) + model.reconstruction(LAW.x) + model.prior_nats)
 
@@ -43,7 +44,7 @@ def test_the_readme_has_these_figures_and_this_law() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     for figures in ("1.7e-4 | -3.0e-3 | 4.2e-4", "1.6e-5 | -3.0e-4 | 3.7e-5", "1.8e-3 | -0.26 | 7.9e-3"):
         assert f" | {figures} |" in readme
-    assert "ExactLaw.random(4, 3, seed=0)" in readme
+    assert "exact.JointLaw.random(4, 3, seed=0)" in readme
     assert torch.equal(LAW.p, P)
 
 

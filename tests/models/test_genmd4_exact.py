@@ -15,35 +15,20 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import vector_masking
 from ggm_lightning.core.schedules import Polynomial
+from ggm_lightning.exact import chains
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import Equal, Masked, TimedMasked
+from ggm_lightning.exact.states import masks, quadrature, total_variation
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.md4 import MD4
-from tests.models.exact_law import ExactLaw, Uniform, masks, quadrature
 
 N, V = 3, 3
 W = torch.tensor([0.5, 1.0, 2.5], dtype=torch.float64)
 
 
-class TimedLaw(nn.Module):
-    """The Bayes-optimal denoiser of `law` under exponents w: P(x0 | z_t) is proportional to
-    P(x0) 1[agrees with what is visible] prod over masked n of t^{w_{x0_n}}."""
-
-    def __init__(self, law: ExactLaw, w: Tensor) -> None:
-        super().__init__()
-        self.law, self.w = law, w
-
-    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        masked = z == self.law.num_classes
-        agrees = ((z[:, None] == self.law.x) | masked[:, None]).all(-1)
-        log_weight = (self.w[self.law.x][None] * masked[:, None]).sum(-1) * t.double().log()[:, None]
-        weight = torch.where(agrees, self.law.p * log_weight.exp(), 0.0)
-        value = nn.functional.one_hot(self.law.x, self.law.num_classes).double()
-        posterior = torch.einsum("bx,xnv->bnv", weight, value)
-        return (posterior / posterior.sum(-1, keepdim=True)).log()
-
-
 @pytest.fixture(scope="module")
-def law() -> ExactLaw:
-    law = ExactLaw.random(N, V, seed=5)
+def law() -> JointLaw:
+    law = JointLaw.random(N, V, seed=5)
     assert law.entropy == pytest.approx(2.4193289, abs=1e-7)  # the one of the quoted figures
     return law
 
@@ -83,9 +68,9 @@ def integral(model: GenMD4, x: Tensor) -> Tensor:
     return total
 
 
-def information(law: ExactLaw, w: Tensor, t: float) -> Tensor:
+def information(law: JointLaw, w: Tensor, t: float) -> Tensor:
     """i(x; Z_t) = E_{z|x} ln q(z|x)/q(z), for every x."""
-    model = genmd4(TimedLaw(law, w), w)
+    model = genmd4(TimedMasked(law, w), w)
     m, when = masks(law.num_sites), torch.tensor(t, dtype=torch.float64)
     q = log_q(model, law.x, when).exp().detach()  # [masks, x]
     z = torch.where(m[:, None], law.num_classes, law.x)
@@ -94,41 +79,41 @@ def information(law: ExactLaw, w: Tensor, t: float) -> Tensor:
     return (q * (q / marginal).log()).sum(0)
 
 
-def test_e8_the_integral_is_an_information_difference_for_every_x(law: ExactLaw) -> None:
-    found = integral(genmd4(TimedLaw(law, W)), law.x)
+def test_e8_the_integral_is_an_information_difference_for_every_x(law: JointLaw) -> None:
+    found = integral(genmd4(TimedMasked(law, W)), law.x)
     expected = information(law, W, 1e-3) - information(law, W, 1.0)
     assert (found - expected).abs().max() < 1e-8
-    deaf = integral(genmd4(law), law.x)  # control: MD4's denoiser, which does not look at t
+    deaf = integral(genmd4(Masked(law)), law.x)  # control: MD4's denoiser, which does not look at t
     assert (deaf - expected).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(("first_time", "mean"), [(1e-3, 2.4171), (1e-5, 2.41929), (1e-8, 2.4193288)])
-def test_e9_the_limit_is_minus_log_p(law: ExactLaw, first_time: float, mean: float, monkeypatch: pytest.MonkeyPatch):
+def test_e9_the_limit_is_minus_log_p(law: JointLaw, first_time: float, mean: float, monkeypatch: pytest.MonkeyPatch):
     if first_time < 1e-3:
         monkeypatch.setattr(vector_masking, "EPS", 0.0)
-    found = integral(genmd4(TimedLaw(law, W), first_time=first_time), law.x)
+    found = integral(genmd4(TimedMasked(law, W), first_time=first_time), law.x)
     assert float((law.p * found).sum()) == pytest.approx(mean, abs=1e-4 if first_time == 1e-3 else 1e-5)
     deviation = {1e-3: 7e-2, 1e-5: 2e-3, 1e-8: 1e-4}[first_time]
     assert (found + law.log_p).abs().max() < 1.1 * deviation
 
 
-def test_the_whole_bound_is_above_the_entropy(law: ExactLaw) -> None:
+def test_the_whole_bound_is_above_the_entropy(law: JointLaw) -> None:
     """L + reconstruction + prior with the best denoiser, in the mean: what `nelbo` estimates. For single x it may
     lie below -log p(x): test_bound_gap.py."""
-    model = genmd4(TimedLaw(law, W))
+    model = genmd4(TimedMasked(law, W))
     whole = integral(model, law.x) + model.reconstruction(law.x).detach() + model.prior_nats
     assert 0 < float((law.p * whole).sum()) - law.entropy < 0.05
     drawn = torch.stack([model.nelbo(law.x, num_samples=30, seed=seed) for seed in range(12)])
     stderr = drawn.std(0) / math.sqrt(12)
     assert ((drawn.mean(0) - whole).abs() < 5 * stderr).all()
-    published = genmd4(TimedLaw(law, W), published_estimate=True, count_prior=False)
+    published = genmd4(TimedMasked(law, W), published_estimate=True, count_prior=False)
     ratio = published.nelbo(law.x, num_samples=50) - published.reconstruction(law.x)
     ours = model.nelbo(law.x, num_samples=50) - model.reconstruction(law.x) - model.prior_nats
     assert torch.allclose(ratio * 0.999, ours, rtol=1e-12)
 
 
-def test_e10_the_extra_term_has_mean_zero_under_the_best_denoiser(law: ExactLaw) -> None:
-    network = TimedLaw(law, W)
+def test_e10_the_extra_term_has_mean_zero_under_the_best_denoiser(law: JointLaw) -> None:
+    network = TimedMasked(law, W)
     t = torch.tensor(0.3, dtype=torch.float64)
     m = masks(N)
     q = log_q(genmd4(network), law.x, t).exp().detach()
@@ -141,10 +126,10 @@ def test_e10_the_extra_term_has_mean_zero_under_the_best_denoiser(law: ExactLaw)
     assert pointwise.abs().max() > 0.1  # control: it is not zero for each x
 
 
-def test_e11_equal_exponents_are_md4_term_by_term(law: ExactLaw) -> None:
+def test_e11_equal_exponents_are_md4_term_by_term(law: JointLaw) -> None:
     two = torch.full((V,), 2.0, dtype=torch.float64)
-    model = genmd4(law, two)
-    reference = MD4(law, V, (N,), schedule=Polynomial(2.0, vector_masking.EPS))
+    model = genmd4(Masked(law), two)
+    reference = MD4(Masked(law), V, (N,), schedule=Polynomial(2.0, vector_masking.EPS))
     for when in (0.01, 0.3, 0.99):
         t = torch.tensor(when, dtype=torch.float64)
         ours, theirs = terms(model, law.x, t).detach(), terms(reference, law.x, t)
@@ -211,34 +196,22 @@ def test_e13_leave_one_out_is_unbiased_and_the_pathwise_gradient_is_not(when: fl
 
 
 def output_law(model: GenMD4, num_steps: int) -> Tensor:
-    """Probability of every state after num_steps uniform steps from all masks, by the whole transition matrix."""
-    states = torch.tensor(list(itertools.product(range(V + 1), repeat=N)))
-    p = torch.zeros(len(states), dtype=torch.float64)
-    p[-1] = 1.0
-    for i in range(num_steps):
-        t, s = (torch.full((len(states),), (num_steps - j) / num_steps, dtype=torch.float64) for j in (i, i + 1))
-        law = model.reverse_law(states, t, s).probs().detach()  # [state, n, V + 1]
-        to = torch.ones(len(states), len(states), dtype=torch.float64)
-        for n in range(N):
-            to *= law[:, n][:, states[:, n]]
-        p = p @ to
-    return p.reshape((V + 1,) * N)
+    """Float64[V^N]: the law of x after num_steps uniform steps from all masks."""
+    return chains.masked(model, num_steps, "uniform")
 
 
 @pytest.mark.parametrize(("num_steps", "quoted"), [(20, 0.0198), (400, 0.0010)])
-def test_e15_the_samplers_law_approaches_the_data(law: ExactLaw, num_steps: int, quoted: float) -> None:
-    found = output_law(genmd4(TimedLaw(law, W)), num_steps)
-    complete = found[:V, :V, :V]
-    assert float(complete.sum()) == pytest.approx(1.0, abs=1e-12)  # nothing is left masked
-    distance = 0.5 * (complete - law.table).abs().sum()
-    assert float(distance) == pytest.approx(quoted, rel=0.03)
+def test_e15_the_samplers_law_approaches_the_data(law: JointLaw, num_steps: int, quoted: float) -> None:
+    found = output_law(genmd4(TimedMasked(law, W)), num_steps)
+    assert float(found.sum()) == pytest.approx(1.0, abs=1e-12)  # nothing is left masked
+    assert total_variation(found, law.p) == pytest.approx(quoted, rel=0.03)
 
 
-def test_the_sampler_draws_from_that_law(law: ExactLaw) -> None:
+def test_the_sampler_draws_from_that_law(law: JointLaw) -> None:
     """40,000 samples of 5 steps against the transition matrix; and the network is asked once per step."""
-    model = genmd4(TimedLaw(law, W))
+    model = genmd4(TimedMasked(law, W))
     drawn = model.sample(40_000, 5, grid="uniform", seed=3)
-    expected = output_law(model, 5)[:V, :V, :V].flatten()
+    expected = output_law(model, 5)
     index = (drawn.x * V ** torch.arange(N - 1, -1, -1)).sum(-1)
     counts = torch.bincount(index, minlength=V**N).double()
     chi2 = ((counts - 40_000 * expected) ** 2 / (40_000 * expected)).sum()
@@ -247,7 +220,7 @@ def test_the_sampler_draws_from_that_law(law: ExactLaw) -> None:
 
 
 def test_uniform_predictor_and_equal_exponents_give_n_ln_v() -> None:
-    model = genmd4(Uniform(V), torch.ones(V, dtype=torch.float64))
+    model = genmd4(Equal(V), torch.ones(V, dtype=torch.float64))
     x = torch.zeros(1, N, dtype=torch.int64)
     whole = integral(model, x) + model.reconstruction(x).detach() + model.prior_nats
     assert float(whole[0]) == pytest.approx(N * math.log(V), rel=1e-9)

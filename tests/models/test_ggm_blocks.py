@@ -13,29 +13,29 @@ import pytest
 import torch
 from torch import Tensor
 
+from ggm_lightning.exact.states import all_states, product, total_variation
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.sampling import sweeping
-from tests.models.infilling_chains import all_states, product
-from tests.models.infilling_law import ONE_HOT, N, P, V, distance, ggm
+from tests.models.infilling_law import ONE_HOT, N, P, V, ggm
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SWEEPS = (1, 2, 4, 8, 16)
-STATES, ALL = all_states(V), torch.arange(N)
+STATES = all_states(V, N)
 MARGINALS = torch.einsum("s,snv->nv", P, ONE_HOT)
 ROWS = list(itertools.product(("own", "block"), (2, 3, 4)))
 
 
 def parallel_law(model: GGM, size: int) -> Tensor:
     """Float64[81], from pi^n down in blocks of `size`."""
-    p = product(model.log_pi.exp().expand(1, N, V), STATES, ALL)[0]
+    p = product(model.log_pi.exp().expand(1, N, V), STATES)[0]
     for t, s in itertools.pairwise(model.sweeps.grid(size)):
         at = torch.tensor([[t], [s]]).expand(2, len(STATES))
-        p = p @ product(model.reverse_law(STATES, *at, sampler="parallel").probs(), STATES, ALL)
+        p = p @ product(model.reverse_law(STATES, *at, sampler="parallel").probs(), STATES)
     return p
 
 
 def errors(hide: str, size: int) -> list[float]:
-    return [distance(parallel_law(ggm(num_sweeps=R, hide=hide), size), P) for R in SWEEPS]
+    return [total_variation(parallel_law(ggm(num_sweeps=R, hide=hide), size), P) for R in SWEEPS]
 
 
 def head(hide: str, size: int) -> str:
@@ -59,13 +59,13 @@ def test_own_converges_in_sweeps_and_block_does_not(size: int) -> None:
 
 
 def test_one_hidden_block_is_the_product_of_the_marginals_at_any_number_of_sweeps() -> None:
-    independent = product(MARGINALS[None], STATES, ALL)[0]
-    assert distance(independent, P) > 0.4
+    independent = product(MARGINALS[None], STATES)[0]
+    assert total_variation(independent, P) > 0.4
     for num_sweeps in SWEEPS:
         # a last survival of 1e-9: the chain starts where the noise ends
         model = ggm(num_sweeps=num_sweeps, hide="block", last_survival=1e-9)
-        assert distance(parallel_law(model, N), independent) < 1e-8
-    assert distance(parallel_law(ggm(num_sweeps=4, last_survival=1e-9), N), independent) > 0.1
+        assert total_variation(parallel_law(model, N), independent) < 1e-8
+    assert total_variation(parallel_law(ggm(num_sweeps=4, last_survival=1e-9), N), independent) > 0.1
 
 
 def said(model: GGM, sampler: str, num_steps: int) -> list[str]:

@@ -6,7 +6,6 @@ numpy programs (shared with the specification).
 
 from __future__ import annotations
 
-import itertools
 from functools import partial
 
 import pytest
@@ -14,22 +13,10 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import noise
+from ggm_lightning.exact import chains, glauber
+from ggm_lightning.exact.states import product, total_variation
 from ggm_lightning.models.ggm import GGM
-from tests.models.exact_chain import (
-    LAW,
-    SKEWED,
-    STATES,
-    N,
-    V,
-    conditional,
-    distance,
-    exact,
-    forward_laws,
-    index,
-    noise_state,
-    product_law,
-    reverse,
-)
+from tests.models.chain_law import JOINT, LAW, SKEWED, STATES, N, V, exact, index
 
 CHAINS = {
     "geometric": {"schedule": "geometric", "last_survival": 0.5**4},
@@ -69,7 +56,7 @@ def test_permuted_order_is_not_the_raster() -> None:
 
 
 def test_e1_the_reduction(model: GGM) -> None:
-    laws, pi = forward_laws(model), model.log_pi.exp()
+    laws, pi = glauber.forward_laws(model, JOINT), model.log_pi.exp()
     for t in times(model):
         law = model.reverse_law(STATES, *at(t), sampler="gated")
         eta = noise_probability(model, laws[t - 1], t)
@@ -78,20 +65,20 @@ def test_e1_the_reduction(model: GGM) -> None:
         rhs = beta * pi[own] / keep * (1 / eta - 1)
         assert (law.log_p.exp().gather(1, own[:, None])[:, 0] - rhs).abs().max() <= 1e-14
         assert (law.eta - eta).abs().max() <= 1e-14
-        assert (law.log_p.exp() - conditional(laws[t - 1], int(law.site[0]))).abs().max() <= 1e-14
+        assert (law.log_p.exp() - glauber.conditional(laws[t - 1], int(law.site[0]), JOINT)).abs().max() <= 1e-14
 
 
 @pytest.mark.parametrize("sampler", ["heat_bath", "gated"])
 def test_e2_exact_conditionals_give_back_the_law(model: GGM, sampler: str) -> None:
-    assert (reverse(model, forward_laws(model)[-1], sampler) - LAW).abs().max() <= 1e-14
+    assert (glauber.reverse(model, glauber.forward_laws(model, JOINT)[-1], sampler) - LAW).abs().max() <= 1e-14
 
 
 def test_e3_closed_form_marginal(model: GGM) -> None:
     """The survivals that `corrupt` uses, against the chain step by step, between sweeps too."""
     eye, pi = torch.eye(V, dtype=torch.float64), model.log_pi.exp()
-    for t, law in enumerate(forward_laws(model)):
+    for t, law in enumerate(glauber.forward_laws(model, JOINT)):
         a = model.sweeps.survival_at(torch.tensor([t]))[0, :, None]
-        closed = sum(LAW[k] * product_law(a * eye[x] + (1 - a) * pi) for k, x in enumerate(STATES))
+        closed = sum(LAW[k] * product((a * eye[x] + (1 - a) * pi)[None], STATES)[0] for k, x in enumerate(STATES))
         assert (closed - law).abs().max() <= 1e-14
 
 
@@ -103,15 +90,17 @@ def test_e3_corrupt_draws_from_it(t: int) -> None:
     x0 = STATES[torch.multinomial(LAW, b, replacement=True, generator=torch.Generator().manual_seed(0))]
     x_t = model.corrupt(x0, torch.full((b,), t), uniform)
     share = index(x_t).bincount(minlength=27) / b
-    assert distance(share, forward_laws(model)[t]) < 0.006  # the floor of 200,000 exact draws is .0033
+    assert (
+        total_variation(share, glauber.forward_laws(model, JOINT)[t]) < 0.006
+    )  # the floor of 200,000 exact draws is .0033
 
 
 def test_e4_starting_from_the_noise_law(model: GGM) -> None:
-    start, last = noise_state(model), forward_laws(model)[-1]
+    start, last = glauber.noise_law(model), glauber.forward_laws(model, JOINT)[-1]
     a = model.sweeps.survival_at(torch.tensor([model.sweeps.num_steps]))
     bound = 1 - float((1 - a).prod())
-    assert distance(last, start) <= bound
-    assert distance(reverse(model, start, "heat_bath"), LAW) <= min(bound, 1e-7)
+    assert total_variation(last, start) <= bound
+    assert total_variation(glauber.reverse(model, start, "heat_bath"), LAW) <= min(bound, 1e-7)
 
 
 def test_e5_self_normalisation(model: GGM) -> None:
@@ -133,29 +122,20 @@ def test_e6_leave_one_out_form_is_the_same_law(model: GGM) -> None:
 def test_e7_samples_have_the_law() -> None:
     drawn = exact().sample(200_000, 1, seed=4)
     assert drawn.network_calls == 12
-    assert distance(index(drawn.x).bincount(minlength=27) / 200_000, LAW) < 0.006  # floor .0033
+    assert total_variation(index(drawn.x).bincount(minlength=27) / 200_000, LAW) < 0.006  # floor .0033
     gated = exact().sample(200_000, 1, seed=5, sampler="gated").x
-    assert distance(index(gated).bincount(minlength=27) / 200_000, LAW) < 0.006
+    assert total_variation(index(gated).bincount(minlength=27) / 200_000, LAW) < 0.006
 
 
 def mean_bound(model: GGM) -> float:
     """Eq. (8) in the mean over x0 ~ P*, every state and time enumerated."""
-    eye, pi, steps = torch.eye(V, dtype=torch.float64), model.log_pi.exp(), model.sweeps.num_steps
-    x0, zt = STATES.repeat_interleave(27, 0), STATES.repeat(27, 1)
-    total = torch.zeros(27, dtype=torch.float64)
-    for t in times(model):
-        a = model.sweeps.survival_at(torch.tensor([t]))[0, :, None]
-        q = torch.stack([product_law(a * eye[x] + (1 - a) * pi) for x in STATES])
-        nats = model.terms(x0, zt, torch.full((27 * 27,), t)).reshape(27, 27)
-        total += (q * nats).sum(1) / steps
-    prior = (q * (q / noise_state(model)).log()).sum(1)
-    return float((LAW * (total + prior)).sum())
+    return float(LAW @ glauber.bound(model, JOINT))
 
 
 @pytest.mark.parametrize("num_sweeps", [4, 8, 16])
 def test_e9_the_mean_bound_has_no_gap(num_sweeps: int) -> None:
     model = exact(num_sweeps=num_sweeps)
-    last, start = forward_laws(model)[-1], noise_state(model)
+    last, start = glauber.forward_laws(model, JOINT)[-1], glauber.noise_law(model)
     entropy = -float((LAW * LAW.log()).sum())
     expected = entropy + float((last * (last / start).log()).sum())
     assert expected == pytest.approx(2.283572, abs=1e-6)
@@ -166,7 +146,7 @@ def test_e9_the_mean_bound_has_no_gap(num_sweeps: int) -> None:
 def test_e9_skewed_permuted_and_control() -> None:
     options = CHAINS["linear skewed permuted"]
     model = exact(**options)
-    last, start = forward_laws(model)[-1], noise_state(model)
+    last, start = glauber.forward_laws(model, JOINT)[-1], glauber.noise_law(model)
     expected = -float((LAW * LAW.log()).sum()) + float((last * (last / start).log()).sum())
     assert mean_bound(model) == pytest.approx(expected, abs=1e-6)
     assert mean_bound(exact("late", **options)) > expected + 1e-3
@@ -194,8 +174,8 @@ def test_nelbo_is_an_unbiased_estimate_of_the_bound() -> None:
 )
 def test_controls_fail_by_the_quoted_amounts(mistake: str, expected: float, options: dict[str, object]) -> None:
     model = exact(mistake, **options)
-    law = reverse(model, forward_laws(model)[-1], "heat_bath")
-    assert distance(law, LAW) == pytest.approx(expected, abs=1e-3)
+    law = glauber.reverse(model, glauber.forward_laws(model, JOINT)[-1], "heat_bath")
+    assert total_variation(law, LAW) == pytest.approx(expected, abs=1e-3)
 
 
 GATED_SWEEPS = {1: 0.454, 2: 0.281, 4: 0.140, 8: 0.065, 16: 0.030, 32: 0.0145, 64: 0.0071, 128: 0.0035}
@@ -205,17 +185,17 @@ GATED_SWEEPS = {1: 0.454, 2: 0.281, 4: 0.140, 8: 0.065, 16: 0.030, 32: 0.0145, 6
 def test_whole_sweeps_gated_converge_and_heat_bath_does_not(num_sweeps: int) -> None:
     """The table of the specification's section 7, and C5."""
     model = exact(num_sweeps=num_sweeps, last_survival=1e-3)
-    start = forward_laws(model)[-1]
-    error = distance(reverse(model, start, "parallel", size=N), LAW)
+    start = glauber.forward_laws(model, JOINT)[-1]
+    error = total_variation(glauber.reverse(model, start, "parallel", size=N), LAW)
     assert error == pytest.approx(GATED_SWEEPS[num_sweeps], rel=0.15)
-    control = distance(reverse(model, start, "parallel", size=N, gated=False), LAW)
+    control = total_variation(glauber.reverse(model, start, "parallel", size=N, gated=False), LAW)
     assert control >= 0.36
 
 
 def test_smaller_blocks_are_closer() -> None:
     model = exact(num_sweeps=8, last_survival=1e-3)
-    start = forward_laws(model)[-1]
-    errors = [distance(reverse(model, start, "parallel", size), LAW) for size in (1, 2, 3)]
+    start = glauber.forward_laws(model, JOINT)[-1]
+    errors = [total_variation(glauber.reverse(model, start, "parallel", size), LAW) for size in (1, 2, 3)]
     assert errors[0] <= 1e-14
     assert 1e-3 < errors[1] < 0.8 * errors[2]
 
@@ -227,7 +207,7 @@ def test_a_hidden_block_uses_what_is_left() -> None:
     assert model.network_calls == 1
     assert (law.log_p.reshape(27, N, V) - law.log_p.reshape(27, N, V)[0]).abs().max() < 1e-14
     two = model.reverse_law(STATES, *torch.tensor([[12] * 27, [10] * 27]), sampler="parallel")
-    laws = forward_laws(model)
+    laws = glauber.forward_laws(model, JOINT)
     joint = laws[10]  # before visits 10 and 11 of sites 1 and 2
     marginal = joint.reshape(V, V, V).sum(2) / joint.reshape(V, V, V).sum((1, 2))[:, None]
     torch.testing.assert_close(two.log_p.reshape(27, 2, V)[:, 0].exp(), marginal[STATES[:, 0]], rtol=1e-12, atol=1e-12)
@@ -241,7 +221,7 @@ PAIRS = 200_000
 def enumerated_pairs(model: GGM) -> Tensor:
     """P(t, X_{t+1}, signal) of the chain, t uniform: Float64[T, 27, 2]."""
     out = []
-    for t, p in enumerate(forward_laws(model)[:-1]):
+    for t, p in enumerate(glauber.forward_laws(model, JOINT)[:-1]):
         site, keep = int(model.sweeps.order[t % N]), model.sweeps.keep[t // N]
         replaced = torch.zeros(27, dtype=torch.float64)
         for v in range(V):
@@ -269,15 +249,15 @@ def floor(p: Tensor) -> float:
     """Mean total variation between p and 200,000 exact draws from it."""
     generator = torch.Generator().manual_seed(1)
     tries = [torch.multinomial(p.flatten(), PAIRS, replacement=True, generator=generator) for _ in range(5)]
-    return sum(distance(d.bincount(minlength=p.numel()) / PAIRS, p.flatten()) for d in tries) / 5
+    return sum(total_variation(d.bincount(minlength=p.numel()) / PAIRS, p.flatten()) for d in tries) / 5
 
 
 @pytest.mark.parametrize("name", ["linear", "linear skewed permuted"])
 def test_training_pairs_have_the_joint_law_of_the_chain(name: str) -> None:
     model = exact(**CHAINS[name])
     expected, drawn = enumerated_pairs(model), drawn_pairs(model)
-    assert distance(drawn, expected) < 1.5 * floor(expected)
-    assert distance(drawn.sum(0), expected.sum(0)) < 1.5 * floor(expected.sum(0))
+    assert total_variation(drawn, expected) < 1.5 * floor(expected)
+    assert total_variation(drawn.sum(0), expected.sum(0)) < 1.5 * floor(expected.sum(0))
     blind = exact(**CHAINS[name])
     blind.sweeps.visited_in_sweep = lambda s, num_visits=0: torch.zeros(len(s), N, dtype=torch.bool)
     with pytest.raises(AssertionError):
@@ -310,29 +290,9 @@ def test_pairs_of_blocks() -> None:
 
 def clamped_law(num_sweeps: int, site: int, value: int, rounds: int) -> float:
     """TV to the exact conditional of the sampler's law when one site is known, by enumeration through reverse_law."""
-    model = exact(num_sweeps=num_sweeps, last_survival=1e-3)
-    target = LAW * (STATES[:, site] == value)
-    target = target / target.sum()
-    clean = torch.eye(V, dtype=torch.float64)[value]
-    uniform_sites = torch.full((N, V), 1 / V, dtype=torch.float64)
-    start = uniform_sites.clone()
-    start[site] = clean
-    p = product_law(start)
-    a, eye = model.sweeps.survival[1], torch.eye(V, dtype=torch.float64)
-    for part in range(rounds + 1):
-        if part:
-            per_site = a * eye[STATES] + (1 - a) * uniform_sites
-            per_site[:, site] = eye[STATES[:, site]]
-            p = p @ step_matrix_of(per_site)
-        for t, s in itertools.pairwise(model.sweeps.grid(1, None if part == 0 else 1)):
-            if int(model.sweeps.order[s % N]) != site:
-                law = model.reverse_law(STATES, torch.full((27,), t), torch.full((27,), s))
-                p = p @ step_matrix_of(law.probs())
-    return distance(p, target)
-
-
-def step_matrix_of(per_site: Tensor) -> Tensor:
-    return per_site[:, torch.arange(N), STATES].prod(-1)
+    model = exact(num_sweeps=num_sweeps, last_survival=1e-3, redenoise=rounds)
+    known = torch.full((N,), value), torch.arange(N) == site
+    return total_variation(chains.sweeps(model, "heat_bath", known=known), JOINT.given(known))
 
 
 @pytest.mark.parametrize(
@@ -352,5 +312,5 @@ def test_infilling_draws_from_that_law() -> None:
     assert (drawn.x[:, 1] == 2).all()
     target = LAW * (STATES[:, 1] == 2)
     share = index(drawn.x).bincount(minlength=27) / 40_000
-    assert distance(share, target / target.sum()) == pytest.approx(0.0277, abs=0.006)
-    assert distance(share, LAW) > 0.3
+    assert total_variation(share, target / target.sum()) == pytest.approx(0.0277, abs=0.006)
+    assert total_variation(share, LAW) > 0.3

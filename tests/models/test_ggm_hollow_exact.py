@@ -11,20 +11,13 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ggm_lightning.core.sweeps import Sweeps
+from ggm_lightning.exact import glauber
+from ggm_lightning.exact.glauber import weight_of
+from ggm_lightning.exact.states import product, total_variation
 from ggm_lightning.models import ggm_hollow
 from ggm_lightning.models.ggm import GGM
-from tests.models.exact_chain import LAW, SKEWED, STATES, N, V, distance, noise_state, step_matrix
-from tests.models.hollow_chain import (
-    ORDERS,
-    SUBSETS,
-    HollowTable,
-    exact,
-    noisy_law,
-    reverse,
-    state_law,
-    tabled,
-    weight_of,
-)
+from tests.models.chain_law import JOINT, LAW, SKEWED, STATES, N, V
+from tests.models.hollow_chain import ORDERS, SUBSETS, HollowTable, exact, noisy_law, state_law, tabled
 
 B = len(STATES)
 
@@ -143,16 +136,7 @@ def test_the_exact_network_is_the_minimum_of_every_loss() -> None:
 
 def bound(model: GGM) -> Tensor:
     """The bound of each of the 27 examples, by exact sums over r, S and the state: Float64[27]."""
-    n_r = model.sweeps.num_sweeps
-    total = torch.zeros(B, dtype=torch.float64)
-    for r in range(n_r):
-        for visited in SUBSETS:
-            x0, zt = STATES.repeat_interleave(B, 0), STATES.repeat(B, 1)
-            t = torch.full((B * B,), r * N + 1)
-            nats = model.terms(x0, zt, t, visited=visited.expand(B * B, N)).reshape(B, B).detach()
-            p = torch.stack([state_law(model, x, r, visited) for x in STATES])
-            total += weight_of(visited) / n_r * (p * nats).sum(1)
-    return total + prior(model)
+    return glauber.bound_over_orders(model, JOINT)
 
 
 def prior(model: GGM) -> Tensor:
@@ -193,7 +177,7 @@ def test_the_bound_is_the_mean_over_orders_and_above_the_mixture(loss: str) -> N
     of_orders = torch.stack([bound_of_order(model, order) for order in ORDERS])
     torch.testing.assert_close(found, of_orders.mean(0), rtol=0, atol=1e-11)
     assert of_orders.std(0).min() > 1e-3  # the orders differ
-    law = reverse(model, noise_state(model), "gated").detach()
+    law = glauber.reverse_over_orders(model, glauber.noise_law(model), "gated").detach()
     assert float(law.sum()) == pytest.approx(1, abs=1e-12)
     assert (found + law.log()).min() > 1e-2
 
@@ -202,7 +186,7 @@ def test_the_exact_network_has_the_entropy_as_its_bound() -> None:
     """H(P*) + KL(P_T || pi^n), 2.283572 in the specification, for every order."""
     model = exact(num_sweeps=4)
     p = noisy_law(model)
-    expected = -(LAW * LAW.log()).sum() + (p * (p.log() - noise_state(model).log())).sum()
+    expected = -(LAW * LAW.log()).sum() + (p * (p.log() - glauber.noise_law(model).log())).sum()
     assert float((LAW * bound(model)).sum()) == pytest.approx(float(expected), abs=1e-10)
     assert float(expected) == pytest.approx(2.283572, abs=1e-6)
 
@@ -225,14 +209,24 @@ def test_nelbo_estimates_that_bound() -> None:
 @pytest.mark.parametrize("options", [{}, {"noise_law": SKEWED, "loss": "ce_x0", "num_sweeps": 3}], ids=str)
 def test_one_site_at_a_time_is_exact(sampler: str, options: dict) -> None:
     model = exact(**options)
-    assert (reverse(model, noisy_law(model), sampler) - LAW).abs().max() < 1e-13
-    assert distance(reverse(model, noise_state(model), sampler), LAW) < 1e-3
+    assert (glauber.reverse_over_orders(model, noisy_law(model), sampler) - LAW).abs().max() < 1e-13
+    assert total_variation(glauber.reverse_over_orders(model, glauber.noise_law(model), sampler), LAW) < 1e-3
 
 
 def test_blocks_converge_with_sweeps_and_with_blocks() -> None:
     """Gated: the error falls with R, and is smaller with blocks of two than with whole sweeps."""
-    whole = [distance(reverse(exact(num_sweeps=r), noisy_law(exact(num_sweeps=r)), "parallel", 3), LAW) for r in (2, 8)]
-    two = [distance(reverse(exact(num_sweeps=r), noisy_law(exact(num_sweeps=r)), "parallel", 2), LAW) for r in (2, 8)]
+    whole = [
+        total_variation(
+            glauber.reverse_over_orders(exact(num_sweeps=r), noisy_law(exact(num_sweeps=r)), "parallel", 3), LAW
+        )
+        for r in (2, 8)
+    ]
+    two = [
+        total_variation(
+            glauber.reverse_over_orders(exact(num_sweeps=r), noisy_law(exact(num_sweeps=r)), "parallel", 2), LAW
+        )
+        for r in (2, 8)
+    ]
     assert whole[1] < whole[0] / 2.5
     assert two[1] < two[0] / 2.5
     assert two[0] < whole[0]
@@ -251,13 +245,15 @@ def test_control_the_other_bits_give_another_law() -> None:
         return right(zt, t, s, *args, order=order, **kwargs)
 
     model.reverse_law = wrong
-    assert (reverse(model, noisy_law(model), "gated") - LAW).abs().max() > 1e-3
+    assert (glauber.reverse_over_orders(model, noisy_law(model), "gated") - LAW).abs().max() > 1e-3
 
 
 def gibbs(model: GGM, size: int) -> Tensor:
     """Float64[27, 27]: one call of the corrector, mean over all sets of `size` sites."""
     chosen = [torch.tensor(sites) for sites in itertools.combinations(range(N), size)]
-    return sum(step_matrix(model.gibbs_law(STATES, sites.expand(B, size)).probs()) for sites in chosen) / len(chosen)
+    return sum(product(model.gibbs_law(STATES, sites.expand(B, size)).probs(), STATES) for sites in chosen) / len(
+        chosen
+    )
 
 
 @pytest.mark.parametrize("loss", ["bce", "ce_x0"])
@@ -266,32 +262,32 @@ def test_the_corrector_keeps_the_law_and_leads_to_it(loss: str) -> None:
     model = exact(loss=loss, noise_law=SKEWED)
     one, two = gibbs(model, 1), gibbs(model, 2)
     assert (LAW @ one - LAW).abs().max() < 1e-14
-    reached = noise_state(model)
+    reached = glauber.noise_law(model)
     for _ in range(400):
         reached = reached @ one
-    assert distance(reached, LAW) < 1e-6
-    assert 1e-3 < distance(LAW @ two, LAW) < 0.25
+    assert total_variation(reached, LAW) < 1e-6
+    assert 1e-3 < total_variation(LAW @ two, LAW) < 0.25
 
 
 def test_control_a_corrector_at_a_noisy_level_does_not_keep_the_law() -> None:
     model = exact()
     r, visited = torch.ones(B, dtype=torch.long), torch.zeros(B, N, dtype=torch.bool)
     laws = [ggm_hollow.block_law(model, STATES, r, visited, torch.tensor([[i]] * B), gated=False) for i in range(N)]
-    kernel = sum(step_matrix(law.probs()) for law in laws) / N
-    assert distance(LAW @ kernel, LAW) > 1e-2
+    kernel = sum(product(law.probs(), STATES) for law in laws) / N
+    assert total_variation(LAW @ kernel, LAW) > 1e-2
 
 
 def test_sample_draws_from_that_law() -> None:
     """20,000 samples, whole sweeps and blocks of two: total variation from the enumerated law near its floor."""
     model = tabled(num_sweeps=2)
     for num_steps, size in ((2, 3), (4, 2), (6, 1)):
-        law = reverse(model, noise_state(model), "parallel", size).detach()
+        law = glauber.reverse_over_orders(model, glauber.noise_law(model), "parallel", size).detach()
         drawn = model.sample(20_000, num_steps, sampler="parallel", seed=2)
         assert drawn.network_calls == num_steps
         share = (drawn.x * torch.tensor([9, 3, 1])).sum(1).bincount(minlength=B) / 20_000
         floor = 0.5 * float((2 / math.pi * law * (1 - law) / 20_000).sqrt().sum())
-        assert distance(share, law) < 1.5 * floor
-        assert distance(share, LAW) > 10 * floor
+        assert total_variation(share, law) < 1.5 * floor
+        assert total_variation(share, LAW) > 10 * floor
 
 
 def test_the_table_is_hollow() -> None:

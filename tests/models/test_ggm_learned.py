@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ggm_lightning.exact import glauber
+from ggm_lightning.exact.states import total_variation
 from ggm_lightning.models.ggm import GGM
-from tests.models.exact_chain import LAW, STATES, N, V, distance, noise_state, reverse
+from tests.models.chain_law import LAW, STATES, N, V
 
 R, HIDDEN, BATCH, STEPS = 4, 64, 1024, 4000
 
@@ -46,7 +48,7 @@ def train(loss: str, steps: int, seed: int = 0) -> GGM:
 
 def learned(model: GGM, sampler: str = "heat_bath") -> float:
     with torch.no_grad():
-        return distance(reverse(model, noise_state(model), sampler), LAW)
+        return total_variation(glauber.reverse(model, glauber.noise_law(model), sampler), LAW)
 
 
 @pytest.mark.slow

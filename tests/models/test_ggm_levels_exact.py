@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ggm_lightning.exact import glauber
+from ggm_lightning.exact.glauber import reverse_over_orders, weight_of
+from ggm_lightning.exact.states import product, total_variation
 from ggm_lightning.models import ggm_hollow, ggm_levels, ggm_options
 from ggm_lightning.models.ggm import GGM
-from tests.models.exact_chain import LAW, SKEWED, STATES, N, V, distance, index, noise_state, product_law, step_matrix
-from tests.models.hollow_chain import SUBSETS, exact, exact_levels, noisy_law, reverse, weight_of
+from tests.models.chain_law import LAW, SKEWED, STATES, N, V, index
+from tests.models.hollow_chain import SUBSETS, exact, exact_levels, noisy_law
 from tests.models.test_ggm_hollow_exact import bound, gibbs
 
 B = len(STATES)
@@ -50,7 +53,9 @@ def with_known(model: GGM, law: Tensor = LAW) -> float:
     for r, visited, known in itertools.product(range(num_sweeps), SUBSETS, SUBSETS):
         sweep, bits, given = torch.full((B * B,), r), visited.expand(B * B, N), known.expand(B * B, N)
         level = torch.where(known, 1.0, model.sweeps.survival[r + visited.long()])[:, None]
-        p = torch.stack([product_law(level * row + (1 - level) * pi) for row in clean])  # [27 x0, 27 states]
+        p = torch.stack(
+            [product((level * row + (1 - level) * pi)[None], STATES)[0] for row in clean]
+        )  # [27 x0, 27 states]
         answer = model.readout(zt, **ggm_levels.inputs(model, sweep, bits, given), label=None)
         nats = ggm_hollow.site_losses(model, answer, x0, sweep, lambda stream: None, None).detach()
         weight = weight_of(visited) * weight_of(known) / num_sweeps * (law[:, None] * p).flatten()
@@ -102,7 +107,7 @@ def test_the_exact_network_has_the_entropy_as_its_bound() -> None:
     model = exact_levels(num_sweeps=2)
     with model.at_sweeps(3):
         found, p = float((LAW * bound(model)).sum()), noisy_law(model)
-    expected = -(LAW * LAW.log()).sum() + (p * (p.log() - noise_state(model).log())).sum()
+    expected = -(LAW * LAW.log()).sum() + (p * (p.log() - glauber.noise_law(model).log())).sum()
     assert found == pytest.approx(float(expected), abs=1e-10)
 
 
@@ -110,10 +115,10 @@ def test_a_wrong_network_stays_above_its_own_law_at_any_number_of_sweeps() -> No
     model = tilted(exact_levels(loss="ce_x0", num_sweeps=3))
     for num_sweeps in (1, 2):
         with model.at_sweeps(num_sweeps):
-            law = reverse(model, noise_state(model), "gated").detach()
+            law = reverse_over_orders(model, glauber.noise_law(model), "gated").detach()
             assert float(law.sum()) == pytest.approx(1, abs=1e-12)
             assert (bound(model) + law.log()).min() > 0
-        assert distance(law, LAW) > 0.05
+        assert total_variation(law, LAW) > 0.05
 
 
 # ------------------------------------------------------------------ samplers
@@ -123,10 +128,10 @@ def test_samplers_have_the_laws_of_a_network_for_that_number_of_sweeps() -> None
     model, own = exact_levels(num_sweeps=2), exact(num_sweeps=3)
     with model.at_sweeps(3):
         for sampler in ("heat_bath", "gated"):
-            assert (reverse(model, noisy_law(model), sampler) - LAW).abs().max() < 1e-13
-        blocks = reverse(model, noisy_law(model), "parallel", 2).detach()
-    torch.testing.assert_close(blocks, reverse(own, noisy_law(own), "parallel", 2), rtol=0, atol=1e-13)
-    assert distance(blocks, LAW) > 1e-3
+            assert (reverse_over_orders(model, noisy_law(model), sampler) - LAW).abs().max() < 1e-13
+        blocks = reverse_over_orders(model, noisy_law(model), "parallel", 2).detach()
+    torch.testing.assert_close(blocks, reverse_over_orders(own, noisy_law(own), "parallel", 2), rtol=0, atol=1e-13)
+    assert total_variation(blocks, LAW) > 1e-3
 
 
 def test_the_corrector_keeps_the_law() -> None:
@@ -137,19 +142,21 @@ def test_control_levels_of_the_wrong_sweep_give_another_law(monkeypatch: pytest.
     right = ggm_levels.inputs
     monkeypatch.setattr(ggm_levels, "inputs", lambda model, r, *given: right(model, (r - 1).clamp(min=0), *given))
     model = exact_levels(num_sweeps=3)
-    assert distance(reverse(model, noisy_law(model), "gated"), LAW) > 1e-2
+    assert total_variation(reverse_over_orders(model, noisy_law(model), "gated"), LAW) > 1e-2
 
 
 def test_sample_draws_from_the_law_of_the_sweeps_that_are_asked_for() -> None:
     """20,000 samples in three whole sweeps."""
     model = tilted(exact_levels(num_sweeps=1))
     with model.at_sweeps(3):
-        law = reverse(model, noise_state(model), "parallel", 3).detach()
+        law = reverse_over_orders(model, glauber.noise_law(model), "parallel", 3).detach()
     drawn = model.sample(20_000, 3, sampler="parallel", seed=2, num_sweeps=3)
     assert drawn.network_calls == 3
     share = index(drawn.x).bincount(minlength=B) / 20_000
-    assert distance(share, law) < 0.016  # the floor is .011
-    assert distance(share, reverse(model, noise_state(model), "parallel", 3).detach()) > 0.1  # one sweep
+    assert total_variation(share, law) < 0.016  # the floor is .011
+    assert (
+        total_variation(share, reverse_over_orders(model, glauber.noise_law(model), "parallel", 3).detach()) > 0.1
+    )  # one sweep
 
 
 # ------------------------------------------------------------------ infilling
@@ -165,7 +172,7 @@ def starting(model: GGM, target: Tensor, site: int, noisy: bool) -> Tensor:
     survival = torch.full((N,), float(model.sweeps.survival[-1]) if noisy else 0.0, dtype=torch.float64)
     survival[site] = 1.0
     clean, pi = nn.functional.one_hot(STATES, V).double(), model.log_pi.exp()
-    laws = [product_law(survival[:, None] * row + (1 - survival[:, None]) * pi) for row in clean]
+    laws = [product((survival[:, None] * row + (1 - survival[:, None]) * pi)[None], STATES)[0] for row in clean]
     return sum(p * law for p, law in zip(target, laws, strict=True))
 
 
@@ -182,7 +189,7 @@ def infilled(model: GGM, p: Tensor, site: int, sampler: str) -> Tensor:
             for k in reversed(range(N - 1)):
                 s = torch.full((B,), r * N + k)
                 law = model.reverse_law(STATES, s + 1, s, sampler=sampler, order=order.expand(B, N), known=known)
-                q = q @ step_matrix(law.probs())
+                q = q @ product(law.probs(), STATES)
             after = after + q / len(orders)
         p = after
     return p.detach()
@@ -197,9 +204,9 @@ def test_infilling_is_exact(sampler: str, site: int, value: int) -> None:
         bits = exact(num_sweeps=num_sweeps, last_survival=1e-3)
         with levels.at_sweeps(num_sweeps):
             start, prior = (starting(levels, target, site, noisy) for noisy in (True, False))
-            assert distance(infilled(levels, start, site, sampler), target) < 1e-12
-            assert distance(infilled(levels, prior, site, sampler), target) < 1e-3  # a_R, where the chain ends
-        assert num_sweeps == 1 or distance(infilled(bits, start, site, sampler), target) > 5e-3
+            assert total_variation(infilled(levels, start, site, sampler), target) < 1e-12
+            assert total_variation(infilled(levels, prior, site, sampler), target) < 1e-3  # a_R, where the chain ends
+        assert num_sweeps == 1 or total_variation(infilled(bits, start, site, sampler), target) > 5e-3
 
 
 def test_sample_infills_by_that_law() -> None:
@@ -208,4 +215,4 @@ def test_sample_infills_by_that_law() -> None:
     drawn = model.sample(20_000, 1, clamp=(torch.tensor([2, 0, 0]), torch.tensor([True, False, False])), seed=3)
     assert drawn.network_calls == 2 * 2
     share = index(drawn.x).bincount(minlength=B) / 20_000
-    assert distance(share, conditional(0, 2)) < 0.01  # the floor is .006; told (sweep, bit) .030
+    assert total_variation(share, conditional(0, 2)) < 0.01  # the floor is .006; told (sweep, bit) .030

@@ -1,7 +1,7 @@
 """Infilling: how far each sampler is from the exact conditional law, and that the README says so.
 
 Exact networks, a law of four sites of three classes of which two are known (infilling_law.py). Laws are enumerated
-(infilling_chains.py) or, in two lines, drawn. Total variation throughout.
+(ggm_lightning/exact/) or, in two lines, drawn. Total variation throughout.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from ggm_lightning import models as families
+from ggm_lightning.exact.latent import law_of_latent_first, resampled
+from ggm_lightning.exact.states import total_variation
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.sampling.plans import OF_MASKED
-from tests.models.infilling_chains import latent_first_law, resampled
-from tests.models.infilling_law import CLEAN, IGNORANT, INDEPENDENT, TARGET, N, V, distance, log_posterior, seq
-from tests.models.infilling_table import DRAWS, EXACT, FLOOR, LINES, Line, floor
+from tests.models.infilling_law import IGNORANT, INDEPENDENT, LAW, TARGET, N, V, seq
+from tests.models.infilling_table import DRAWS, EXACT, FLOOR, LINES, Line, enumerated, floor
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 HEADS = [line.head.strip("| ") for line in LINES]
@@ -98,7 +99,7 @@ def test_the_readme_has_all_figures_and_they_are_what_it_calls_them(line: Line) 
 
 
 def test_the_readme_has_the_scale() -> None:
-    scale = [floor(DRAWS), distance(IGNORANT, TARGET), distance(INDEPENDENT, TARGET)]
+    scale = [floor(DRAWS), total_variation(IGNORANT, TARGET), total_variation(INDEPENDENT, TARGET)]
     words = re.search(
         r"draws from it are ([\d.]+)\D+ignored are ([\d.]+)\D+given them (0[.]\d+)", " ".join(README.split())
     )
@@ -129,15 +130,18 @@ def test_sample_draws_the_enumerated_law(line: Line) -> None:
         case, draws = line.cases[1], 5_000
     law, drawn = case.law(case.model()), line.drawn(case, draws)
     assert float(law.sum()) == pytest.approx(1.0, abs=1e-9)
-    assert distance(drawn, law) < 2 * floor(draws)
-    assert distance(drawn, law.roll(1)) > 10 * floor(draws)
+    assert total_variation(drawn, law) < 2 * floor(draws)
+    assert total_variation(drawn, law.roll(1)) > 10 * floor(draws)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddim", "ddpm"])
 def test_the_steps_of_the_latent_count_too(kind: str) -> None:
     """With 64 candidates: .046, .034, .027 (ddim) and .023, .016, .014 (ddpm)."""
-    errors = [distance(latent_first_law(seq(64), kind, 32, steps), TARGET) for steps in (32, 64, 128)]
+    errors = [
+        total_variation(enumerated(law_of_latent_first, seq(64), kind=kind, num_steps=32, latent_steps=steps), TARGET)
+        for steps in (32, 64, 128)
+    ]
     assert all(fine < 0.9 * coarse for coarse, fine in itertools.pairwise(errors))
 
 
@@ -162,8 +166,8 @@ def test_resampling_among_candidates_by_brute_force() -> None:
 def test_both_readings_of_a_networks_logits_are_one_posterior() -> None:
     """own=False leaves out what a family then adds: log P(x_t | x_0) of the site itself."""
     reach = torch.rand(11, N, V, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    others = log_posterior(reach, own=False)
+    whole, others = LAW.posterior(reach).log(), LAW.posterior(reach, own=False).log()
     added = torch.log_softmax(others + reach.log(), -1)
-    assert (added - log_posterior(reach)).abs().max() < 1e-12
-    assert (others - log_posterior(reach)).abs().max() > 0.1
-    assert len(CLEAN) == V**N
+    assert (added - whole).abs().max() < 1e-12
+    assert (others - whole).abs().max() > 0.1
+    assert len(LAW.x) == V**N

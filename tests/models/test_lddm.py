@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from ggm_lightning.core import gaussian, noise
 from ggm_lightning.core.schedules import Linear
 from ggm_lightning.data.toy.synthetic import MarkovChain
+from ggm_lightning.exact.latent import Code
+from ggm_lightning.exact.networks import Equal
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_stages import Recipe, collapsed
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.networks.latent import JointDenoiser
-from tests.models.exact_law import Uniform
-from tests.models.latent_law import UNIT, Code, fuji, seq
+from tests.models.latent_bits import UNIT, fuji, seq
 from tests.models.small_lddm import SIZE, B, D, N, S, V, small
 
 
@@ -271,8 +272,8 @@ def test_wrong_arguments_are_refused_in_one_line() -> None:
         ValueError, match="latent mismatch: the encoder gives 1 latents of 1 numbers, network takes 2 of 3"
     ):
         FujiLDDM(JointDenoiser(V, **SIZE), Code(torch.zeros(4, N), UNIT), V, (N,))
-    with pytest.raises(ValueError, match="the encoder Uniform does not say how large its latent is"):
-        FujiLDDM(JointDenoiser(V, **SIZE), Uniform(V), V, (N,))
+    with pytest.raises(ValueError, match="the encoder Equal does not say how large its latent is"):
+        FujiLDDM(JointDenoiser(V, **SIZE), Equal(V), V, (N,))
 
 
 def test_a_model_of_stage_one_is_sampled_with_a_warning(x: Tensor) -> None:
@@ -301,6 +302,6 @@ def test_samplers_say_what_they_need() -> None:
     with pytest.raises(ValueError, match="take sampler seq_ddim or seq_ddpm"):
         small(FujiLDDM, independent_clocks=True).sample(1, 2, latent_steps=4)
     with pytest.raises(ValueError, match="MD4's 'ancestral' has no steps of a latent; leave it out"):
-        MD4(Uniform(V), V, (N,)).sample(1, 2, latent_steps=4)
+        MD4(Equal(V), V, (N,)).sample(1, 2, latent_steps=4)
     with pytest.raises(ValueError, match="latent_steps is 0; it must be at least 1"):
         small(SeqLDDM).sample(1, 2, latent_steps=0)

@@ -8,35 +8,35 @@ from __future__ import annotations
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ggm_lightning.core import gaussian
 from ggm_lightning.core.schedules import Linear, Polynomial, Schedule
+from ggm_lightning.exact.latent import NODES, WEIGHTS, half_intervals, levels
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import Masked
+from ggm_lightning.exact.states import product
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.sampling.plans import GIVEN_LATENT
-from tests.models.exact_law import ExactLaw
-from tests.models.latent_law import (
+from tests.models.latent_bits import (
     ENCODERS,
     ENTROPY,
-    NODES,
+    EQUAL_BITS,
+    OF_EQUAL_BITS,
     PAIRS,
     STATES,
     UNIT,
-    WEIGHTS,
-    Exact,
+    Bent,
     LogSNR,
     P,
     enumerated,
     fuji,
     law_of_fuji,
     law_of_seq,
-    levels,
     seq,
-    token_moves,
 )
 
 
@@ -64,7 +64,7 @@ def bound_of_seq(model: SeqLDDM) -> Tensor:
 def tabulated_bound(model: FujiLDDM) -> Tensor:
     """Eq. (4) once more, level by level, from the network's tables and the levels' SNR alone."""
     steps, network = model.num_timesteps, model.network
-    assert isinstance(network, Exact)
+    assert isinstance(network, Bent)
     out = []
     for x, code in zip(PAIRS, network.code, strict=True):
         last = 1 / (1 + math.exp(-float(network.schedule.log_snr(torch.ones(1)))))
@@ -215,12 +215,6 @@ CLOCKS = {
 }
 
 
-def half_intervals(nodes: int = 40) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre on [0, 1/2] and [1/2, 1]."""
-    x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(nodes))
-    return torch.cat([(x + 1) / 4, (x + 3) / 4]), torch.cat([w, w]) / 4
-
-
 def integral(model: FujiLDDM | SeqLDDM, nodes: int = 40) -> Tensor:
     """Float64[4], nats: token and latent term, less the prior."""
     t, w = half_intervals(nodes)
@@ -253,7 +247,7 @@ def test_t2_seq(encoder: str) -> None:
 
 def test_t6_a_constant_latent_is_md4_step_by_step() -> None:
     expected = {1: 0.2754, 2: 0.0826, 4: 0.0246, 8: 0.0070, 16: 0.0019, 32: 0.0005}
-    md4 = MD4(ExactLaw(P.reshape(2, 2).numpy()), 2, (2,), schedule=Linear(0.0))
+    md4 = MD4(Masked(JointLaw(P.reshape(2, 2))), 2, (2,), schedule=Linear(0.0))
     model = fuji(gaussian.Sqrt(), ENCODERS["constant"])
     latent = torch.randn(9, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for steps, kl in expected.items():
@@ -264,7 +258,7 @@ def test_t6_a_constant_latent_is_md4_step_by_step() -> None:
             ours = model.joint_law(STATES, when[0], when[1], latent=latent).tokens.probs()
             theirs = md4.reverse_law(STATES, when[0], when[1]).probs()
             assert (ours - theirs).abs().max() < 1e-9
-            law = law @ token_moves(ours)
+            law = law @ product(ours, STATES)
         x = law[PAIRS[:, 0] * 3 + PAIRS[:, 1]]
         assert float((P * (P / x).log()).sum()) == pytest.approx(kl, abs=5e-5)
     mean, std = model.encode(PAIRS), 0.3
@@ -273,7 +267,7 @@ def test_t6_a_constant_latent_is_md4_step_by_step() -> None:
 
 
 def test_t6_samples_are_md4s_bit_for_bit() -> None:
-    md4 = MD4(ExactLaw(P.reshape(2, 2).numpy()), 2, (2,), schedule=Linear(0.0))
+    md4 = MD4(Masked(JointLaw(P.reshape(2, 2))), 2, (2,), schedule=Linear(0.0))
     theirs = {name: md4.sample(500, 7, grid="uniform", sampler=name, seed=3).x for name in GIVEN_LATENT}
     expected = md4.sample(500, 7, grid="uniform", seed=3).x
     assert not any(torch.equal(x, expected) for name, x in theirs.items() if name != "blocks")
@@ -287,7 +281,6 @@ def test_t6_samples_are_md4s_bit_for_bit() -> None:
 
 # ------------------------------------------------------------------ T4: correlated bits
 
-BITS, CODE, HALF = torch.tensor([[0, 0], [1, 1]]), torch.tensor([-1.0, 1.0]).double(), torch.tensor([0.5, 0.5]).double()
 COUNT = 400_000  # standard error .0008 at .5, .0004 at .06
 
 
@@ -296,15 +289,15 @@ def invalid(model: FujiLDDM | SeqLDDM, num_steps: int, sampler: str = "ddim", co
     return float((x[:, 0] != x[:, 1]).double().mean())
 
 
-def bits(family, schedule: Schedule | None = None, code: Tensor = CODE, **more):
-    return family(gaussian.Sqrt() if schedule is None else schedule, code, p=HALF, clean=BITS, **more)
+def bits(family, schedule: Schedule | None = None, code: Tensor = OF_EQUAL_BITS, **more):
+    return family(gaussian.Sqrt() if schedule is None else schedule, code, law=EQUAL_BITS, **more)
 
 
 def test_t4_one_step_is_blind() -> None:
     """Without a latent, and with FUJI's at one step, half of the pairs are wrong."""
-    assert invalid(bits(fuji, code=torch.zeros(2).double()), 1) == pytest.approx(0.5, abs=0.002)
+    assert invalid(bits(fuji, code=torch.zeros(4).double()), 1) == pytest.approx(0.5, abs=0.002)
     assert invalid(bits(fuji), 1) == pytest.approx(0.5, abs=0.003)
-    assert invalid(bits(fuji, code=torch.zeros(2).double()), 4, count=100_000) == pytest.approx(0.125, abs=0.004)
+    assert invalid(bits(fuji, code=torch.zeros(4).double()), 4, count=100_000) == pytest.approx(0.125, abs=0.004)
 
 
 def test_t4_fuji_with_the_default_schedule() -> None:
@@ -323,7 +316,7 @@ def test_t4_other_schedules(schedule: Schedule, expected: float) -> None:
 
 @pytest.mark.parametrize(("exponent", "expected"), [(2.0, {4: 0.036, 8: 0.0105}), (3.0, {4: 0.032, 8: 0.0069})])
 def test_t4_a_leading_latent_is_better(exponent: float, expected: dict[int, float]) -> None:
-    model = fuji(gaussian.Sqrt(), CODE, p=HALF, clean=BITS, schedule=gaussian.LatentLeads(exponent))
+    model = fuji(gaussian.Sqrt(), OF_EQUAL_BITS, law=EQUAL_BITS, schedule=gaussian.LatentLeads(exponent))
     for num_steps, share in expected.items():
         tolerance = 4 * math.sqrt(share / 100_000) + 5e-4
         assert invalid(model, num_steps, count=100_000) == pytest.approx(share, abs=tolerance)
@@ -348,7 +341,7 @@ def test_t4_fuji_with_independent_clocks_can_be_sampled_latent_first() -> None:
 def test_t4_the_decoder_must_see_enough_signal(rho: float, expected: float) -> None:
     """SEQ with the latent at SNR rho: E 2r(1-r) of the pairs are wrong in one token step."""
     model = SeqLDDM(
-        Exact(HALF, BITS, CODE, gaussian.Sqrt()),
+        Bent(EQUAL_BITS, OF_EQUAL_BITS, gaussian.Sqrt()),
         bits(seq).encoder,
         bits(seq).latent_network,
         2,

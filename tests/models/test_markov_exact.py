@@ -5,49 +5,25 @@ Each test runs with both readings of the logits: the exact denoiser then says an
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ggm_lightning.core import markov, schedules
-from ggm_lightning.core.times import sampling_grid
+from ggm_lightning.exact import chains
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import Equal, Masked, Reached
+from ggm_lightning.exact.states import all_states
 from ggm_lightning.models.markov import MarkovDiffusion
 from ggm_lightning.models.md4 import MD4
-from tests.models.exact_law import ExactLaw
 
 V = 3
 P0 = np.array([0.15, 0.6, 0.25])
 RING = [[0.0, 0.0, 1.3, 0.2], [0.7, 0.0, 0.0, 0.0], [0.0, 0.4, 0.0, 0.9], [0.3, 0.0, 0.1, 0.0]]  # one state more
 PROCESSES = ["uniform", "absorbing", "gaussian", RING]
-
-
-class Posterior(nn.Module):
-    """log p(x_0 | x_t) of every site, for a law of n sites, by enumeration; knows its model for the process. Where its
-    model multiplies P(x_t | x_0) in, it is divided out; what cannot be reached gets any value."""
-
-    def __init__(self, table: np.ndarray) -> None:
-        super().__init__()
-        self.p = torch.from_numpy(table).flatten()
-        self.x = torch.tensor(list(itertools.product(range(V), repeat=table.ndim)))
-        self.exact = nn.Parameter(torch.zeros((), dtype=torch.float64), requires_grad=False)  # t is given in float64
-        self.models: list[MarkovDiffusion] = []
-
-    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        model = self.models[0]
-        K = model.process.transition(model.tau(t))  # [b, x_t, x_0]
-        row = torch.arange(len(z))[:, None, None]
-        joint = self.p * K[row, z[:, None, :], self.x[None]].prod(-1)
-        value = nn.functional.one_hot(self.x, V).double()
-        posterior = torch.einsum("bi,inv->bnv", joint, value)
-        posterior = torch.log(posterior / joint.sum(1)[:, None, None].clamp(min=1e-300))
-        if model.parametrisation == "posterior":
-            return posterior
-        reach = K[:, :, :V].take_along_dim(z[..., None], 1)
-        return torch.where(reach > 0, posterior - reach.log(), 5.0)
 
 
 @pytest.fixture(autouse=True, params=["prior", "posterior"])
@@ -61,19 +37,22 @@ READING = "prior"
 
 
 def model_of(table: np.ndarray, process: object, **kwargs: object) -> MarkovDiffusion:
-    network = Posterior(table)
-    model = MarkovDiffusion(network, V, (table.ndim,), process=process, **({"parametrisation": READING} | kwargs))
-    network.models.append(model)
+    """Of a law of n sites, with its exact network."""
+    options = {"parametrisation": READING} | kwargs
+    network = Reached(
+        JointLaw(table), lambda t: model.process.transition(model.tau(t)), options["parametrisation"] == "posterior"
+    )
+    model = MarkovDiffusion(network, V, (table.ndim,), process=process, **options)
     return model
 
 
 def states(model: MarkovDiffusion) -> Tensor:
-    return torch.tensor(list(itertools.product(range(model.process.num_states), repeat=model.num_sites)))
+    return all_states(model.process.num_states, model.num_sites)
 
 
 def bound(model: MarkovDiffusion) -> Tensor:
     """E of nelbo over x_t for every x, Float64[V^n]."""
-    x, z = model.network.x, states(model)
+    x, z = all_states(V, model.num_sites), states(model)
     total = torch.zeros(len(x), dtype=torch.float64)
     rows, zt = x.repeat_interleave(len(z), 0), z.repeat(len(x), 1)
     for k in range(1, model.num_timesteps + 1):
@@ -92,24 +71,13 @@ def test_one_site_is_exact_at_any_number_of_steps(process: object, num_timesteps
     """E bound = entropy + KL(p_1 || prior)."""
     model = model_of(P0, process, num_timesteps=num_timesteps, t_end=3.0)
     p0 = torch.zeros(model.process.num_states, dtype=torch.float64)
-    p0[:V] = model.network.p
+    p0[:V] = model.network.law.p
     p1 = model.process.marginal(p0, torch.tensor([3.0], dtype=torch.float64))[0]
     entropy = -float(torch.xlogy(p0, p0).sum())
     prior_gap = float((p1 * (torch.log(p1) - torch.log(model.prior_law))).sum())
-    assert float(model.network.p @ bound(model)) == pytest.approx(entropy + prior_gap, abs=1e-10)
+    assert float(model.network.law.p @ bound(model)) == pytest.approx(entropy + prior_gap, abs=1e-10)
     worse = model_of(np.array([0.2, 0.5, 0.3]), process, num_timesteps=num_timesteps, t_end=3.0)
-    assert float(model.network.p @ bound(worse)) > entropy + prior_gap + 1e-3
-
-
-class Equal(nn.Module):
-    """All logits 0; `x` are all examples, for `bound`."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.x = torch.tensor(list(itertools.product(range(V), repeat=n)))
-
-    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        return torch.zeros(*z.shape, V)
+    assert float(model.network.law.p @ bound(worse)) > entropy + prior_gap + 1e-3
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
@@ -117,7 +85,7 @@ def test_equal_logits_begin_at_n_ln_v(process: object, parametrisation: str) -> 
     """They say that every x is equally likely, and with prior nothing else: the bound is -log p of that law for every x
     at any number of steps. Control: read as p(x_0 | x_t) they forget what x_t tells (an absorbed one tells nothing)."""
     options = {"num_timesteps": 5, "t_end": 3.0, "parametrisation": parametrisation}
-    model = MarkovDiffusion(Equal(2), V, (2,), process=process, **options)
+    model = MarkovDiffusion(Equal(V), V, (2,), process=process, **options)
     nats = bound(model)
     if parametrisation == "prior" or process == "absorbing":
         assert (nats - 2 * math.log(V)).abs().max() < 1e-10
@@ -125,29 +93,16 @@ def test_equal_logits_begin_at_n_ln_v(process: object, parametrisation: str) -> 
         assert float(nats.min()) > 2 * math.log(V) + 0.5
 
 
-def sampler_law(model: MarkovDiffusion, num_steps: int) -> Tensor:
-    z = states(model)
-    d = model.prior_law[z].prod(-1)
-    for t, s in itertools.pairwise(sampling_grid(num_steps)):
-        when = torch.tensor([[t], [s]], dtype=torch.float64).expand(2, len(z))
-        law = model.reverse_law(z, when[0], when[1]).probs()
-        matrix = law[:, 0]
-        for n in range(1, model.num_sites):
-            matrix = (matrix[:, :, None] * law[:, n][:, None, :]).reshape(len(z), -1)
-        d = d @ matrix
-    return d
-
-
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_one_site_is_drawn_exactly(process: object) -> None:
     model = model_of(P0, process, t_end=40.0)
     for num_steps in (1, 4, 20):
-        law = sampler_law(model, num_steps)
-        assert (law[:V] - model.network.p).abs().max() < 1e-6
-        assert float(law[V:].sum()) < 1e-12
+        law = chains.markov(model, num_steps)
+        assert (law - model.network.law.p).abs().max() < 1e-6
+        assert abs(1 - float(law.sum())) < 1e-12  # nothing ends in a state that is no class
 
 
-TWO = ExactLaw.random(2, V, seed=4).table.numpy()
+TWO = JointLaw.random(2, V, seed=4).p.reshape(V, V).numpy()
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
@@ -155,9 +110,9 @@ def test_two_sites_approach_the_law_as_the_steps_shrink(process: object) -> None
     distances, gaps = [], []
     for steps in (8, 16, 32):
         model = model_of(TWO, process, num_timesteps=steps, t_end=8.0)
-        law = sampler_law(model, steps)[(states(model) < V).all(-1)]
-        distances.append(0.5 * float((law - model.network.p).abs().sum()))
-        gaps.append(float(model.network.p @ (bound(model) + model.network.p.log())))
+        law = chains.markov(model, steps)
+        distances.append(0.5 * float((law - model.network.law.p).abs().sum()))
+        gaps.append(float(model.network.law.p @ (bound(model) + model.network.law.p.log())))
     assert 1.6 < distances[0] / distances[1] < 2.6
     assert 1.6 < distances[1] / distances[2] < 2.6
     assert gaps[0] > gaps[1] > gaps[2] > 0
@@ -165,7 +120,7 @@ def test_two_sites_approach_the_law_as_the_steps_shrink(process: object) -> None
 
 def test_absorbing_is_md4() -> None:
     """alpha = e^-tau: the terms are those of MD4's finite-T bound where the schedules agree."""
-    law = ExactLaw(TWO)
+    law = Masked(JointLaw(TWO))
     T = 6
     options = {"num_timesteps": T, "t_end": 1.0, "power": 1.0, "parametrisation": READING}
     model = MarkovDiffusion(law, V, (2,), process="absorbing", **options)
@@ -183,9 +138,8 @@ def test_absorbing_is_md4() -> None:
 def test_samples_rows_and_known_sites(process: object) -> None:
     model = model_of(TWO, process, t_end=8.0)
     drawn = model.sample(8000, 6, seed=1)
-    expected = sampler_law(model, 6).numpy()
-    base = model.process.num_states
-    counts = np.bincount((drawn.x * torch.tensor([base, 1])).sum(-1).numpy(), minlength=base**2)
+    expected = chains.markov(model, 6).numpy()
+    counts = np.bincount(model.network.law.index(drawn.x).numpy(), minlength=V**2)
     keep = expected * 8000 > 5
     chi2 = ((counts - 8000 * expected)[keep] ** 2 / (8000 * expected[keep])).sum()
     assert chi2 < keep.sum() - 1 + 4 * math.sqrt(2 * keep.sum())
@@ -194,15 +148,15 @@ def test_samples_rows_and_known_sites(process: object) -> None:
     known = model.sample(50, 6, clamp=(torch.tensor([2, 0]), torch.tensor([True, False])), trace=True)
     assert (known.x[:, 0] == 2).all()
     assert len(known.trace) == 7
-    likely = int(model.network.p.argmax())
-    nats = model.nelbo(model.network.x[likely].expand(3000, 2), num_samples=4, seed=3)
+    likely = int(model.network.law.p.argmax())
+    nats = model.nelbo(model.network.law.x[likely].expand(3000, 2), num_samples=4, seed=3)
     assert abs(float(nats.mean() - bound(model)[likely])) < 4 * float(nats.std()) / 3000**0.5
-    assert bool(torch.isfinite(model.loss(model.network.x)))
+    assert bool(torch.isfinite(model.loss(model.network.law.x)))
 
 
 def test_what_a_checkpoint_of_before_means() -> None:
     """Its configuration does not name the argument: it was trained as posterior, whatever is the default now."""
-    now, before = (MarkovDiffusion(Equal(2), V, (2,), **given) for given in ({}, MarkovDiffusion.defaults_before))
+    now, before = (MarkovDiffusion(Equal(V), V, (2,), **given) for given in ({}, MarkovDiffusion.defaults_before))
     assert (now.parametrisation, before.parametrisation) == ("prior", "posterior")
     zt, t = torch.tensor([[0, 2]]), torch.tensor([0.3], dtype=torch.float64)
     laws = [
@@ -224,7 +178,7 @@ def test_matrices_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for limit in (markov._TABLE_BYTES, 0):
         monkeypatch.setattr(markov, "_TABLE_BYTES", limit)
-        model = MarkovDiffusion(Equal(2), V, (2,), num_timesteps=4)
+        model = MarkovDiffusion(Equal(V), V, (2,), num_timesteps=4)
         model.loss(x, step=0)
         made.clear()
         loss, nats = model.loss(x, step=1), model.nelbo(x, num_samples=2)

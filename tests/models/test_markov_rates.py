@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core.rates import MaskAndReplace, Rates
+from ggm_lightning.exact import chains
+from ggm_lightning.exact.networks import Equal
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.markov import MarkovDiffusion
 from ggm_lightning.rundir import building
-from tests.models.test_markov_exact import P0, RING, TWO, Equal, V, bound, model_of, sampler_law, states
+from tests.models.test_markov_exact import P0, RING, TWO, V, bound, model_of, states
 
 WARM = torch.tensor(RING, dtype=torch.float64)  # four states for three classes
 
@@ -60,18 +62,18 @@ def test_one_site_has_an_exact_bound(own: Rates, num_timesteps: int, parametrisa
     options = {"num_timesteps": num_timesteps, "t_end": 3.0, "parametrisation": parametrisation}
     model = model_of(P0, own, **options)
     p0 = torch.zeros(4, dtype=torch.float64)
-    p0[:V] = model.network.p
+    p0[:V] = model.network.law.p
     p1 = model.process.marginal(p0, model.tau(torch.ones(1)))[0]
     entropy = -float(torch.xlogy(p0, p0).sum())
     prior_gap = float((p1 * (torch.log(p1) - torch.log(model.prior_law))).sum())
-    assert float(model.network.p @ bound(model)) == pytest.approx(entropy + prior_gap, abs=1e-10)
+    assert float(model.network.law.p @ bound(model)) == pytest.approx(entropy + prior_gap, abs=1e-10)
     worse = model_of(np.array([0.2, 0.5, 0.3]), own, **options)
-    assert float(model.network.p @ bound(worse)) > entropy + prior_gap + 1e-3
+    assert float(model.network.law.p @ bound(worse)) > entropy + prior_gap + 1e-3
 
 
 @pytest.mark.parametrize("own", OWN, ids=kind)
 def test_equal_logits_begin_at_n_ln_v(own: Rates) -> None:
-    model = MarkovDiffusion(Equal(2), V, (2,), process=own, num_timesteps=5, t_end=3.0)
+    model = MarkovDiffusion(Equal(V), V, (2,), process=own, num_timesteps=5, t_end=3.0)
     assert (bound(model) - 2 * math.log(V)).abs().max() < 1e-10
 
 
@@ -79,13 +81,13 @@ def test_equal_logits_begin_at_n_ln_v(own: Rates) -> None:
 def test_one_site_is_drawn_exactly_in_any_number_of_steps(own: Rates, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the data's own law at t = 1. Control: steps as if P(x_t | x_s) were that of t - s alone."""
     model = model_of(P0, own, t_end=3.0)
-    p0 = torch.cat([model.network.p, torch.zeros(1, dtype=torch.float64)])
+    p0 = torch.cat([model.network.law.p, torch.zeros(1, dtype=torch.float64)])
     model._prior = model.process.marginal(p0, model.tau(torch.ones(1)))[0]
     for num_steps in (1, 3, 8):
-        assert (sampler_law(model, num_steps)[:V] - model.network.p).abs().max() < 1e-12
+        assert (chains.markov(model, num_steps) - model.network.law.p).abs().max() < 1e-12
     if own.num_pieces > 1:
         monkeypatch.setattr(model._process, "between", lambda t, s: model._process.transition(t - s))
-        assert (sampler_law(model, 3)[:V] - model.network.p).abs().max() > 1e-4
+        assert (chains.markov(model, 3) - model.network.law.p).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("own", OWN, ids=kind)
@@ -93,8 +95,8 @@ def test_samples_and_known_sites(own: Rates) -> None:
     """8,000 rows of two sites against the enumerated law of six steps, and the estimated bound against its sum."""
     model = model_of(TWO, own, t_end=3.0)
     drawn = model.sample(8000, 6, seed=1)
-    expected = sampler_law(model, 6).numpy()
-    counts = np.bincount((drawn.x * torch.tensor([4, 1])).sum(-1).numpy(), minlength=16)
+    expected = chains.markov(model, 6).numpy()
+    counts = np.bincount(model.network.law.index(drawn.x).numpy(), minlength=V**2)
 
     def chi2(law: np.ndarray) -> tuple[float, float]:
         keep = law * 8000 > 5
@@ -102,16 +104,14 @@ def test_samples_and_known_sites(own: Rates) -> None:
         return found, keep.sum() - 1 + 4 * math.sqrt(2 * keep.sum())
 
     assert chi2(expected)[0] < chi2(expected)[1]
-    other = sampler_law(model_of(TWO, "uniform", t_end=0.1), 6).reshape(3, 3)
-    wrong = torch.zeros(4, 4, dtype=torch.float64)
-    wrong[:V, :V] = other
-    assert chi2(wrong.flatten().numpy())[0] > 10 * chi2(expected)[1]
+    wrong = chains.markov(model_of(TWO, "uniform", t_end=0.1), 6).numpy()
+    assert chi2(wrong)[0] > 10 * chi2(expected)[1]
     known = model.sample(50, 6, clamp=(torch.tensor([2, 0]), torch.tensor([True, False])))
     assert (known.x[:, 0] == 2).all()
-    likely = int(model.network.p.argmax())
-    nats = model.nelbo(model.network.x[likely].expand(3000, 2), num_samples=4, seed=3)
+    likely = int(model.network.law.p.argmax())
+    nats = model.nelbo(model.network.law.x[likely].expand(3000, 2), num_samples=4, seed=3)
     assert abs(float(nats.mean() - bound(model)[likely])) < 4 * float(nats.std()) / 3000**0.5
-    assert bool(torch.isfinite(model.loss(model.network.x)))
+    assert bool(torch.isfinite(model.loss(model.network.law.x)))
     assert len(states(model)) == 16
 
 
@@ -122,35 +122,35 @@ def test_a_class_a_file_and_the_numbers_are_one_model(tmp_path: Path) -> None:
     constant = type("Constant", (Rates,), {"rates": lambda self, num_classes, time: WARM})()
     x = torch.tensor([[0, 1], [2, 1], [1, 1]])
     values = [
-        MarkovDiffusion(Equal(2), V, (2,), process=process, num_timesteps=5).nelbo(x)
+        MarkovDiffusion(Equal(V), V, (2,), process=process, num_timesteps=5).nelbo(x)
         for process in (RING, str(path), constant)
     ]
     assert torch.equal(values[0], values[1])
     assert torch.equal(values[0], values[2])
     np.save(path, WARM.numpy().T)
-    assert not torch.equal(MarkovDiffusion(Equal(2), V, (2,), process=str(path), num_timesteps=5).nelbo(x), values[0])
+    assert not torch.equal(MarkovDiffusion(Equal(V), V, (2,), process=str(path), num_timesteps=5).nelbo(x), values[0])
 
 
 def test_what_a_file_held_is_carried_along(tmp_path: Path) -> None:
     path = tmp_path / "ring.npy"
     np.save(path, WARM.numpy())
-    model = MarkovDiffusion(Equal(2), V, (2,), process=str(path))
+    model = MarkovDiffusion(Equal(V), V, (2,), process=str(path))
     path.unlink()
-    again = MarkovDiffusion(Equal(2), V, (2,), process=str(path), **model.carried_arguments())
+    again = MarkovDiffusion(Equal(V), V, (2,), process=str(path), **model.carried_arguments())
     assert torch.equal(again.process.L, model.process.L)
     for process in ("uniform", RING, Warped()):
-        assert MarkovDiffusion(Equal(2), V, (2,), process=process).carried_arguments() == {}
+        assert MarkovDiffusion(Equal(V), V, (2,), process=process).carried_arguments() == {}
     with pytest.raises(ValueError, match="there is no such file"):
-        MarkovDiffusion(Equal(2), V, (2,), process=str(path))
+        MarkovDiffusion(Equal(V), V, (2,), process=str(path))
     with pytest.raises(ValueError, match="matrix is given beside process 'uniform'"):
-        MarkovDiffusion(Equal(2), V, (2,), matrix=RING)
+        MarkovDiffusion(Equal(V), V, (2,), matrix=RING)
 
 
 def test_amounts_are_asked_for_by_the_class() -> None:
     class Levels(Warped):
         needs_order = True
 
-    needs = [MarkovDiffusion(Equal(2), V, (2,), process=p).needs_order for p in (Levels(), Warped(), "gaussian", RING)]
+    needs = [MarkovDiffusion(Equal(V), V, (2,), process=p).needs_order for p in (Levels(), Warped(), "gaussian", RING)]
     assert needs == [True, False, True, False]
 
 

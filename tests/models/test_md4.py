@@ -161,18 +161,19 @@ def test_infilling_keeps_the_known_sites_and_the_trace_only_reveals() -> None:
 
 
 def test_infilling_is_the_exact_conditional() -> None:
-    from tests.models.exact_law import ExactLaw
+    from ggm_lightning.exact.law import JointLaw
+    from ggm_lightning.exact.networks import Masked
 
-    law = ExactLaw.random(3, 3, seed=5)
-    model = MD4(law, 3, (3,))
+    law = JointLaw.random(3, 3, seed=5)
+    model = MD4(Masked(law), 3, (3,))
     known = torch.tensor([False, True, False])
     x = model.sample(20_000, 200, clamp=(torch.tensor([0, 2, 0]), known), seed=1).x
-    table = law.table[:, 2, :]
+    table = law.p.reshape(3, 3, 3)[:, 2, :]
     expected = (table / table.sum()).flatten()
     counts = (x[:, 0] * 3 + x[:, 2]).bincount(minlength=9)
     # 200 steps are within .002 of exact; the sampling floor at 20,000 draws is .007
     assert 0.5 * float((counts / 20_000 - expected).abs().sum()) < 0.02
-    wrong = law.table.sum(1).flatten()
+    wrong = law.p.reshape(3, 3, 3).sum(1).flatten()
     assert 0.5 * float((counts / 20_000 - wrong).abs().sum()) > 0.1
 
 

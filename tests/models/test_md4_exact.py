@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import schedules
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import Equal, Masked
+from ggm_lightning.exact.states import masks, quadrature
 from ggm_lightning.models.md4 import MD4
-from tests.models.exact_law import ExactLaw, Uniform, masks, quadrature
 
 N, V, EPS = 4, 3, 1e-4
 SCHEDULES = {
@@ -27,11 +29,12 @@ SCHEDULES = {
 
 
 @pytest.fixture(scope="module")
-def law() -> ExactLaw:
-    return ExactLaw.random(N, V, seed=0)
+def law() -> JointLaw:
+    return JointLaw.random(N, V, seed=0)
 
 
-def md4(network: torch.nn.Module, schedule: schedules.Schedule, n: int = N, **kwargs: object) -> MD4:
+def md4(network: torch.nn.Module | JointLaw, schedule: schedules.Schedule, n: int = N, **kwargs: object) -> MD4:
+    network = Masked(network) if isinstance(network, JointLaw) else network
     return MD4(network, V, (n,), schedule=schedule, **kwargs)
 
 
@@ -60,7 +63,7 @@ def discrete_bound(model: MD4, x: Tensor) -> Tensor:
     return expected_terms(model, x, t).mean(0)
 
 
-def information(law: ExactLaw, alpha: float) -> Tensor:
+def information(law: JointLaw, alpha: float) -> Tensor:
     """i(x; Z) = E_{z | x} ln q(z | x) / q(z) when each site is kept with probability alpha: Float64[V^N]."""
     out = torch.zeros(len(law.x), dtype=torch.float64)
     for mask in masks(law.num_sites):
@@ -75,20 +78,20 @@ def information(law: ExactLaw, alpha: float) -> Tensor:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_e1_e4_continuous_bound_is_minus_log_p_for_every_x_and_schedule(law: ExactLaw, name: str) -> None:
+def test_e1_e4_continuous_bound_is_minus_log_p_for_every_x_and_schedule(law: JointLaw, name: str) -> None:
     """At eps = 0; what the default eps changes is measured in test_bound_gap.py."""
     bound = continuous_bound(md4(law, SCHEDULES[name](eps=0.0)), law.x)
     assert (bound + law.log_p).abs().max() < 1e-8
 
 
-def test_e1_control_a_perturbed_denoiser_is_above(law: ExactLaw) -> None:
-    perturbed = ExactLaw(law.table.numpy())
-    perturbed.log_posterior = law.log_posterior * 0.9
+def test_e1_control_a_perturbed_denoiser_is_above(law: JointLaw) -> None:
+    perturbed = Masked(law)
+    perturbed.log_posterior *= 0.9
     bound = continuous_bound(md4(perturbed, schedules.Linear(0.0)), law.x)
     assert (law.p * (bound + law.log_p)).sum() > 1e-3  # a mean KL, ten thousand times the tolerance
 
 
-def test_e2_any_order_closed_form(law: ExactLaw) -> None:
+def test_e2_any_order_closed_form(law: JointLaw) -> None:
     model = md4(law, schedules.Linear(0.0))
     one = torch.ones(len(law.x), dtype=torch.float64)  # the linear weight at t = 1 is 1
     total = torch.zeros(len(law.x), dtype=torch.float64)
@@ -101,20 +104,20 @@ def test_e2_any_order_closed_form(law: ExactLaw) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_e3_with_eps_the_integral_is_an_information_difference(law: ExactLaw, name: str) -> None:
+def test_e3_with_eps_the_integral_is_an_information_difference(law: JointLaw, name: str) -> None:
     bound = continuous_bound(md4(law, SCHEDULES[name]()), law.x)
     expected = information(law, 1 - EPS) - information(law, EPS)
     assert (bound - expected).abs().max() < 1e-8
 
 
-def test_e3_the_whole_bound_is_above_the_entropy_and_the_published_one_below(law: ExactLaw) -> None:
+def test_e3_the_whole_bound_is_above_the_entropy_and_the_published_one_below(law: JointLaw) -> None:
     model = md4(law, schedules.Linear())
     published = float((law.p * continuous_bound(model, law.x)).sum()) + model.reconstruction_nats
     assert published - law.entropy == pytest.approx(-2.7e-4, abs=2e-5)
     assert 0 <= published + model.prior_nats - law.entropy < 2 * N * EPS * math.log(V)
 
 
-def test_e5_finite_t_is_looser_and_falls_as_one_over_t(law: ExactLaw) -> None:
+def test_e5_finite_t_is_looser_and_falls_as_one_over_t(law: JointLaw) -> None:
     limit = (law.p * continuous_bound(md4(law, schedules.Linear()), law.x)).sum()
     gaps = {"linear": [], "cosine": []}
     steps = (1, 2, 5, 10, 20, 100, 1000)
@@ -129,13 +132,13 @@ def test_e5_finite_t_is_looser_and_falls_as_one_over_t(law: ExactLaw) -> None:
 
 @pytest.mark.parametrize("num_timesteps", [1, 2, 20])
 def test_e6_independent_sites_do_not_depend_on_t(num_timesteps: int) -> None:
-    independent = ExactLaw.independent(N, V, seed=1)
+    independent = JointLaw.independent(N, V, seed=1)
     bound = discrete_bound(md4(independent, schedules.Linear(), num_timesteps=num_timesteps), independent.x)
     assert (independent.p * bound).sum() == pytest.approx((1 - 2 * EPS) * independent.entropy, abs=1e-12)
 
 
 def test_e7_uniform_predictor_pays_n_log_v_exactly() -> None:
-    model = md4(Uniform(V), schedules.Linear())
+    model = md4(Equal(V), schedules.Linear())
     x = torch.tensor([[0, 1, 2, 0], [2, 2, 2, 2]])
     bound = continuous_bound(model, x)
     assert bound.numpy() == pytest.approx((1 - 2 * EPS) * N * math.log(V), abs=1e-12)
@@ -145,10 +148,11 @@ def test_e7_uniform_predictor_pays_n_log_v_exactly() -> None:
 def test_e12_every_term_is_non_negative() -> None:
     torch.manual_seed(0)
     logits = 5 * torch.randn((V + 1) ** N, N, V, dtype=torch.float64)
-    wild = ExactLaw.random(N, V, seed=2)
+    law = JointLaw.random(N, V, seed=2)
+    wild = Masked(law)
     wild.log_posterior = logits
     for t in (0.0, 1e-6, 0.3, 1.0):
-        assert (expected_terms(md4(wild, schedules.Cosine()), wild.x, torch.tensor([t]).double()) >= 0).all()
+        assert (expected_terms(md4(wild, schedules.Cosine()), law.x, torch.tensor([t]).double()) >= 0).all()
 
 
 # ---------------------------------------------------------------------------------------------- E14: the sampler's law
@@ -177,17 +181,18 @@ def step_matrix(model: MD4, states: Tensor, t: float, s: float) -> np.ndarray:
     return matrix
 
 
-def sampler_law(law: ExactLaw, schedule: str, grid: str, num_steps: int) -> tuple[np.ndarray, float]:
+def sampler_law(law: JointLaw, schedule: str, grid: str, num_steps: int) -> tuple[np.ndarray, float]:
     """The exact law of x after num_steps and the probability that a mask was left over at t = 0."""
     from ggm_lightning.core.times import sampling_grid
 
-    model = MD4(law, V, (SMALL,), schedule=SCHEDULES[schedule](), leftover="argmax")
-    p = np.zeros(len(law.states))
+    network = Masked(law)
+    model, states = MD4(network, V, (SMALL,), schedule=SCHEDULES[schedule](), leftover="argmax"), network.states
+    p = np.zeros(len(states))
     p[-1] = 1.0  # all masked is the last state
     for t, s in itertools.pairwise(sampling_grid(num_steps, grid)):
-        p = p @ step_matrix(model, law.states, t, s)
-    left = p[(law.states == V).any(-1).numpy()].sum()
-    decoded = model.finish(law.states, None, None)
+        p = p @ step_matrix(model, states, t, s)
+    left = p[(states == V).any(-1).numpy()].sum()
+    decoded = model.finish(states, None, None)
     x = np.zeros(len(law.x))
     np.add.at(x, (decoded * V ** torch.arange(SMALL - 1, -1, -1)).sum(-1).numpy(), p)
     return x, float(left)
@@ -195,7 +200,7 @@ def sampler_law(law: ExactLaw, schedule: str, grid: str, num_steps: int) -> tupl
 
 @pytest.mark.parametrize(("schedule", "grid", "num_steps"), SAMPLER_LAW)
 def test_e14_law_of_the_sampler(schedule: str, grid: str, num_steps: int) -> None:
-    law = ExactLaw.random(SMALL, V, seed=5)
+    law = JointLaw.random(SMALL, V, seed=5)
     x, left = sampler_law(law, schedule, grid, num_steps)
     distance, left_expected = SAMPLER_LAW[schedule, grid, num_steps]
     assert 0.5 * np.abs(x - law.p.numpy()).sum() == pytest.approx(distance, abs=1e-10)
@@ -203,7 +208,7 @@ def test_e14_law_of_the_sampler(schedule: str, grid: str, num_steps: int) -> Non
 
 
 def test_e14_cosine_grid_is_the_cosine_schedule() -> None:
-    law = ExactLaw.random(SMALL, V, seed=5)
+    law = JointLaw.random(SMALL, V, seed=5)
     by_grid, _ = sampler_law(law, "linear", "cosine", 7)
     by_schedule, _ = sampler_law(law, "cosine", "uniform", 7)
     plain, _ = sampler_law(law, "linear", "uniform", 7)
@@ -213,8 +218,8 @@ def test_e14_cosine_grid_is_the_cosine_schedule() -> None:
 
 def test_samples_follow_the_enumerated_law() -> None:
     """The drawing itself, not only its law: 40,000 samples against the exact law at 5 steps, chi-square."""
-    law = ExactLaw.random(SMALL, V, seed=5)
-    model = MD4(law, V, (SMALL,), leftover="argmax")
+    law = JointLaw.random(SMALL, V, seed=5)
+    model = MD4(Masked(law), V, (SMALL,), leftover="argmax")
     expected, _ = sampler_law(law, "linear", "uniform", 5)
     x = model.sample(40_000, 5, grid="uniform", seed=3).x
     counts = np.bincount((x * V ** torch.arange(SMALL - 1, -1, -1)).sum(-1).numpy(), minlength=V**SMALL)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from ggm_lightning.exact.states import quadrature
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.networks.unet import UNet
 from ggm_lightning.networks.uvit import UViT
-from tests.models.exact_law import quadrature
 
 V, SHAPE = 256, (3, 6, 4)
 

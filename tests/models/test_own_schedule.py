@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ggm_lightning import GenMD4
 from ggm_lightning.core.schedules import Schedule
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import Masked
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.md4 import MD4
 from tests.core.test_own_schedules import Careful, Cubic, Late
 from tests.models.every_family import N, small
-from tests.models.exact_law import ExactLaw
-from tests.models.latent_law import ENTROPY, LogSNR, P, fuji, seq
+from tests.models.latent_bits import ENTROPY, LogSNR, P, fuji, seq
 from tests.models.test_lddm_exact import integral
 from tests.models.test_md4_exact import continuous_bound, discrete_bound, expected_terms
 from tests.sampling.test_first_hitting import Moody, frequencies, limit, worst
@@ -48,11 +49,12 @@ def kind(schedule: Schedule) -> str:
 
 
 @pytest.fixture(scope="module")
-def law() -> ExactLaw:
-    return ExactLaw.random(SITES, V, seed=3)
+def law() -> JointLaw:
+    return JointLaw.random(SITES, V, seed=3)
 
 
-def md4(network: torch.nn.Module, schedule: Schedule, **more: object) -> MD4:
+def md4(network: torch.nn.Module | JointLaw, schedule: Schedule, **more: object) -> MD4:
+    network = Masked(network) if isinstance(network, JointLaw) else network
     return MD4(network, V, (SITES,), schedule=schedule, **more)
 
 
@@ -67,7 +69,7 @@ def bound_by_halves(model: MD4, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("schedule", OWN, ids=kind)
-def test_the_bound_is_minus_log_p_for_every_x(law: ExactLaw, schedule: Schedule) -> None:
+def test_the_bound_is_minus_log_p_for_every_x(law: JointLaw, schedule: Schedule) -> None:
     """Control: another slope than alpha's, which the check refuses, misses it by its share."""
     model = md4(law, schedule)
     assert model.reconstruction_nats == model.prior_nats == 0
@@ -81,7 +83,7 @@ def test_the_bound_is_minus_log_p_for_every_x(law: ExactLaw, schedule: Schedule)
 
 @pytest.mark.parametrize("schedule", OWN, ids=kind)
 @pytest.mark.parametrize("num_timesteps", [None, 7])
-def test_nelbo_estimates_the_enumerated_bound(law: ExactLaw, schedule: Schedule, num_timesteps: int | None) -> None:
+def test_nelbo_estimates_the_enumerated_bound(law: JointLaw, schedule: Schedule, num_timesteps: int | None) -> None:
     """4,000 rows of each x, three times each: within 4 standard errors. In finite time Late's first step has 0/0."""
     model = md4(law, schedule, num_timesteps=num_timesteps)
     drawn = model.nelbo(law.x.repeat(4000, 1), num_samples=3).reshape(4000, len(law.x))
@@ -104,14 +106,14 @@ def test_first_hitting_has_the_law_of_infinitely_many_steps(schedule: Schedule) 
 
 
 @pytest.mark.parametrize("schedule", OWN, ids=kind)
-def test_an_exact_denoiser_is_sampled_exactly(law: ExactLaw, schedule: Schedule) -> None:
+def test_an_exact_denoiser_is_sampled_exactly(law: JointLaw, schedule: Schedule) -> None:
     drawn = md4(law, schedule).sample(ROWS, 1, sampler="first_hitting", seed=1)
     assert worst(frequencies(drawn.x), law.p) < 4.5
     assert worst(frequencies(drawn.x), law.p.flip(0)) > 45
 
 
 @pytest.mark.parametrize("schedule", OWN, ids=kind)
-def test_ancestral_has_the_law_of_its_steps(law: ExactLaw, schedule: Schedule) -> None:
+def test_ancestral_has_the_law_of_its_steps(law: JointLaw, schedule: Schedule) -> None:
     """Five steps, enumerated; Late has steps in which nothing is masked or all stays masked. Control: law of 400."""
     model = md4(law, schedule)
     states = torch.tensor(list(itertools.product(range(V + 1), repeat=SITES)))

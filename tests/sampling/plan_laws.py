@@ -11,62 +11,42 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core.schedules import Linear
+from ggm_lightning.exact import states
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import HollowMasked, Masked
 from ggm_lightning.models.md4 import MD4
-from tests.models.exact_law import ExactLaw
 
 V = N = 3
 ROWS = 40_000
-LAW = ExactLaw.random(N, V, seed=3)
-STATES = torch.tensor(list(itertools.product(range(V + 1), repeat=N)))
+LAW = JointLaw.random(N, V, seed=3)
+NETWORK = Masked(LAW)
+HOLLOW = HollowMasked(LAW)  # the same law: at each site given all others, whatever stands at the site
+STATES = NETWORK.states
 CLEAN = (STATES < V).all(-1)
 MASKED = STATES == V
-MU = LAW(STATES).exp()  # [64, N, V]
+MU = NETWORK(STATES).exp()  # [64, N, V]
 NOTHING = MASKED.all(-1).double()  # the law of the state before the first step
 
 Step = tuple[float, float, float]  # alpha_t, alpha_s, sigma
 
 
-class HollowLaw(nn.Module):
-    """The same law by a hollow network: at each site given all others, whatever stands at the site."""
-
-    def forward(self, z: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        sites = []
-        for site in range(N):
-            hidden = z.clone()
-            hidden[:, site] = V
-            sites.append(LAW(hidden)[:, site])
-        return torch.stack(sites, 1)
-
-
-def md4(network: nn.Module = LAW, **more: object) -> MD4:
+def md4(network: nn.Module = NETWORK, **more: object) -> MD4:
     return MD4(network, V, (N,), Linear(0.0), **more)
 
 
 def frequencies(x: Tensor, base: int = V) -> Tensor:
     """Float64[base^3] of Int64[b, 3]."""
-    index = (x * torch.tensor([base * base, base, 1])).sum(-1)
-    return torch.bincount(index, minlength=base**N).double() / len(x)
+    return states.frequencies(x, base)
 
 
 def worst(found: Tensor, expected: Tensor) -> float:
     """Largest deviation in standard errors of ROWS rows; outcomes expected less than ten times count as one."""
-    rare = expected * ROWS < 10
-    found, expected = (torch.cat([law[~rare], law[rare].sum(0, keepdim=True)]) for law in (found, expected))
-    error = (expected * (1 - expected)).clamp(min=1 / ROWS).div(ROWS).sqrt()
-    return float(((found - expected) / error).abs().max())
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    """Total variation."""
-    return 0.5 * float((a - b).abs().sum())
+    return states.standard_errors(found, expected, ROWS)[0]
 
 
 def kernel(site: Tensor) -> Tensor:
     """[64, 64], P(to | from), of sites [64, N, V + 1] that move independently."""
-    product = torch.ones(len(STATES), len(STATES), dtype=torch.float64)
-    for n in range(N):
-        product *= site[:, n, STATES[:, n]]
-    return product
+    return states.product(site, STATES)
 
 
 def step_kernel(step: Step, mu: Tensor = MU, compensate: bool = True, free: Tensor | None = None) -> Tensor:
@@ -178,7 +158,7 @@ def by_drawn_value() -> Tensor:
         following: dict[tuple[int, ...], float] = {}
         for z, mass in law.items():
             masked = [n for n in range(N) if z[n] == V]
-            p = LAW(torch.tensor([z])).exp()[0]
+            p = NETWORK(torch.tensor([z])).exp()[0]
             for values in itertools.product(range(V), repeat=len(masked)):
                 chances = [float(p[n, value]) for n, value in zip(masked, values, strict=True)]
                 best = chances.index(max(chances))

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import noise, schedules
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import Masked, TimedMasked
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.markov import MarkovDiffusion
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.sampling import first_hitting
-from tests.models.exact_law import ExactLaw
 
 N, V, ROWS = 3, 2, 40_000
 
@@ -139,49 +140,32 @@ def test_where_it_is_not_exact_it_is_refused() -> None:
 def test_genmd4_would_miss_the_law() -> None:
     """Why it is refused: with exponents of one's own for each class, first hitting at any common schedule is far from
     p, although the denoiser is exact."""
-    law = ExactLaw.random(N, V, seed=3)
-    drawn = model(Tilted(law), schedule=schedules.Linear(eps=0.0)).sample(ROWS, 1, sampler="first_hitting", seed=1)
+    law = JointLaw.random(N, V, seed=3)
+    drawn = model(
+        TimedMasked(law, torch.tensor([0.5, 3.0], dtype=torch.float64)), schedule=schedules.Linear(eps=0.0)
+    ).sample(ROWS, 1, sampler="first_hitting", seed=1)
     assert worst(frequencies(drawn.x), law.p) > 45
 
 
-class Tilted(nn.Module):
-    """The best prediction of GenMD4 for p: sites that are masked at t are of the classes that are masked early,
-    p(x_n = v | z, t) in proportion to p(x) times the product of t^{w} over the masked sites (core/vector_masking.py)
-    and of 1 - t^{w} over the others."""
-
-    def __init__(self, law: ExactLaw) -> None:
-        super().__init__()
-        self.law, self.w = law, torch.tensor([0.5, 3.0], dtype=torch.float64)
-
-    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        x = self.law.x
-        fits = ((z[:, None] == x) | (z[:, None] == V)).all(-1)
-        weight = torch.where(
-            z[:, None] == V, t.double()[:, None, None] ** self.w[x], 1 - t.double()[:, None, None] ** self.w[x]
-        )
-        mass = torch.where(fits, self.law.p * weight.prod(-1), 0.0)
-        return torch.stack([(mass[..., None] * (x == v)).sum(1) for v in range(V)], -1).log()
-
-
 def test_an_exact_denoiser_gives_the_law_itself() -> None:
-    law = ExactLaw.random(N, V, seed=3)
-    drawn = model(law, schedule=schedules.Linear(eps=0.0)).sample(ROWS, 1, sampler="first_hitting", seed=1)
+    law = JointLaw.random(N, V, seed=3)
+    drawn = model(Masked(law), schedule=schedules.Linear(eps=0.0)).sample(ROWS, 1, sampler="first_hitting", seed=1)
     assert worst(frequencies(drawn.x), law.p) < 4.5
-    drawn = absorbing(law, t_end=40.0).sample(ROWS, 1, sampler="first_hitting", seed=1)
+    drawn = absorbing(Masked(law), t_end=40.0).sample(ROWS, 1, sampler="first_hitting", seed=1)
     assert worst(frequencies(drawn.x), law.p) < 4.5
 
 
 FLOOR = 0.3
 
 
-def law_with_a_floor(law: ExactLaw, left_share: float) -> Tensor:
+def law_with_a_floor(law: JointLaw, left_share: float) -> Tensor:
     """Of x where each site is left masked at t = 0 by itself with this probability and then filled given the others,
     all at once: Float64[V^N], by enumeration of what is left."""
     total = torch.zeros(V**N, dtype=torch.float64)
     for left in itertools.product((False, True), repeat=N):
         mask = torch.tensor(left)
         share = left_share ** int(mask.sum()) * (1 - left_share) ** int((~mask).sum())
-        filled = law(torch.where(mask, V, law.x)).exp().gather(2, law.x[..., None])[..., 0]  # [x, n]
+        filled = Masked(law)(torch.where(mask, V, law.x)).exp().gather(2, law.x[..., None])[..., 0]  # [x, n]
         same = (law.x[:, None] == law.x[None])[..., ~mask].all(-1).double()  # x' that look like x where not left
         total += share * (same @ law.p) * torch.where(mask, filled, 1.0).prod(-1)
     return total
@@ -190,12 +174,12 @@ def law_with_a_floor(law: ExactLaw, left_share: float) -> Tensor:
 def test_what_is_masked_below_the_schedules_floor_is_left_to_the_end_and_filled_at_once() -> None:
     """At an exact denoiser one site after the other has the law P, and filling many at once another: here the floor is
     so high that the two are told apart. Within 4.5 standard errors of 40,000 rows; control: P, without a floor."""
-    law = ExactLaw.random(N, V, seed=3)
+    law = JointLaw.random(N, V, seed=3)
     schedule = schedules.Linear(FLOOR)
     expected = law_with_a_floor(law, FLOOR / (1 - FLOOR))
     assert float(expected.sum()) == pytest.approx(1, abs=1e-12)
     assert (law_with_a_floor(law, 0.0) - law.p).abs().max() < 1e-12
-    drawn = model(law, schedule=schedule).sample(ROWS, 1, sampler="first_hitting", seed=1).x
+    drawn = model(Masked(law), schedule=schedule).sample(ROWS, 1, sampler="first_hitting", seed=1).x
     assert worst(frequencies(drawn), expected) < 4.5
     assert worst(frequencies(drawn), law.p) > 45
 

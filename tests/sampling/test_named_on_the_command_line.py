@@ -15,12 +15,12 @@ from ggm_lightning.callbacks.samples import Samples
 from ggm_lightning.cli.commands import _without_options
 from ggm_lightning.cli.main import main
 from ggm_lightning.core.schedules import Linear
+from ggm_lightning.exact.networks import Equal
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.report.callback import Report
 from ggm_lightning.sampling.plan import Ancestral
 from tests.fixtures.v1 import unpacked
-from tests.models.exact_law import Uniform
 from tests.sampling.test_strangers_sampler import PAGE
 
 MARKOV = Path(__file__).parents[2] / "experiments" / "md4_markov.yaml"
@@ -94,7 +94,7 @@ def test_options_are_taken_out_of_the_other_arguments() -> None:
 
 @pytest.mark.parametrize("callback", [Samples, Report])
 def test_of_a_callback(callback: type, run: Path) -> None:
-    md4 = MD4(Uniform(3), 3, (5,), Linear(0.0))
+    md4 = MD4(Equal(3), 3, (5,), Linear(0.0))
     for fine in (None, "first_hitting", "surest.Surest", Ancestral()):
         callback(sampler=fine).on_fit_start(None, md4)
     for wrong, said in (
@@ -107,7 +107,7 @@ def test_of_a_callback(callback: type, run: Path) -> None:
         callback(sampler=Ancestral()).on_fit_start(None, GGM(Visited(3), 3, (5,)))
 
 
-class Visited(Uniform):
+class Visited(Equal):
     def forward(self, z: torch.Tensor, t: torch.Tensor, label: object = None, visited: object = None) -> torch.Tensor:
         return super().forward(z, t)
 

@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ggm_lightning.exact.states import total_variation
 from ggm_lightning.sampling.request import Samples
 from tests.sampling import plan_laws as laws
-from tests.sampling.plan_laws import LAW, MU, NOTHING, ROWS, STATES, HollowLaw, N, V, apart, frequencies, md4, worst
+from tests.sampling.plan_laws import HOLLOW, LAW, MU, NETWORK, NOTHING, ROWS, STATES, N, V, frequencies, md4, worst
 
 STEPS = 8
 LOOP = {"t_on": 0.6, "t_off": 0.2, "alpha_on": 0.8}
 RULES = {"cap": 0.3, "rescale": 0.6, "rate": 4.0, "forward_backward": 1.0, "psi": 0.5, "loop": 0.3}
 
 
-def drawn(sampler: str, num_steps: int = STEPS, network: nn.Module = LAW, **more: object) -> Samples:
+def drawn(sampler: str, num_steps: int = STEPS, network: nn.Module = NETWORK, **more: object) -> Samples:
     return md4(network).sample(ROWS, num_steps, sampler=sampler, grid="uniform", **more)
 
 
@@ -39,7 +40,7 @@ def test_remasking(rule: str) -> None:
 
 
 def error(rule: str, eta: float, num_steps: int) -> float:
-    return apart(laws.stepwise(laws.remasking(rule, num_steps, eta)), LAW.p)
+    return total_variation(laws.stepwise(laws.remasking(rule, num_steps, eta)), LAW.p)
 
 
 def test_the_rate_vanishes_with_the_steps_and_a_loop_has_a_floor() -> None:
@@ -93,14 +94,14 @@ def test_more_at_a_time(options: dict[str, object], rows: float) -> None:
     expected = laws.ordered(**{"score": "confidence", **options})
     assert of_run.rows / ROWS == pytest.approx(rows, abs=0.01)
     assert worst(frequencies(of_run.x), expected) < 4.5
-    assert apart(expected, LAW.p) > 0.05
+    assert total_variation(expected, LAW.p) > 0.05
     assert worst(frequencies(of_run.x), laws.ordered("confidence", k=3)) > 45
 
 
 def test_order_by_drawn_values_is_biased() -> None:
     """It has the law that is said of it, .40 from p and of half its entropy. Control: it is called exact."""
     expected = laws.by_drawn_value()
-    assert apart(expected, LAW.p) == pytest.approx(0.402, abs=5e-4)
+    assert total_variation(expected, LAW.p) == pytest.approx(0.402, abs=5e-4)
     assert laws.entropy(expected.tolist()) == pytest.approx(1.207, abs=5e-4)
     assert pytest.approx(2.38, abs=5e-3) == LAW.entropy
     x = drawn("ordered", score="drawn", biased=True, k=1).x
@@ -137,11 +138,11 @@ def test_the_corrector_keeps_the_law_and_leads_to_it() -> None:
     gibbs = laws.gibbs()
     assert (LAW.p @ gibbs - LAW.p).abs().max() < 1e-15
     independent = laws.stepwise([(0.0, 1.0, 0.0)])
-    found = frequencies(drawn("corrected", 1, HollowLaw(), corrections=3).x)
+    found = frequencies(drawn("corrected", 1, HOLLOW, corrections=3).x)
     assert worst(found, independent @ torch.matrix_power(gibbs, 3)) < 4.5
     assert worst(found, independent) > 45
-    assert apart(independent @ torch.matrix_power(gibbs, 100), LAW.p) < 1e-3
-    exact = drawn("corrected", 1, HollowLaw(), corrections=3, inside="ordered", inside_options={"k": 1}).x
+    assert total_variation(independent @ torch.matrix_power(gibbs, 100), LAW.p) < 1e-3
+    exact = drawn("corrected", 1, HOLLOW, corrections=3, inside="ordered", inside_options={"k": 1}).x
     assert worst(frequencies(exact), LAW.p) < 4.5
 
 
@@ -199,14 +200,14 @@ class Labelled(nn.Module):
     num_labels = 1
 
     def forward(self, z: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return torch.where((label == 0)[:, None, None], LAW(z), torch.sin(LAW(z).clamp(min=-30)))
+        return torch.where((label == 0)[:, None, None], NETWORK(z), torch.sin(NETWORK(z).clamp(min=-30)))
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_guidance(weight: float) -> None:
     """Of ordered, k = 1, the order being that of the guided law, too. Control: no guidance."""
-    nobody = torch.sin(LAW(STATES).clamp(min=-30))
-    mu = torch.softmax(nobody + weight * (LAW(STATES) - nobody), -1)
+    nobody = torch.sin(NETWORK(STATES).clamp(min=-30))
+    mu = torch.softmax(nobody + weight * (NETWORK(STATES) - nobody), -1)
     model = md4(Labelled(), label_dropout=0.1)
     label = torch.zeros(ROWS, dtype=torch.int64)
     of_run = model.sample(ROWS, 1, label, sampler="blocks", stride=1, inside="ordered", guidance=weight)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core.schedules import Linear
+from ggm_lightning.exact.networks import Equal
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.ggm import GGM
@@ -24,7 +25,6 @@ from ggm_lightning.sampling.ordered import Ordered, prefix
 from ggm_lightning.sampling.plans import OF_MASKED
 from ggm_lightning.sampling.request import Samples
 from tests.models.every_family import small
-from tests.models.exact_law import Uniform
 from tests.sampling.test_rows_sent import CLAMP, FLOOR, KNOWN, VALUES, B, Counted, N, V, fuji, seq
 
 STEPS, SEED = 13, 3
@@ -211,7 +211,7 @@ def test_a_text_longer_than_the_model() -> None:
 def test_windows_of_a_longer_text_have_noise_of_their_own() -> None:
     """By a network that says nothing, so that values are noise alone."""
     options = {"stride": N, "length": 3 * N, "inside": "first_hitting"}
-    x = MD4(Uniform(V), V, (N,), FLOOR).sample(64, 1, sampler="blocks", **options).x
+    x = MD4(Equal(V), V, (N,), FLOOR).sample(64, 1, sampler="blocks", **options).x
     windows = x.split(N, 1)
     for i in range(3):
         agreeing = (windows[i] == windows[i - 1]).double().mean()

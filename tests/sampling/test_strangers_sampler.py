@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core.schedules import Linear
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import Masked
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.ggm import GGM
@@ -20,7 +22,6 @@ from ggm_lightning.models.lddm import FujiLDDM
 from ggm_lightning.models.markov import MarkovDiffusion
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.sampling.sampler import Sampler
-from tests.models.exact_law import ExactLaw
 from tests.sampling.test_first_hitting import worst
 from tests.sampling.test_rows_sent import Code, Counted, Joint, N, V
 
@@ -81,8 +82,8 @@ def test_a_row_alone_is_the_row_in_a_batch_and_what_is_known_stays(name: str, su
 
 def test_its_law_is_what_it_says(surest: str) -> None:
     """k = 1 with an exact network: p itself. Control: three sites at once, each drawn by itself."""
-    law = ExactLaw.random(3, 2, seed=3)
-    model = MD4(law, 2, (3,), Linear(0.0))
+    law = JointLaw.random(3, 2, seed=3)
+    model = MD4(Masked(law), 2, (3,), Linear(0.0))
 
     def frequencies(k: int) -> Tensor:
         x = model.sample(40_000, 1, sampler=surest, k=k, seed=1).x

@@ -1,0 +1,220 @@
+"""What a class of one's own is asked by the package, and what came: one line for each question.
+
+A family and a sampler are proved besides (exact/proof.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.core import schedule_checks
+from ggm_lightning.core.schedules import Schedule
+from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import HollowMasked
+from ggm_lightning.exact.proof import OF_SAMPLERS, prove
+from ggm_lightning.models.base import Family
+from ggm_lightning.models.md4 import MD4
+from ggm_lightning.rundir import codecs
+from ggm_lightning.sampling.sampler import Sampler
+
+ROWS = 4
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question.
+
+    Attributes:
+        asked: what has to be so. came: what is. passed: whether it is so; None where it is only told.
+    """
+
+    asked: str
+    came: str
+    passed: bool | None = True
+
+
+Answers = Iterator[Answer]
+
+
+def kind_of(made: Any) -> str:
+    """What it is to the package: family, sampler, schedule, codec, data set or network."""
+    kinds = {
+        Family: "family",
+        Sampler: "sampler",
+        Schedule: "schedule",
+        Codec: "codec",
+        DiscreteData: "data set",
+        nn.Module: "network",
+    }
+    for kind, name in kinds.items():
+        if isinstance(made, kind):
+            return name
+    raise ValueError(
+        f"check: {type(made).__name__} is no network (nn.Module), codec (Codec), data set (DiscreteData), family "
+        "(Family), sampler (Sampler or Plan) or schedule (Schedule); derive it from one of these"
+    )
+
+
+def answers(made: Any, family: Callable[..., Family] = MD4, texts: tuple[str, ...] = ()) -> list[Answer]:
+    """Of an object, by its kind: family, sampler, schedule, codec, data set, or else a network.
+
+    Args:
+        family: of a network: whose call it is to answer, called with (network, num_classes, shape).
+        texts: of a codec: what is encoded besides.
+
+    Raises ValueError for anything else. What a question raises is its answer.
+    """
+    asks: dict[str, Callable[[], Answers]] = {
+        "family": lambda: _of_family(made),
+        "sampler": lambda: _of_sampler(made),
+        "schedule": lambda: _of_schedule(made),
+        "codec": lambda: _of_codec(made, texts),
+        "data set": lambda: _of_data(made),
+        "network": lambda: _of_network(made, family),
+    }
+    return list(_guarded(asks[kind_of(made)]))
+
+
+def _guarded(asks: Callable[[], Answers]) -> Answers:
+    try:
+        yield from asks()
+    except Exception as error:
+        yield Answer("nothing is raised", f"{type(error).__name__}: {' '.join(str(error).split())}", False)
+
+
+def _proved(proof: Any) -> Answers:
+    for check in proof:
+        came = f"off by {check.deviation:.2g}, allowed {check.tolerance:.2g}"
+        if not check.passed:
+            came = "; ".join(text for text in (came, check.where, check.often) if text)
+        yield Answer(f"{check.name}: {check.equation}", came, check.passed)
+
+
+def _of_family(model: Family) -> Answers:
+    yield from _proved(prove(model, report=True))
+
+
+def _of_sampler(sampler: Sampler) -> Answers:
+    """With MD4 and an exact network, on three sites of three classes."""
+    law = JointLaw.random(3, 3)
+    model = MD4(HollowMasked(law), 3, (3,))
+    model.samplers = {}
+    rows = torch.tensor([1, 3])
+    together = model.sample(5, 4, sampler=sampler, seed=1).x
+    alone = torch.cat([model.sample(1, 4, sampler=sampler, seed=1, row=row[None]).x for row in rows])
+    same = torch.equal(alone, together[rows])
+    came = "it is" if same else "it is another: draw by run.uniform"
+    yield Answer("a row drawn alone is the row in a batch", came, same)
+    for answer in _proved(prove(model, law, True, OF_SAMPLERS, [sampler])):
+        told = ": law:" in f" {answer.asked}" or ": infilling:" in answer.asked
+        yield Answer(answer.asked, answer.came, None if told and not answer.passed else answer.passed)
+    yield Answer("it states its law", (type(sampler).__doc__ or "no docstring").strip().split("\n")[0], None)
+
+
+def _of_schedule(schedule: Schedule) -> Answers:
+    """Times in [0, 1], against the differences of alpha."""
+    try:
+        schedule_checks.checked(schedule)
+        yield Answer("alpha falls from 1 to 0; masked_fraction, dalpha and inverse belong to it", "they do")
+    except ValueError as error:
+        yield Answer("alpha falls from 1 to 0; masked_fraction, dalpha and inverse belong to it", str(error), False)
+        return
+    ends = schedule.alpha(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)).tolist()
+    yield Answer("alpha(0), alpha(1/2), alpha(1)", ", ".join(f"{end:.4g}" for end in ends), None)
+    law = JointLaw.random(3, 3)
+    only = ("corrupt", "start", "terms", "reverse_law", "bound", "equal", "each", "estimator")
+    yield from _proved(prove(MD4(HollowMasked(law), 3, (3,), schedule), law, True, only, num_samples=5_000))
+
+
+def _of_codec(codec: Codec, texts: tuple[str, ...]) -> Answers:
+    V = codec.num_classes
+    yield Answer("num_classes is a whole number of at least 1", str(V), isinstance(V, int) and V >= 1)
+    again = codecs_again(codec)
+    same = again.tokenizer_hash == codec.tokenizer_hash
+    yield Answer("to_dict describes it: the codec made from it has the same identity", str(same), same)
+    ids = np.arange(min(V, 64))[None]
+    shown = codec.decode(ids)
+    yield Answer("decode takes ids 0..V-1", f"{_short(shown[0])} of the first {ids.size}", len(shown) == 1)
+    try:
+        blank = codec.decode(np.array([[0, V]]))
+        yield Answer("decode shows the mask, id V, as a blank", _short(blank[0]), True)
+    except Exception as error:
+        yield Answer("decode shows the mask, id V, as a blank", str(error), False)
+    for text in texts:
+        back = codec.decode(codec.encode_array(text)[None])[0]
+        yield Answer(f"{_short(text)} decodes to itself", _short(back), str(back) == text)
+
+
+def codecs_again(codec: Codec) -> Codec:
+    """From its description alone."""
+    described = codec.to_dict()
+    return codecs.codec_from_dict(described, trust=(described["class_path"],))
+
+
+def _of_data(data: DiscreteData) -> Answers:
+    """Prepares and reads it, as a fit would."""
+    V, shape = data.num_classes, tuple(data.shape)
+    yield Answer("num_classes and shape are known before anything is read", f"{V}, {shape}")
+    data.prepare_data()
+    data.setup("fit")
+    for split in data.splits:
+        rows = data.rows(split)
+        batch = rows[list(range(min(ROWS, len(rows))))]
+        x = batch["x"]
+        right = x.dtype == torch.int64 and tuple(x.shape[1:]) == shape
+        yield Answer(f"{split}: x is Int64[b, {', '.join(map(str, shape))}]", f"{x.dtype}, {tuple(x.shape)}", right)
+        lowest, highest = int(x.min()), int(x.max())
+        inside = lowest >= 0 and highest < V
+        came = f"{lowest}..{highest} in {len(x)} of {len(rows):,} rows"
+        yield Answer(f"{split}: ids lie in 0..{V - 1}", came, inside)
+        again = rows[list(range(min(ROWS, len(rows))))]["x"]
+        yield Answer(f"{split}: a row is the same when it is read again", "", torch.equal(x, again))
+        yield Answer(f"{split}: decode(x)", _short(data.decode(x)[0]), None)
+
+
+def _of_network(network: nn.Module, family: Callable[..., Family]) -> Answers:
+    """As the family calls it, in a loss, a bound and a draw."""
+    sizes = getattr(network, "num_classes", None) or 3, getattr(network, "shape", None) or (5,)
+    model = family(network, *sizes)
+    x = torch.arange(ROWS * model.num_sites).reshape(ROWS, *model.shape) % model.num_classes
+    yield Answer(f"{type(model).__name__} takes it", f"{model.num_classes} classes, shape {model.shape}")
+    loss = model.loss(x)
+    yield Answer("loss(x) is a finite number", f"{float(loss):.4g} {model.loss_name}", bool(torch.isfinite(loss)))
+    loss.backward()
+    still = [name for name, p in model.network.named_parameters() if p.requires_grad and not _learns(p)]
+    yield Answer("every parameter gets a gradient", f"none: {', '.join(still[:4])}" if still else "it does", not still)
+    nats, other = (model.nelbo(x, num_samples=8, seed=seed) for seed in (0, 0))
+    yield Answer("nelbo(x) is finite, nats", f"{float(nats.mean()):.4g}, N ln V is {_start(model):.4g}", _finite(nats))
+    yield Answer("the same call gives the same numbers: no dropout or draw in a bound", "", torch.equal(nats, other))
+    alone = model.nelbo(x[:1], num_samples=8, seed=0)
+    apart = float((alone - nats[:1]).abs().max())
+    yield Answer("a row alone has the numbers of the row in a batch", f"{apart:.2g} nats apart", apart < 1e-3)
+    drawn = model.sample(2, 4, seed=0)
+    yield Answer("sample draws ids", f"{tuple(drawn.x.shape)}, {drawn.network_calls} calls of the network")
+
+
+def _learns(parameter: Tensor) -> bool:
+    return parameter.grad is not None
+
+
+def _finite(nats: Tensor) -> bool:
+    return bool(torch.isfinite(nats).all())
+
+
+def _start(model: Family) -> float:
+    return model.num_sites * float(np.log(model.num_classes))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, np.ndarray | Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."

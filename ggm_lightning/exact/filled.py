@@ -1,0 +1,173 @@
+"""What each sampler of a trained model fills in at a few free sites of one row, beside the model's own conditional law.
+
+The other sites are known. The model's own law of the free ones, given them, is a product of what its network says:
+
+    a mask             p(a | known) p(b | a, known) ..., the mean over the orders of the free sites
+    left to right      the same, in the one order there is
+    GGM                the law that its heat bath keeps: each free site in turn, given all others, at the first sweep
+
+For other families there is no such product; their samplers are compared with the first of them in many steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ggm_lightning.exact.states import all_states, frequencies, product, total_variation
+from ggm_lightning.models.autoregressive import AutoregressiveModel
+from ggm_lightning.models.base import Family
+from ggm_lightning.models.ggm import GGM
+from ggm_lightning.models.lddm_base import LatentFamily
+
+MOST = 4_096  # values of the free sites together: each is a row that the network is asked about
+_FINER = 8  # of the run that stands in for a conditional law
+_REPEATS = 20  # sets of exact draws, for floor and error
+
+
+@dataclass(frozen=True)
+class Filled:
+    """One sampler's law of the free sites, beside the reference.
+
+    Attributes:
+        sampler: its name. distance: total variation between its draws and the reference.
+        floor: that of as many exact draws, in the mean. error: its standard deviation.
+        said: why there is no number.
+    """
+
+    sampler: str
+    distance: float = float("nan")
+    floor: float = float("nan")
+    error: float = float("nan")
+    said: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.said:
+            return self.said
+        return "as exact draws" if self.distance <= self.floor + 3 * self.error else "an error of the sampler"
+
+
+def number_of_sites(num_classes: int, num_sites: int, num_samples: int) -> int:
+    """Three or two, where so many draws tell something of all their values, else one; 0 where one has too many."""
+    fitting = [count for count in (3, 2) if num_classes**count <= num_samples / 10 and count < num_sites]
+    if fitting:
+        return fitting[0]
+    return 1 if num_classes <= MOST else 0
+
+
+def reference(model: Family, row: Tensor, sites: list[int], label: Tensor | None = None) -> Tensor | None:
+    """The model's own law of the free sites, Float64[V^k] in the order of `all_states`; None where it has none."""
+    states = all_states(model.num_classes, len(sites)).to(model.device)
+    labels = None if label is None else label.expand(len(states))
+    with model.evaluating("sampling"):
+        if isinstance(model, AutoregressiveModel):
+            return _from_bound(model, row, sites, states, labels)
+        if isinstance(model, GGM):
+            return None if model.random_order else _kept_by_heat_bath(model, row, sites, states, labels)
+        if model.mask_id is None or model.schedule is None or isinstance(model, LatentFamily):
+            return None
+        return _over_orders(model, row, sites, states, labels)
+
+
+def _rows(row: Tensor, sites: list[int], states: Tensor) -> Tensor:
+    """The row with every value of the free sites, Int64[m, n]."""
+    rows = row.flatten().expand(len(states), -1).clone()
+    rows[:, sites] = states
+    return rows
+
+
+def _from_bound(model: Family, row: Tensor, sites: list[int], states: Tensor, labels: Tensor | None) -> Tensor:
+    """Of a model whose nelbo is -log p: p(x) / sum over the free sites."""
+    rows = _rows(row, sites, states).reshape(-1, *model.shape)
+    return (-model.nelbo(rows, labels)).softmax(0).cpu()
+
+
+def _over_orders(model: Family, row: Tensor, sites: list[int], states: Tensor, labels: Tensor | None) -> Tensor:
+    """The chain rule in every order, from the network at the time at which as many are masked."""
+    orders = list(itertools.permutations(range(len(sites))))
+    law = torch.zeros(len(states), dtype=torch.float64, device=model.device)
+    for order in orders:
+        p = torch.ones_like(law)
+        for place, which in enumerate(order):
+            z = _rows(row, sites, states)
+            z[:, [sites[later] for later in order[place:]]] = model.mask_id
+            share = torch.full((1,), (len(sites) - place) / model.num_sites, dtype=torch.float64, device=model.device)
+            t = model.schedule.inverse(share).expand(len(z))
+            at = torch.full((len(z), 1), sites[which], device=model.device)
+            logits = model.logits_at(z.reshape(-1, *model.shape), t, labels, at)
+            p = p * logits.double().softmax(-1).gather(1, states[:, which : which + 1])[:, 0]
+        law += p / len(orders)
+    return law.cpu()
+
+
+def _kept_by_heat_bath(model: GGM, row: Tensor, sites: list[int], states: Tensor, labels: Tensor | None) -> Tensor:
+    """The stationary law of drawing one free site after the other by the model's own conditionals."""
+    rows = _rows(row, sites, states).reshape(-1, *model.shape)
+    round_of_all = torch.eye(len(states), dtype=torch.float64)
+    for visit in reversed(range(model.num_sites)):
+        site = int(model.sweeps.order[visit])
+        if site not in sites:
+            continue
+        when = torch.full((len(rows),), visit, device=model.device)
+        law = model.reverse_law(rows, when + 1, when, labels, sampler="heat_bath").probs()[:, sites].cpu()
+        round_of_all = round_of_all @ product(law, states.cpu())
+    return torch.linalg.matrix_power(round_of_all, 4096)[0]
+
+
+def measured(
+    model: Family,
+    row: Tensor,
+    sites: list[int],
+    num_samples: int,
+    num_steps: int,
+    seed: int = 0,
+    label: Tensor | None = None,
+) -> tuple[list[Filled], bool]:
+    """(each sampler of the family, whether the reference is the model's own law).
+
+    Args:
+        row: Int64[*shape], of the data. sites: the free ones; all others are known.
+    """
+    known = torch.ones(model.num_sites, dtype=torch.bool, device=model.device)
+    known[sites] = False
+    clamp = row, known.reshape(model.shape)
+    labels = None if label is None else label.expand(num_samples)
+    target, own = reference(model, row, sites, label), True
+
+    def drawn(sampler: str, steps: int, own_seed: int) -> Tensor:
+        x = model.sample(num_samples, steps, labels, clamp, sampler=sampler, seed=own_seed).x
+        return frequencies(x.flatten(1)[:, sites].cpu(), model.num_classes)
+
+    if target is None:
+        own, first = False, next(iter(model.samplers))
+        target = drawn(first, _FINER * num_steps, seed + 1)
+    floor, error = _of_exact_draws(target, num_samples, both=not own)
+    found = []
+    for sampler in model.samplers:
+        try:
+            distance = total_variation(drawn(sampler, num_steps, seed), target)
+            found.append(Filled(sampler, distance, floor, error))
+        except ValueError as refused:
+            found.append(Filled(sampler, said=textwrap.shorten(f"refused: {refused}", 96, placeholder=" ...")))
+    return found, own
+
+
+def _of_exact_draws(law: Tensor, num_samples: int, both: bool) -> tuple[float, float]:
+    """(mean, standard deviation) of the total variation between a law and so many draws from it; `both`: between two
+    sets of draws."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draws() -> Tensor:
+        x = torch.multinomial(law, num_samples, replacement=True, generator=generator)
+        return x.bincount(minlength=len(law)).double() / num_samples
+
+    found: list[Any] = [total_variation(draws(), draws() if both else law) for _ in range(_REPEATS)]
+    values = torch.tensor(found, dtype=torch.float64)
+    return float(values.mean()), float(values.std())

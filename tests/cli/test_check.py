@@ -1,0 +1,95 @@
+"""`lightning check` of classes: what is asked, what came, and the exit in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ggm_lightning.cli import check
+from tests.cli.test_main import error_of
+
+OWN = """
+import torch
+from torch import nn
+from ggm_lightning.core.schedules import Schedule
+from ggm_lightning.sampling.plan import Plan, Sites
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.embedding = nn.Embedding(num_classes + 1, num_classes)
+
+    def forward(self, z, t, label=None):
+        return self.embedding(z)
+
+class Wrong(Tiny):
+    def forward(self, z, t, label=None):
+        return self.embedding(z)[..., :2]
+
+class Bent(Schedule):
+    def alpha(self, t):
+        return 0.5 + 0.5 * torch.cos(9 * t)
+
+class Everything(Plan):
+    '''Law: all at once, as if the sites were independent.'''
+
+    def choose(self, run):
+        return Sites(run.masked)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine_checked.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_a_network(capsys: pytest.CaptureFixture[str]) -> None:
+    check.run(["mine_checked.Tiny"])
+    told = capsys.readouterr().out
+    assert told.startswith("mine_checked.Tiny: a network\n")
+    assert "ok    every parameter gets a gradient" in told
+    assert told.endswith("all is as it has to be\n")
+    with pytest.raises(ValueError, match=r"Wrong: 1 of 2 answers are wrong.*nothing is raised"):
+        check.run(["mine_checked.Wrong"])
+    assert "wanted: logits of shape (4, 5, 3)" in capsys.readouterr().out
+
+
+def test_a_schedule_and_a_sampler(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="1 of 1 answers are wrong"):
+        check.run(["mine_checked.Bent"])
+    assert "FAILS alpha falls from 1 to 0" in capsys.readouterr().out
+    check.run(["mine_checked.Everything"])
+    told = capsys.readouterr().out
+    assert "ok    a row drawn alone is the row in a batch" in told
+    assert "told  sampler Everything: law" in told  # an error that its docstring may state
+    assert "ok    sampler Everything: known" in told
+
+
+def test_a_codec_and_a_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    check.run(["ggm_lightning.codecs.text.Bytes", "--text", "ä b"])
+    told = capsys.readouterr().out
+    assert "ok    'ä b' decodes to itself: 'ä b'" in told
+    check.run(["ggm_lightning.data.toy.synthetic.MarkovChain", "--num_train=8", "--num_val=5", "--length", "13"])
+    told = capsys.readouterr().out
+    assert "ok    val: x is Int64[b, 13]: torch.int64, (4, 13)" in told
+    assert "in 4 of 5 rows" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.Class"], "check nowhere.Class: not found"),
+        (["Class"], "there is no such file, and a class has its module before it"),
+        (["mine_checked.OWN_NAME"], "not found"),
+        (["mine_checked.Tiny", "--classes", "3"], "give its arguments as --NAME VALUE"),
+        (["mine_checked.Tiny", "classes"], "classes is no option"),
+        (["pathlib.PurePath"], "is no network"),
+        (["--row", "1"], "name a class or a checkpoint first"),
+    ],
+)
+def test_mistakes_end_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in error_of(capsys, ["check", *words])
