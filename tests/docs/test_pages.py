@@ -18,7 +18,7 @@ DEBUG = ["--config", str(ROOT / "configs" / "trainer" / "debug.yaml")]
 TINY = ["--model.network.init_args.feature_dim=8", "--model.network.init_args.num_layers=1"]
 SMALL = ["--data.init_args.global_batch_size=4", "--data.init_args.eval_batch_size=4"]
 # a run folder -> the experiment that makes it; what the pages call runs/first is trained by their own commands
-RUNS = {"demo": "md4_demo", "digits": "md4_digits", "ggm_demo": "ggm_demo", "ar_demo": "ar_demo"}
+RUNS = {"demo": "md4_demo", "digits": "md4_digits", "genmd4_demo": "genmd4_demo", "ar_demo": "ar_demo"}
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)[^)]*\)|!\[[^\]]*\]\(([^)]+)\)")
 _MAKE_TARGET = re.compile(r"^([\w-]+):", re.MULTILINE)
 
