@@ -11,7 +11,7 @@ fit = $(if $(shell grep -s '"complete": true' runs/$(1)/story.json),@echo "runs/
 	--config experiments/$(2).yaml $(if $(wildcard runs/$(1)/last.ckpt),--ckpt_path last))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-all demo-text demo-sudoku demo-md4 demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench bench-sweep gpu clean
+.PHONY: help demo demo-all demo-text demo-sudoku demo-md4 demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench bench-sweep gpu docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -99,6 +99,10 @@ gpu:  ## what has to be measured on a GPU, in 8 minutes, without a network; into
 
 bench-sweep: $(VENV)/.dev  ## quality against budget of MD4, GGM and AR on the demo's text (20 minutes of two cores): docs/sweep.md
 	$(BIN)/python -m tests.benchmarks.sweep
+
+docs: $(VENV)/.all  ## the documents as a site: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -d site
+	@echo "open site/index.html"
 
 clean:  ## remove .venv and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -3,7 +3,7 @@
 A constructor asks whether the network can be called as the family calls it. Shapes and types of what it returns are
 compared in every call, which costs nothing; values are looked at in a model's first call in training, in a bound and in
 sampling, so that no later step waits for the device. Every mismatch is one ValueError: which network in which call,
-what came, what was wanted, and what may help. The calls of all families stand in the README, "How a network is called".
+what came, what was wanted, and what may help. The calls of all families stand in docs/library.md.
 The families are those of arXiv 2406.04329, 2405.17035, 2510.18114 and 2305.11089.
 
 What cannot be seen: sites and classes of equal number in the wrong order ([b, V, n] where n = V), a head that belongs

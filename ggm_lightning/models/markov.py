@@ -84,7 +84,7 @@ class MarkovDiffusion(Family):
     Args:
         network, num_classes, shape: see Family.
         process: uniform, absorbing (S = V + 1, the mask last) or gaussian, which moves between neighbouring levels and
-            so is refused for classes that are names. Rates of one's own: S x S numbers with S >= V, process[a][b] the
+            so is refused for classes that are names. Rates of one's own: S x S numbers with S >= V, `process[a][b]` the
             rate b -> a (the diagonal is not used); a .npy file of them; or a class derived from core.rates.Rates, whose
             rates may change with time.
         t_end: the process's time at t = 1. power: tau = t_end t^power.

@@ -1,4 +1,4 @@
-"""The README's table of infilling: total variation to the exact conditional law, by family, sampler and setting.
+"""The table of docs/exactness.md of infilling: total variation to the exact conditional law, by family, sampler and setting.
 
 `python -m tests.models.infilling_table` prints it (a minute or two).
 """

@@ -1,4 +1,4 @@
-"""How far the bounds of MD4 and GenMD4 with their default floors are from -log p(x): the figures of the README and of
+"""How far the bounds of MD4 and GenMD4 with their default floors are from -log p(x): the figures of docs/exactness.md and of
 the docstrings.
 
 By enumeration of the law of four sites of three classes, with exact networks. Without the floors nothing is left.
@@ -40,11 +40,11 @@ def genmd4_gap(w: Tensor, first_time: float) -> tuple[float, float, float]:
         return summary(integral(model, LAW.x) + model.reconstruction(LAW.x) + model.prior_nats)
 
 
-def test_the_readme_has_these_figures_and_this_law() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_page_has_these_figures_and_this_law() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "exactness.md").read_text(encoding="utf-8")
     for figures in ("1.7e-4 | -3.0e-3 | 4.2e-4", "1.6e-5 | -3.0e-4 | 3.7e-5", "1.8e-3 | -0.26 | 7.9e-3"):
-        assert f" | {figures} |" in readme
-    assert "exact.JointLaw.random(4, 3, seed=0)" in readme
+        assert f" | {figures} |" in page
+    assert "exact.JointLaw.random(4, 3, seed=0)" in page
     assert torch.equal(LAW.p, P)
 
 

@@ -1,6 +1,6 @@
 """GGM's sampler "parallel": with hide: own it converges in sweeps, with hide: block it does not, and says so.
 
-By enumeration of the 81 states of infilling_law.py with an exact network, with nothing known; the README's table.
+By enumeration of the 81 states of infilling_law.py with an exact network, with nothing known; the table of docs/exactness.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ggm_lightning.models.ggm import GGM
 from ggm_lightning.sampling import sweeping
 from tests.models.infilling_law import ONE_HOT, N, P, V, ggm
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "exactness.md").read_text(encoding="utf-8")
 SWEEPS = (1, 2, 4, 8, 16)
 STATES = all_states(V, N)
 MARGINALS = torch.einsum("s,snv->nv", P, ONE_HOT)
@@ -43,8 +43,8 @@ def head(hide: str, size: int) -> str:
 
 
 @pytest.mark.parametrize(("hide", "size"), ROWS)
-def test_the_readme_has_the_measured_table(hide: str, size: int) -> None:
-    found = [line for line in README.splitlines() if line.startswith(head(hide, size))]
+def test_the_page_has_the_measured_table(hide: str, size: int) -> None:
+    found = [line for line in PAGE.splitlines() if line.startswith(head(hide, size))]
     assert len(found) == 1
     figures = [float(figure) for figure in found[0].removeprefix(head(hide, size)).strip(" |").split(" | ")]
     assert errors(hide, size) == pytest.approx(figures, abs=6e-4)

@@ -1,4 +1,4 @@
-"""Infilling: how far each sampler is from the exact conditional law, and that the README says so.
+"""Infilling: how far each sampler is from the exact conditional law, and that docs/exactness.md says so.
 
 Exact networks, a law of four sites of three classes of which two are known (infilling_law.py). Laws are enumerated
 (ggm_lightning/exact/) or, in two lines, drawn. Total variation throughout.
@@ -25,7 +25,7 @@ from ggm_lightning.sampling.plans import OF_MASKED
 from tests.models.infilling_law import IGNORANT, INDEPENDENT, LAW, TARGET, N, V, seq
 from tests.models.infilling_table import DRAWS, EXACT, FLOOR, LINES, Line, enumerated, floor
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "exactness.md").read_text(encoding="utf-8")
 HEADS = [line.head.strip("| ") for line in LINES]
 every_line = pytest.mark.parametrize("line", LINES, ids=HEADS)
 ROUNDING = 6e-4  # of three decimals; the draws are a function of their seed
@@ -66,9 +66,9 @@ def test_every_sampler_of_every_family_has_a_line() -> None:
     assert without_a_line({New}) == {"New ancestral", "New first_hitting", "New faster"}
 
 
-def in_readme(line: Line) -> list[float]:
-    found = [text for text in README.splitlines() if text.startswith(line.head)]
-    assert len(found) == 1, f"README: {len(found)} lines begin with {line.head}"
+def on_page(line: Line) -> list[float]:
+    found = [text for text in PAGE.splitlines() if text.startswith(line.head)]
+    assert len(found) == 1, f"docs: {len(found)} lines begin with {line.head}"
     figures, error = found[0].removeprefix(line.head).strip(" |").split(" | ")
     assert error == line.error
     return [float(figure) for figure in figures.split(", ")]
@@ -79,17 +79,17 @@ QUICK = [line for line in LINES if not line.sampler.startswith("seq_")]
 
 
 @pytest.mark.parametrize("line", QUICK, ids=[line.head.strip("| ") for line in QUICK])
-def test_the_readme_has_the_coarsest_figure(line: Line) -> None:
-    figures = in_readme(line)
+def test_the_page_has_the_coarsest_figure(line: Line) -> None:
+    figures = on_page(line)
     assert len(figures) == len(line.cases)
     assert line.measured(line.cases[0]) == pytest.approx(figures[0], abs=ROUNDING)
 
 
 @pytest.mark.slow
 @every_line
-def test_the_readme_has_all_figures_and_they_are_what_it_calls_them(line: Line) -> None:
+def test_the_page_has_all_figures_and_they_are_what_it_calls_them(line: Line) -> None:
     measured = [line.measured(case) for case in line.cases]
-    assert measured == pytest.approx(in_readme(line), abs=ROUNDING)
+    assert measured == pytest.approx(on_page(line), abs=ROUNDING)
     if line.error == EXACT:
         assert max(measured) < 1.5 * floor(DRAWS)
     elif line.error == FLOOR:
@@ -98,10 +98,10 @@ def test_the_readme_has_all_figures_and_they_are_what_it_calls_them(line: Line) 
         assert all(fine < 0.75 * coarse for coarse, fine in itertools.pairwise(measured))
 
 
-def test_the_readme_has_the_scale() -> None:
+def test_the_page_has_the_scale() -> None:
     scale = [floor(DRAWS), total_variation(IGNORANT, TARGET), total_variation(INDEPENDENT, TARGET)]
     words = re.search(
-        r"draws from it are ([\d.]+)\D+ignored are ([\d.]+)\D+given them (0[.]\d+)", " ".join(README.split())
+        r"draws from it are ([\d.]+)\D+ignored are ([\d.]+)\D+given them (0[.]\d+)", " ".join(PAGE.split())
     )
     assert words is not None
     assert [float(figure) for figure in words.groups()] == pytest.approx(scale, abs=ROUNDING)

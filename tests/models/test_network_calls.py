@@ -1,4 +1,4 @@
-"""Each family calls its networks as the README's table and its own docstring say: recorded, not believed."""
+"""Each family calls its networks as the table of docs/library.md and its own docstring say: recorded, not believed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.markov import MarkovDiffusion
 from ggm_lightning.models.md4 import MD4
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "library.md").read_text(encoding="utf-8")
 B, H, W, V, S, D = 2, 3, 5, 7, 11, 13
 N = H * W
 RING = [[0.3] * (V + 1)] * (V + 1)  # one state more than there are classes
@@ -30,7 +30,7 @@ RING = [[0.3] * (V + 1)] * (V + 1)  # one state more than there are classes
 
 def table() -> list[tuple[str, str, str, str]]:
     """(family, call, what is given, what comes back), a row for each family of a line."""
-    section = README.split("#### How a network is called")[1].split("\n\n")[1]
+    section = PAGE.split("## How a network is called")[1].split("\n\n")[1]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()[2:]]
     return [(name, call.strip("`"), given, back) for names, call, given, back in cells for name in names.split(", ")]
 

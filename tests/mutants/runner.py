@@ -22,7 +22,7 @@ import yaml
 from tests.mutants import warm
 
 PACKAGE = "ggm_lightning"
-COPIED = (PACKAGE, "tests", "configs", "experiments", "pyproject.toml", "README.md", "Makefile")
+COPIED = (PACKAGE, "tests", "configs", "experiments", "pyproject.toml", "README.md", "Makefile", "docs", "mkdocs.yml")
 LIMIT = 300  # seconds of one test
 # what the tests import and the package does not own
 PRELOAD = (
