@@ -140,7 +140,9 @@ def test_data_flows_one_way() -> None:
 
 def test_the_documents_show_the_same_rooms() -> None:
     drawn = re.search(
-        r"^```\n(cli .*?)^```", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        r"^```\n(cli .*?)^```",
+        (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
     )
     assert drawn
     rows = [re.split(r"  +", line)[0].split(" | ") for line in drawn[1].splitlines()]

@@ -1,6 +1,6 @@
 """Draws the pictures of docs/families/: one line of text (or one digit), noised by each family's own `corrupt`.
 
-    python docs/pictures/draw_noise.py      writes noise_*.svg beside this file
+python docs/pictures/draw_noise.py      writes noise_*.svg beside this file
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def draw() -> None:
     centre = torch.arange(side) - (side - 1) / 2
     ring = (centre[:, None] ** 2 + centre**2).sqrt()
     picture = ((3 - (ring - 4).abs()).clamp(0, 2) * 8).round().long()
-    process = MarkovDiffusion(network=Nothing(), num_classes=levels, shape=(side, side), process="gaussian", width=2.0, t_end=50.0, power=3.0)
+    process = MarkovDiffusion(
+        network=Nothing(), num_classes=levels, shape=(side, side), process="gaussian", width=2.0, t_end=50.0, power=3.0
+    )
     u = noise.uniform("x", seed=3, step=0, row=torch.zeros(1, dtype=torch.long), num_sites=side * side)
     pictures = []
     for t in TIMES:

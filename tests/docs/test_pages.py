@@ -25,7 +25,7 @@ _MAKE_TARGET = re.compile(r"^([\w-]+):", re.MULTILINE)
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for link, picture in _LINK.findall(text):
         target = link or picture
         if not target.startswith(("http", "mailto:")):
@@ -48,7 +48,9 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_marks_are_known(page: str) -> None:
     assert {block.mark for block in blocks(page)} <= {None, *MARKS}
-    assert len(re.findall("<!-- needs:", (ROOT / page).read_text("utf-8"))) == sum(b.mark is not None for b in blocks(page))
+    assert len(re.findall("<!-- needs:", (ROOT / page).read_text("utf-8"))) == sum(
+        b.mark is not None for b in blocks(page)
+    )
 
 
 def test_every_page_is_in_the_site() -> None:

@@ -1,4 +1,4 @@
-"""The table of docs/exactness.md of infilling: total variation to the exact conditional law, by family, sampler and setting.
+"""The table of infilling on docs/exactness.md: total variation to the exact conditional law, by family and setting.
 
 `python -m tests.models.infilling_table` prints it (a minute or two).
 """

@@ -1,6 +1,7 @@
 """GGM's sampler "parallel": with hide: own it converges in sweeps, with hide: block it does not, and says so.
 
-By enumeration of the 81 states of infilling_law.py with an exact network, with nothing known; the table of docs/exactness.md.
+By enumeration of the 81 states of infilling_law.py with an exact network, with nothing known: the table of
+docs/exactness.md.
 """
 
 from __future__ import annotations
