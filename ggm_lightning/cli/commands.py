@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ggm_lightning.cli import evaluate as evaluation
+from ggm_lightning.cli.export import export
 from ggm_lightning.cli.infill import infill
 from ggm_lightning.cli.inspect import inspect
 from ggm_lightning.cli.loading import trusted_names
@@ -40,8 +41,9 @@ def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
     parser.add_function_arguments(COMMANDS[command], as_group=False, skip={"named", "options"})
     further: dict[str, Any] = {}
     if command != "inspect":
-        args, options = _without_options(args)
-        further = {"named": trusted_names(None, experiment), "options": options}
+        further = {"named": trusted_names(None, experiment)}
+    if command in ("sample", "infill"):
+        args, further["options"] = _without_options(args)
     COMMANDS[command](**parser.parse_args(args).as_dict(), **further)
 
 
@@ -80,4 +82,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluation.evaluate,
     "sweep": sweep,
     "inspect": inspect,
+    "export": export,
 }

@@ -126,7 +126,7 @@ def evaluate(
     settings = _settings(loaded.model, split, num_samples, seed, batch_size, limit, estimator, protocol)
     sources = sections(data, section, loaded.config.get("data"), overrides or {}, ckpt_path)
     sets = _ready(loaded, protocols.applied(sources, protocol), settings, trusted, prepare)
-    folder = Path(out) if out else loaded.path.parent / _folder(loaded, settings)
+    folder = Path(out) if out else loaded.results / _folder(loaded, settings)
     found = _measured(loaded, sets, settings, folder, again)
     print(table(found, f"{type(loaded.model).__name__} of {ckpt_path}", settings, loaded.model.exact))
     return found
