@@ -70,7 +70,7 @@ def hand_on(
     if figures:
         measured = f"figures of {len(figures)} evaluation{'s' if len(figures) > 1 else ''}"
     print(f"model card: licence {licence}, {measured}")
-    print(f"use it: lightning sample --ckpt_path {folder}, or ggm_lightning.load({str(folder)!r})")
+    print(f"use it: ggm_lightning.load({str(folder)!r}), or {folder} where a command wants a checkpoint")
 
 
 def _config(checkpoint: dict[str, Any]) -> dict[str, Any]:

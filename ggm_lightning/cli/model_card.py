@@ -103,15 +103,22 @@ def _table(rows: list[tuple[Any, ...]]) -> str:
 
 def _use(name: str, config: dict[str, Any]) -> str:
     foreign = config.get("needs") or []
-    trust = f", trust={tuple(foreign)!r}" if foreign else ""
     needs = f" It also needs code of {', '.join(foreign)}, which is not in this folder." if foreign else ""
+    trust = f", trust={tuple(foreign)!r}" if foreign else ""
+    code = [f"model = ggm_lightning.load({name!r}{trust})"]
+    commands = [f"lightning inspect {name}"]
+    if _class(config.get("model")) == "VQGAN":
+        commands.append(f"lightning prepare --config vqgan --data.source pictures --data.vqgan {name}")
+    else:
+        shown = "model.codec.decode(samples.x.numpy())" if config.get("codec") else "samples.x"
+        code += ["samples = model.sample(num_samples=4, num_steps=64)", f"print({shown})"]
+        commands.append(f"lightning sample --ckpt_path {name} --num_samples 4 --num_steps 64")
+        commands.append(f"lightning fit --config mine.yaml --init_from {name}")
     return (
-        f"## Use\n\nIt is loaded by the Python package ggm_lightning. `{WEIGHTS}` holds numbers alone, and "
-        f"no code is executed.{needs}\n\n"
-        f"```python\nimport ggm_lightning\n\nmodel = ggm_lightning.load({name!r}{trust})\n"
-        "samples = model.sample(num_samples=4, num_steps=256)\nprint(model.codec.decode(samples.x.numpy()))\n```\n\n"
-        f"```sh\nlightning sample --ckpt_path {name} --num_samples 4 --num_steps 256\n"
-        f"lightning fit --config mine.yaml --init_from {name}\n```\n"
+        f"## Use\n\nIt is loaded by the Python package ggm_lightning. `{WEIGHTS}` holds numbers alone, and no code is "
+        f"executed.{needs}\n\n"
+        f"```python\nimport ggm_lightning\n\n{chr(10).join(code)}\n```\n\n"
+        f"```sh\n{chr(10).join(commands)}\n```\n"
     )
 
 
