@@ -62,8 +62,8 @@ def import_model(
     # built and compared before anything is written
     checkpoint = {"state_dict": weights, checkpoint_files.KEY: config}
     model = restore.restored(checkpoint, path)
-    hand_on(folder, weights, config, licence, sum(p.numel() for p in model.parameters()), [])
     _say(published, length, codec)
+    hand_on(folder, weights, config, licence, sum(p.numel() for p in model.parameters()), [])
 
 
 def _config(published: mdlm_files.Published, codec: Subwords, length: int, origin: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _config(published: mdlm_files.Published, codec: Subwords, length: int, origi
         "version": __version__,
         "torch": str(torch.__version__),
         "step": published.step,
-        "averaged": published.averaged is not False,  # those on the hub are
+        "averaged": published.averaged,
         "needs": [],
         "source": f"MDLM (arXiv 2406.07524), {origin}",
         "model": {"class_path": "ggm_lightning.models.md4.MD4", "init_args": {**arguments, "schedule": _SCHEDULE}},

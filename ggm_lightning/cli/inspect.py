@@ -101,6 +101,8 @@ def _weights(weights: dict[str, Tensor]) -> str:
 def _averaged(checkpoint: dict[str, Any]) -> str:
     if "current_model_state" in checkpoint:
         return "yes: averages in front, the raw weights beside"
+    if checkpoint_files.about(checkpoint).get("averaged", False) is None:  # of a model that others published
+        return _UNKNOWN
     return "yes" if checkpoint_files.averaged(checkpoint) else "no"
 
 
