@@ -17,6 +17,7 @@ from torch import Tensor
 from ggm_lightning import __version__
 from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
 from ggm_lightning.codecs.codec import dict_hash
+from ggm_lightning.data.fingerprints import hash_of_rows
 from ggm_lightning.data.latents import rows_hash
 from ggm_lightning.metrics.likelihood import Likelihood
 from ggm_lightning.models.base import Family
@@ -24,6 +25,27 @@ from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
 
 _LARGEST = 700.0  # nats per word, of which exp is still finite
 FORMAT = 2  # 1, without a number, was evaluation.json with several sets in it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the bound is estimated: see `evaluate`."""
+
+    split: str
+    num_samples: int
+    seed: int
+    batch_size: int
+    limit: int | None
+    estimator: str = "times"
+    protocol: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in ("val", "test"):
+            raise ValueError(f"--split is {self.split!r}; choose val or test")
+        counts = {"num_samples": self.num_samples, "batch_size": self.batch_size, "limit": self.limit}
+        for key, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"--{key} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -110,7 +132,8 @@ class BoundFile:
             raise OSError(f"--out {folder}: a file is there; name a folder for the figures")
         refuse_unwritable(folder, "choose another folder by --out")
         about = {**about, "name": one.name, "data": one.section, "split": one.split}
-        about["rows_hash"] = rows_hash(one.data.rows(rows_of(one)))  # the same section may by now mean other rows
+        rows = one.data.rows(rows_of(one))  # the same section may by now mean other rows
+        about |= {"rows_hash": rows_hash(rows), "measured_rows_hash": hash_of_rows(rows, about["limit"])}
         what = json.loads(json.dumps(about, default=str))
         if what["data"].get("init_args", {}).get("protocol") == "sedd":
             del what["data"]["init_args"]["protocol"]  # what it was before there was a choice
@@ -133,9 +156,16 @@ class BoundFile:
             "estimator": "times",
             "set_seed": content.get("seed"),
             "protocol": "sedd" if usual == "sedd" else None,
+            "measured_rows_hash": self.what.get("measured_rows_hash"),  # older files tell 64 of their rows, rows_hash
         }
         content = unsaid | content
         return content if all(content.get(key) == value for key, value in self.what.items()) else None
+
+    def how(self) -> dict[str, Any]:
+        """Of figures that are there: when, where and by which version they were measured."""
+        content = self._stored() or {}
+        names = ("date", "version", "device", "precision", "weights", "set_seed")
+        return {name: content[name] for name in names if name in content}
 
     def read(self, model: Family) -> Bound | None:
         """What was measured with these settings before, or None."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ggm_lightning.cli import evaluate as evaluation
+from ggm_lightning.cli.evaluate import evaluate
+from ggm_lightning.cli.evaluation_command import run as run_evaluation
 from ggm_lightning.cli.export import export
 from ggm_lightning.cli.importing import import_model
 from ggm_lightning.cli.infill import infill
@@ -29,7 +30,8 @@ def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
     if experiment.get("model") and given:
         _refuse_another_model(experiment["model"], given[0].removeprefix("--ckpt_path="))
     if command == "evaluate":
-        evaluation.run(experiment, args)
+        args, options = _without_options(args)
+        run_evaluation(experiment, args, options)
         return
     if command == "sweep":
         args, options = _without_options(args)
@@ -93,7 +95,7 @@ def _refuse_another_model(section: dict[str, Any], path: str) -> None:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "sample": sample,
     "infill": infill,
-    "evaluate": evaluation.evaluate,
+    "evaluate": evaluate,
     "sweep": sweep,
     "inspect": inspect,
     "export": export,

@@ -7,28 +7,24 @@ rounding. With the defaults it is what `lightning validate` calls val/nelbo.
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
-from ggm_lightning.cli import config as config_files
 from ggm_lightning.cli import protocols
-from ggm_lightning.cli.bound_files import Bound, BoundFile
+from ggm_lightning.cli.bound_files import Bound, BoundFile, Settings
+from ggm_lightning.cli.bound_table import table
 from ggm_lightning.cli.evaluation_sets import (
     EvaluationSet,
     Section,
-    Source,
     check,
     make_ready,
     opened,
@@ -44,34 +40,6 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.sampling.arguments import check_estimator
 
 _PLAIN_SECONDS = 30.0  # between two lines where the output is no terminal and has no bar
-_COLUMNS = (
-    ("nats_per_token", ".4f"),
-    ("bpd", ".4f"),
-    ("ppl", ".3f"),
-    ("bits_per_character", ".4f"),
-    ("ppl_word", ".2f"),
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the bound is estimated: see `evaluate`."""
-
-    split: str
-    num_samples: int
-    seed: int
-    batch_size: int
-    limit: int | None
-    estimator: str = "times"
-    protocol: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.split not in ("val", "test"):
-            raise ValueError(f"--split is {self.split!r}; choose val or test")
-        counts = {"num_samples": self.num_samples, "batch_size": self.batch_size, "limit": self.limit}
-        for key, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"--{key} is {value}; it must be at least 1")
 
 
 def evaluate(
@@ -123,16 +91,15 @@ def evaluate(
     """
     trusted = (*trusted_names(trust, {"data": section, "overrides": overrides}), *named)
     loaded = load_family(ckpt_path, device, trusted, precision)
-    settings = _settings(loaded.model, split, num_samples, seed, batch_size, limit, estimator, protocol)
-    sources = sections(data, section, loaded.config.get("data"), overrides or {}, ckpt_path)
-    sets = _ready(loaded, protocols.applied(sources, protocol), settings, trusted, prepare)
-    folder = Path(out) if out else loaded.results / _folder(loaded, settings)
-    found = _measured(loaded, sets, settings, folder, again)
+    settings = checked_settings(loaded.model, split, num_samples, seed, batch_size, limit, estimator, protocol)
+    sets = ready(loaded, settings, data, section, overrides, prepare, trusted)
+    files = files_of_sets(loaded, sets, settings, Path(out) if out else default_folder(loaded, settings))
+    found = [bound_of(loaded, one, settings, file, again) for one, file in zip(sets, files, strict=True)]
     print(table(found, f"{type(loaded.model).__name__} of {ckpt_path}", settings, loaded.model.exact))
     return found
 
 
-def _settings(
+def checked_settings(
     model: Family,
     split: str,
     num_samples: int | None,
@@ -155,12 +122,23 @@ def _settings(
     return settings
 
 
-def _ready(
-    loaded: Loaded, sources: Mapping[str, Source], settings: Settings, trusted: Sequence[str], prepare: bool
+_settings = checked_settings  # as it was called
+
+
+def ready(
+    loaded: Loaded,
+    settings: Settings,
+    data: list[str] | None,
+    section: Section | None,
+    overrides: Section | None,
+    prepare: bool,
+    trusted: Sequence[str],
 ) -> list[EvaluationSet]:
     """The sets, prepared and checked: all that can be wrong with any of them is found before one is measured."""
+    sources = sections(data, section, loaded.config.get("data"), overrides or {}, str(loaded.path))
+    cut = protocols.applied(sources, settings.protocol)
     seed = loaded.config.get("seed_everything", 0)
-    sets = [opened(name, one, loaded.model, settings.split, seed, trusted) for name, one in sources.items()]
+    sets = [opened(name, one, loaded.model, settings.split, seed, trusted) for name, one in cut.items()]
     for one in sets:
         protocols.check_set(one, settings.protocol)
     for one in sets:
@@ -170,31 +148,34 @@ def _ready(
     return sets
 
 
-def _measured(loaded: Loaded, sets: list[EvaluationSet], settings: Settings, folder: Path, again: bool) -> list[Bound]:
-    """The bounds on all sets, each written when it is finished, or read where it was measured before."""
+def files_of_sets(loaded: Loaded, sets: Sequence[EvaluationSet], settings: Settings, folder: Path) -> list[BoundFile]:
+    """The file of each set's figures, which is there or will be. OSError where the folder cannot be written."""
     about: dict[str, Any] = {"checkpoint_identity": loaded.identity, "step": loaded.step, **loaded.noted}
     about |= {"model": loaded.about.get("model"), **asdict(settings)}
     about.pop("batch_size")  # it changes nothing but rounding
     seeds = seeds_of_sets(settings.seed, [one.name for one in sets])
-    of_sets = [{"set_seed": seeds[one.name], "protocol": protocols.of_set(one, settings.protocol)} for one in sets]
-    files = [BoundFile.of(folder, one, about | own) for one, own in zip(sets, of_sets, strict=True)]
-    how = _how(loaded)
     found = []
-    for one, file in zip(sets, files, strict=True):
-        if losses := one.data.losses():
-            print(f"{one.name}: {losses}", file=sys.stderr)
-        bound = None if again else file.read(loaded.model)
-        if bound is None:
-            with loaded.computing():
-                bound = _measure(loaded.model, one, replace(settings, seed=seeds[one.name]))
-            file.write(bound, how)
-            print(f"figures: {file.path}", file=sys.stderr)
-        else:
-            print(f"measured already: {file.path}; --again true does it again", file=sys.stderr)
-            if one.data.characters_per_token is None:  # older versions gave figures per character in any case
-                bound = replace(bound, characters_per_token=None)
-        found.append(bound)
+    for one in sets:
+        own = {"set_seed": seeds[one.name], "protocol": protocols.of_set(one, settings.protocol)}
+        found.append(BoundFile.of(folder, one, about | own))
     return found
+
+
+def bound_of(loaded: Loaded, one: EvaluationSet, settings: Settings, file: BoundFile, again: bool) -> Bound:
+    """The bounds on a set, written when they are measured, or read where they were measured before."""
+    if losses := one.data.losses():
+        print(f"{one.name}: {losses}", file=sys.stderr)
+    bound = None if again else file.read(loaded.model)
+    if bound is not None:
+        print(f"measured already: {file.path}; --again true does it again", file=sys.stderr)
+        if one.data.characters_per_token is None:  # older versions gave figures per character in any case
+            return replace(bound, characters_per_token=None)
+        return bound
+    with loaded.computing():
+        bound = _measure(loaded.model, one, replace(settings, seed=file.what["set_seed"]))
+    file.write(bound, how(loaded))
+    print(f"figures: {file.path}", file=sys.stderr)
+    return bound
 
 
 def seeds_of_sets(seed: int, names: Sequence[str]) -> dict[str, int]:
@@ -205,7 +186,7 @@ def seeds_of_sets(seed: int, names: Sequence[str]) -> dict[str, int]:
     return {name: noise.integer_seed(f"evaluate {name}", seed=seed, step=0) for name in names}
 
 
-def _how(loaded: Loaded) -> dict[str, str]:
+def how(loaded: Loaded) -> dict[str, str]:
     """What a figure depends on up to rounding, or should not depend on: for the reader of its file."""
     model = loaded.model
     return {
@@ -216,8 +197,9 @@ def _how(loaded: Loaded) -> dict[str, str]:
     }
 
 
-def _folder(loaded: Loaded, settings: Settings) -> str:
-    return folder_name(
+def default_folder(loaded: Loaded, settings: Settings) -> Path:
+    """evaluation-<settings>/ beside the checkpoint."""
+    name = folder_name(
         "evaluation",
         loaded.step,
         ("", settings.split, ""),
@@ -228,62 +210,7 @@ def _folder(loaded: Loaded, settings: Settings) -> str:
         ("limit", settings.limit, ""),
         ("", loaded.noted.get("precision"), ""),
     )
-
-
-def run(experiment: dict[str, Any], args: list[str]) -> None:
-    """Parses the command's arguments: several files behind one --data, and --data.KEY for what is in them."""
-    args, overrides = _take_overrides(_joined(args))
-    parser = ArgumentParser(
-        prog="lightning evaluate",
-        description=evaluate.__doc__.split("\n")[0],
-        exit_on_error=False,
-        allow_abbrev=False,  # type: ignore[union-attr]
-    )
-    parser.add_function_arguments(evaluate, as_group=False, skip={"section", "overrides", "named"})
-    given = parser.parse_args(args)
-    named = trusted_names(None, experiment)
-    section = config_files.without_appends(experiment).get("data")
-    evaluate(**given.as_dict(), section=section, overrides=overrides, named=named)
-
-
-def _joined(args: list[str]) -> list[str]:
-    """['--data', 'a', 'b', '--seed', '1'] as ['--data=["a", "b"]', '--seed', '1']."""
-    rest: list[str] = []
-    files: list[str] = []
-    taking = False
-    for argument in args:
-        if argument == "--data" or argument.startswith("--data="):
-            taking = argument == "--data"
-            files += [] if taking else [argument.removeprefix("--data=")]
-        elif taking and not argument.startswith("--"):
-            files.append(argument)
-        else:
-            taking = False
-            rest.append(argument)
-    if not files and any(argument == "--data" for argument in args):
-        raise ValueError("--data needs at least one file behind it, such as configs/data/zeroshot_ptb.yaml")
-    return [*rest, f"--data={json.dumps(files)}"] if files else rest
-
-
-def _take_overrides(args: list[str]) -> tuple[list[str], Section]:
-    """--data.init_args.length 128 (or =128) out of the arguments, as nested sections."""
-    rest: list[str] = []
-    found: Section = {}
-    waiting = iter(args)
-    for argument in waiting:
-        if not argument.startswith("--data."):
-            rest.append(argument)
-            continue
-        key, equals, value = argument.removeprefix("--data.").partition("=")
-        value = value if equals else next(waiting, None)  # type: ignore[assignment]
-        if value is None:
-            raise ValueError(f"--data.{key} needs a value behind it")
-        nested: Any = yaml.safe_load(value)
-        parts = key.split(".")
-        for part in reversed(parts if parts[0] in ("init_args", "class_path") else ["init_args", *parts]):
-            nested = {part: nested}
-        found = config_files.merge(found, nested)
-    return rest, found
+    return loaded.results / name
 
 
 def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
@@ -338,47 +265,3 @@ def nats_of_rows(
                 left = (now - begin) / done * (count - done)
                 print(f"{name}: {done:,} of {count:,} rows, {left:.0f} s left", file=sys.stderr, flush=True)
     return torch.cat(parts)
-
-
-def table(found: list[Bound], title: str, settings: Settings, exact: bool = False) -> str:
-    """What the command prints. exact: -log p itself, which no samples are needed for."""
-    several = any(not one.text for one in found)
-    unit = "dimension" if several else "token"
-    states = f"{settings.num_samples} sample{'s' * (settings.num_samples != 1)} per row, seed {settings.seed}"
-    states += " and the set's name" * (len(found) > 1)
-    if settings.estimator != "times":
-        states += f", by {settings.estimator}"
-    what = "-log p, exact" if exact else f"upper bounds on -log p, {states}"
-    head = ["set", "split", "rows", f"{unit}s", f"nats/{unit}", f"bits/{'dim' if several else 'token'}"]
-    head += ["perplexity", "bits/character", "perplexity/word", f"nats/{unit}: ± of rows, of masks"]
-    lines = [head]
-    for one in found:
-        figures = one.figures()
-        part = f" of {one.of_rows:,}" if len(one.nats) < one.of_rows else ""
-        line = [one.name, one.split, f"{len(one.nats):,}{part}", f"{len(one.nats) * one.num_sites:,}"]
-        lines.append([*line, *(_with_error(figures, figure, form) for figure, form in _COLUMNS), _split(figures)])
-    used = [column for column in range(len(head)) if any(line[column] for line in lines[1:])]
-    widths = {column: max(len(line[column]) for line in lines) for column in used}
-    rows = ["  ".join(line[column].ljust(widths[column]) for column in used).rstrip() for line in lines]
-    return "\n".join([f"{title}: {what}", *rows, *_notes(found)])
-
-
-def _with_error(figures: dict[str, float | None], name: str, form: str) -> str:
-    value, error = figures.get(name), figures.get(f"{name}_stderr")
-    if value is None:
-        return ""
-    return f"{value:{form}}" if error is None else f"{value:{form}} ± {error:{form}}"
-
-
-def _split(figures: dict[str, float | None]) -> str:
-    rows, masks = (figures.get(f"nats_per_token_stderr_{source}") for source in ("rows", "masks"))
-    return "" if rows is None or masks is None else f"± {rows:.4f} ± {masks:.4f}"
-
-
-def _notes(found: list[Bound]) -> list[str]:
-    """In what the sets depart from their protocols, each departure once."""
-    named: dict[str, list[str]] = {}
-    for one in found:
-        for departure in one.departures:
-            named.setdefault(departure, []).append(one.name)
-    return [f"departs from {departure} ({', '.join(names)})" for departure, names in named.items()]

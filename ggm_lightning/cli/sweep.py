@@ -18,9 +18,9 @@ from types import MappingProxyType
 
 from jsonargparse import ArgumentParser
 
-from ggm_lightning.cli import sweep_cells, sweep_grid, sweep_judges
+from ggm_lightning.cli import drawn, several_values, sweep_cells, sweep_grid, sweep_judges
+from ggm_lightning.cli.drawn import Draws
 from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
-from ggm_lightning.cli.sweep_cells import Draws
 from ggm_lightning.cli.sweep_grid import Cell
 from ggm_lightning.cli.sweep_judges import Court
 from ggm_lightning.metrics.frontier import Figures, figures_of
@@ -94,7 +94,7 @@ def sweep(
     cells = sweep_grid.cells(contenders, num_steps, temperatures, top_p or [1.0])
     draws = Draws(num_samples, seed, label, batch_size)
     for cell in cells:
-        sweep_cells.check(cell, draws)
+        drawn.check(cell, draws)
     court = _court(checkpoints, judge, order, draws, data, prepare, device, trusted)
     _mark(folder, {"checkpoints": list(ckpt_path), "judge": court.judge.title})
     print(summary(Progress(cells, draws, court, folder).run()))
@@ -221,7 +221,7 @@ class Progress:
 
     def _tell(self, number: int, done: list[tuple[Cell, float]]) -> None:
         cell = self.cells[number]
-        results = sweep_cells.results_of(cell, self.draws, self.folder / "cells")
+        results = drawn.results_of(cell, self.draws, self.folder / "cells")
         if results.done:
             return
         left = sweep_grid.seconds_left(done, self.cells[number:])
@@ -274,22 +274,4 @@ def run(args: list[str], named: Sequence[str], options: Mapping[str, str]) -> No
 
 def joined(args: list[str]) -> list[str]:
     """['--num_steps', '8', '16', '--seed', '1'] as ['--seed', '1', '--num_steps=[8, 16]']."""
-    rest: list[str] = []
-    values: dict[str, list[str]] = {}
-    key: str | None = None
-    for word in args:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name in _LISTS:
-            values[name] = [value] if equals else []  # what is given twice is what was given last, as elsewhere
-            key = None if equals else name
-        elif key is not None and not word.startswith("--"):
-            values[key].append(word)
-        else:
-            key = None
-            rest.append(word)
-    for name, given in values.items():
-        if not given:
-            raise ValueError(f"--{name} needs at least one value behind it")
-        whole = len(given) == 1 and given[0].startswith("[")  # a list as YAML has it
-        rest.append(f"--{name}={given[0]}" if whole else f"--{name}=[{', '.join(map(_LISTS[name], given))}]")
-    return rest
+    return several_values.joined(args, _LISTS)

@@ -6,13 +6,17 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Integer
+from torch import Tensor
 
 from ggm_lightning.data.rows import RowSource
 
 _BLOCK = 2**20
 _WHOLE = 2**28  # files up to this many bytes are hashed whole
 _ROWS = 64
+_TOGETHER = 1024  # rows that are read at once
 _PROBED = 256  # files of a folder whose contents are part of its fingerprint
 
 
@@ -42,6 +46,25 @@ def rows_fingerprint(rows: RowSource) -> str | None:
         return None
     of_what = f"{len(rows)} {list(first.shape)}\0".encode()
     return hashlib.sha256(of_what + first.to(torch.int64).numpy().tobytes()).hexdigest()
+
+
+def hash_of_rows(rows: RowSource, limit: int | None = None) -> str:
+    """sha256 of the ids of all rows, or of the first `limit`; it differs where any id of them does."""
+    count = min(len(rows), limit or len(rows))
+    digest = hashlib.sha256()
+    for start in range(0, count, _TOGETHER):
+        ids = rows[np.arange(start, min(start + _TOGETHER, count))]["x"]
+        if start == 0:
+            digest.update(f"{count} {list(ids.shape[1:])}\0".encode())
+        digest.update(ids.to(torch.int32).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_of_ids(x: Integer[Tensor, " b *s"]) -> str:
+    """`hash_of_rows` of rows that are at hand."""
+    digest = hashlib.sha256(f"{len(x)} {list(x.shape[1:])}\0".encode())
+    digest.update(x.to(torch.int32).cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def folder_fingerprint(folder: Path, names: list[str]) -> dict[str, Any]:

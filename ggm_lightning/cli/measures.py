@@ -1,0 +1,294 @@
+"""The frame of `lightning evaluate --measures [likelihood, text, ...]`: what a measure is, and how measures are run.
+
+    evaluation/step1600-val-seed0/   evaluation.json, evaluation.csv, report.html, draws/ and cells/, one file for each
+                                     finished piece of work
+
+A measure is a dataclass whose fields are its options, in Python and on the command line (evaluation_command.py lists
+the measures):
+
+    @dataclass(frozen=True)
+    class Speed(Measure):
+        '''What `lightning evaluate --help` says of it.
+
+        Args:
+            repeats: how often each is timed.
+        '''
+
+        repeats: int = 3
+        name: ClassVar[str] = "speed"
+
+        def check(self, context): ...   # ValueError in one line, before any work
+        def cells(self, context): ...   # pieces of work, each of which is done once and kept
+
+All measures look at the same sets, at the same samples (`context.drawn`), and at the same held-out rows.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
+
+from ggm_lightning import __version__
+from ggm_lightning.cli import drawn, measure_files, sweep_grid
+from ggm_lightning.cli.bound_files import Settings
+from ggm_lightning.cli.drawn import Drawn, Draws
+from ggm_lightning.cli.evaluate import checked_settings, how, ready
+from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
+from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
+from ggm_lightning.cli.measure_files import place
+from ggm_lightning.report.evaluation_page import write_evaluation
+from ggm_lightning.report.evaluation_rows import Key, Row
+
+Plan = sweep_grid.Cell  # a checkpoint with a sampler, steps, temperature and nucleus
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn, for the measures that look at samples.
+
+    Args:
+        sampler: NAME or NAME:option=value,option=value, several one behind the other; default the family's first.
+            Options may follow as --sampler.NAME VALUE for all that take them.
+        num_steps: reverse steps, several; samplers that do not ask have one row.
+        temperature: several; 1 draws from the model.
+        top_p: masses of the nucleus, several; 1 draws from the model.
+        num_drawn: how many samples each of them draws. (--num_samples is the number of states of a bound.)
+        label: class to condition on, or `each` for all of them in turn.
+        options: (library) of the samplers, as texts.
+    """
+
+    sampler: list[str] | None = None
+    num_steps: list[int] = field(default_factory=lambda: [256])
+    temperature: list[float] = field(default_factory=lambda: [1.0])
+    top_p: list[float] = field(default_factory=lambda: [1.0])
+    num_drawn: int = 256
+    label: int | str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lists: dict[str, Sequence[float]] = {"num_steps": self.num_steps}
+        lists |= {"temperature": self.temperature, "top_p": self.top_p}
+        for name, values in lists.items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{name} {list(values)}: give at least one value, and none twice")
+        if self.num_drawn < 2:
+            raise ValueError(f"--num_drawn is {self.num_drawn}; it must be at least 2")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A piece of work that is done once and kept.
+
+    Attributes:
+        name: for a person, and in the name of its file.
+        depends: plain JSON: all that the rows depend on besides the checkpoint, its precision, the measure and its
+            options.
+        compute: the rows; each is completed by the frame with what is known of all.
+        kept: False where the measure keeps them itself.
+    """
+
+    name: str
+    depends: Mapping[str, Any]
+    compute: Callable[[], list[Row]]
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class Context:
+    """What measures look at.
+
+    Attributes:
+        loaded: the checkpoint.
+        sets: prepared and checked against the model.
+        settings: split, states of a bound, seed, batch size, limit, estimator, protocol.
+        plans: how samples are drawn, one for each row of samples.
+        draws: what all plans have in common.
+        out: the folder that the user named, or None.
+        folder: of this evaluation.
+        again: whether what is there already is measured again.
+        device, trusted: as the user gave them, for further checkpoints such as a judge's.
+    """
+
+    loaded: Loaded
+    sets: Sequence[EvaluationSet]
+    settings: Settings
+    plans: Sequence[Plan]
+    draws: Draws
+    out: Path | None
+    folder: Path
+    again: bool = False
+    device: str = "auto"
+    trusted: tuple[str, ...] = ()
+
+    def drawn(self, plan: Plan) -> Drawn:
+        """The samples of a plan, drawn at the first call and kept in the folder."""
+        return drawn.drawn(plan, self.draws, self.folder / "draws")
+
+    def depends_on(self, plan: Plan) -> dict[str, Any]:
+        """What these samples depend on, for `Cell.depends`."""
+        return drawn.results_of(plan, self.draws, self.folder / "draws").settings
+
+    def key(self, one: EvaluationSet, plan: Plan | None = None) -> Key:
+        if plan is None:
+            return Key(one.name)
+        return Key(one.name, plan.contender.name, plan.num_steps, float(plan.temperature), float(plan.top_p))
+
+    def about(self, plan: Plan, samples: Drawn) -> dict[str, Any]:
+        """How these samples were drawn, for `Row.about`."""
+        return {
+            "seed": self.draws.seed,
+            "sampler": plan.contender.called,
+            "sampler_options": {key: str(value) for key, value in plan.contender.options.items()},
+            "samples": len(samples.x),
+            "rows_per_sample": samples.rows / len(samples.x),
+            "network_calls": samples.network_calls,
+            "sampling_seconds": samples.seconds,
+            "samples_hash": samples.hash,
+        }
+
+    def real(self, one: EvaluationSet) -> Int64[Tensor, " rows *s"]:
+        """The held-out rows of a set, the first `limit` of them."""
+        rows = one.data.rows(rows_of(one))
+        count = min(len(rows), self.settings.limit or len(rows))
+        return rows[np.arange(count)]["x"].long().cpu()
+
+
+class Measure(ABC):
+    """Base of all measures.
+
+    Attributes:
+        name: behind --measures.
+        draws: whether it looks at samples.
+    """
+
+    name: ClassVar[str]
+    draws: ClassVar[bool] = False
+
+    @abstractmethod
+    def check(self, context: Context) -> None:
+        """ValueError in one line for all that can be wrong, before anything is computed."""
+
+    @abstractmethod
+    def cells(self, context: Context) -> list[Cell]:
+        """The pieces of work; nothing is computed yet."""
+
+
+def evaluate_measures(
+    ckpt_path: str,
+    measures: Sequence[Measure],
+    sampling: Sampling | None = None,
+    data: list[str] | None = None,
+    split: str = "val",
+    num_samples: int | None = None,
+    seed: int | None = None,
+    batch_size: int = 64,
+    limit: int | None = None,
+    estimator: str = "times",
+    protocol: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    out: str | None = None,
+    prepare: bool = False,
+    again: bool = False,
+    trust: str | None = None,
+    section: dict[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None,
+    named: Sequence[str] = (),
+) -> list[Row]:
+    """Several measures of one checkpoint, each with its error and what it depends on, and the page of them.
+
+    An interrupted run goes on: the same call computes what is missing, and gives the same figures.
+
+    Args:
+        ckpt_path: file written by `lightning fit`.
+        measures: objects such as `Text(judge="gpt2-large")`.
+        sampling: how the samples are drawn that measures look at; without it by the family's first sampler.
+        out: folder for the results; default evaluation/<settings>/ beside the checkpoint.
+        again: measure again what is there already; samples that were drawn stay.
+
+    The others are those of `cli.evaluate.evaluate`. Raises ValueError in one line, before anything is computed.
+    """
+    trusted = (*trusted_names(trust, {"data": section, "overrides": overrides}), *named)
+    loaded = load_family(ckpt_path, device, trusted, precision)
+    settings = checked_settings(loaded.model, split, num_samples, seed, batch_size, limit, estimator, protocol)
+    draws, plans = _plans(loaded, measures, sampling or Sampling(), settings)
+    sets = ready(loaded, settings, data, section, overrides, prepare, trusted)
+    folder = place(loaded, settings, out)
+    context = Context(loaded, sets, settings, plans, draws, Path(out) if out else None, folder, again, device, trusted)
+    for measure in measures:
+        measure.check(context)
+    return _run(context, [(measure, cell) for measure in measures for cell in measure.cells(context)])
+
+
+def _plans(
+    loaded: Loaded, measures: Sequence[Measure], sampling: Sampling, settings: Settings
+) -> tuple[Draws, list[Plan]]:
+    if not measures:
+        raise ValueError("--measures names no measure; give at least one")
+    draws = Draws(sampling.num_drawn, settings.seed, sampling.label, settings.batch_size)
+    if not any(measure.draws for measure in measures):
+        if sampling != Sampling():
+            raise ValueError("--sampler and its like are given, but no measure looks at samples; leave them out")
+        return draws, []
+    found = sweep_grid.contenders({loaded.results.resolve().name: loaded}, sampling.sampler or [], sampling.options)
+    plans = sweep_grid.cells(found, sampling.num_steps, sampling.temperature, sampling.top_p)
+    for plan in plans:
+        drawn.check(plan, draws)
+    return draws, plans
+
+
+def _run(context: Context, work: list[tuple[Measure, Cell]]) -> list[Row]:
+    """The cells one after the other; the files of the whole are written anew after each."""
+    loaded = context.loaded
+    common = {"checkpoint_identity": loaded.identity, "step": loaded.step, **loaded.noted}
+    rows: list[Row] = []
+    kept = 0
+    for number, (measure, cell) in enumerate(work, 1):
+        depends = {**common, "measure": measure.name, "options": options_of(measure), **cell.depends}
+        file = measure_files.CellFile.of(context.folder, measure.name, cell.name, depends)
+        found = file.read() if cell.kept and not context.again else None
+        if found is None:
+            print(f"{number} of {len(work)}: {measure.name}, {cell.name}", file=sys.stderr, flush=True)
+            found = _computed(context, measure, cell)
+            if cell.kept:
+                file.write(found)
+        else:
+            kept += 1
+        rows += found
+        about = {**common, "checkpoint": str(loaded.path), "model": type(loaded.model).__name__}
+        about |= {"done": number, "of": len(work)}
+        measure_files.write_all(context.folder, about, rows)
+        write_evaluation(context.folder / "report.html", about, rows)
+    if kept:
+        print(f"{kept} of {len(work)} were there already; --again true measures them again", file=sys.stderr)
+    print(measure_files.table(rows))
+    print(f"{context.folder}/report.html", file=sys.stderr)
+    return rows
+
+
+def options_of(measure: Measure) -> dict[str, Any]:
+    return asdict(measure)  # type: ignore[call-overload]
+
+
+def _computed(context: Context, measure: Measure, cell: Cell) -> list[Row]:
+    """The cell's rows, with what is to be said of all figures."""
+    begin = time.monotonic()
+    found = cell.compute()
+    of_all: dict[str, Any] = {
+        "measure": measure.name,
+        "options": options_of(measure),
+        "seconds": round(time.monotonic() - begin, 3),
+        **how(context.loaded),
+        "precision_of_draws": "float64",  # core/categorical.py draws in no other
+        "version": __version__,
+    }
+    return [replace(row, about={**of_all, **row.about}) for row in found]
