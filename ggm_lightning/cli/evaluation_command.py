@@ -18,10 +18,11 @@ from ggm_lightning.cli import several_values
 from ggm_lightning.cli.evaluate import evaluate
 from ggm_lightning.cli.evaluation_arguments import joined, take_overrides
 from ggm_lightning.cli.loading import trusted_names
+from ggm_lightning.cli.measure_image import Image
 from ggm_lightning.cli.measure_likelihood import Likelihood
 from ggm_lightning.cli.measures import Measure, Sampling, evaluate_measures
 
-MEASURES: dict[str, type[Measure]] = {one.name: one for one in (Likelihood,)}
+MEASURES: dict[str, type[Measure]] = {one.name: one for one in (Likelihood, Image)}
 _LISTS: dict[str, Callable[[str], str]] = {
     "measures": str,
     "sampler": json.dumps,
