@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,14 +20,16 @@ from ggm_lightning.cli import own_code
 from ggm_lightning.cli.evaluation_sets import EvaluationSet
 from ggm_lightning.cli.measures import Cell, Context, Measure, Plan
 from ggm_lightning.data.fingerprints import hash_of_rows
+from ggm_lightning.data.picture_files import Stream, folder_stream
 from ggm_lightning.metrics import images
 from ggm_lightning.metrics.images import Features
 from ggm_lightning.networks import fid_inception
-from ggm_lightning.report.evaluation_rows import Row
+from ggm_lightning.report.evaluation_rows import Key, Row, told
 from ggm_lightning.rundir.folder import write_whole
 
 _CACHE = Path("runs") / "reference"
 _TOGETHER = 64
+Compute = Callable[[], list[Row]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Image(Measure):
         resize: of Inception: clean (antialiased, arXiv 2104.11222) or tf (as the older tables).
         reference: split of the real pictures.
         reference_count: how many of them, from the first on.
+        pictures: a folder of picture files in the place of what is drawn, all of the size that the model draws.
     """
 
     inception: str = fid_inception.FILE
@@ -48,11 +51,12 @@ class Image(Measure):
     resize: str = "clean"
     reference: str = "train"
     reference_count: int = 50_000
+    pictures: str | None = None
     name: ClassVar[str] = "image"
 
     @property
-    def draws(self) -> bool:
-        return True
+    def draws(self) -> bool:  # type: ignore[override]
+        return self.pictures is None
 
     def check(self, context: Context) -> None:
         if len(context.loaded.model.shape) != 3:
@@ -69,14 +73,18 @@ class Image(Measure):
                 known = ", ".join(one.data.splits)
                 raise ValueError(f"--reference {self.reference}: {one.name} has {known}")
         network = self._network()
-        probe = np.zeros((2, 8, 8, 3), np.uint8)
+        probe = _decoded(context, torch.zeros(2, *context.loaded.model.shape, dtype=torch.int64))
         width = images.features_of(network, _batches(probe)).values.shape[1]
         for one in context.sets:
             count = min(self.reference_count, len(one.data.rows(self.reference)))
             images.refuse_too_few(
                 count, width, f"{one.name}, {self.reference}", "raise --reference_count, if there are more"
             )
-        images.refuse_too_few(context.draws.num_samples, width, "--num_drawn", "draw more")
+        if self.pictures is None:
+            images.refuse_too_few(context.draws.num_samples, width, "--num_drawn", "draw more")
+        else:
+            count = self._stream(context).total
+            images.refuse_too_few(count, width, f"--pictures {self.pictures}", "give more")
 
     def cells(self, context: Context) -> list[Cell]:
         network = self._network()
@@ -84,32 +92,65 @@ class Image(Measure):
         found = []
         for one in context.sets:
             for plan in context.plans:
-                depends = {**context.depends_on(plan), "extractor": identity, "reference": self._key(one, identity)}
-                name = f"{one.name} {plan.contender.called} {plan.num_steps} steps {plan.temperature:g}"
-                found.append(Cell(name, depends, self._compute(context, one, plan, network, identity)))
+                depends = {**context.depends_on(plan), "reference": self._key(one, identity)}
+                compute = self._of_drawn(context, one, plan, network, identity)
+                found.append(Cell(told(context.key(one, plan)), depends, compute))
+            if self.pictures is not None:
+                depends = {"pictures": self._stream(context).fingerprint, "reference": self._key(one, identity)}
+                compute = self._of_files(context, one, network, identity)
+                found.append(Cell(f"{one.name}, {self.pictures}", depends, compute))
         return found
 
-    def _compute(self, context: Context, one: EvaluationSet, plan: Plan, network: nn.Module, identity: str) -> Any:
+    def _of_drawn(self, context: Context, one: EvaluationSet, plan: Plan, network: nn.Module, identity: str) -> Compute:
         def compute() -> list[Row]:
             samples = context.drawn(plan)
-            device = str(context.loaded.model.device)
-            drawn = images.features_of(network.to(device), _batches(_decoded(context, samples.x)), device)
-            real = self._reference(context, one, network, identity)
-            kid, kid_error = images.kernel_distance(real, drawn)
-            figures = {"fid": images.frechet_distance(real, drawn), "kid": kid, "kid_stderr": kid_error}
-            score = images.inception_score(drawn, seed=context.draws.seed)
-            if score is not None:
-                figures |= {"inception_score": score[0], "inception_score_stderr": score[1]}
-            about = {
-                **context.about(plan, samples),
-                "what": "FID, KID of all pairs and IS; errors over 10 splits",
-                "protocol": f"{len(real):,} of {self.reference} beside {len(drawn):,} drawn; {self._protocol()}",
-                "extractor_hash": identity,
-                "reference_hash": self._key(one, identity)["rows"],
-            }
-            return [Row(context.key(one, plan), figures, about)]
+            figures, about = self._figures(context, one, network, identity, _batches(_decoded(context, samples.x)))
+            return [Row(context.key(one, plan), figures, context.about(plan, samples) | about)]
 
         return compute
+
+    def _of_files(self, context: Context, one: EvaluationSet, network: nn.Module, identity: str) -> Compute:
+        def compute() -> list[Row]:
+            stream = self._stream(context)
+            batches = (torch.from_numpy(np.ascontiguousarray(block.images)) for block in stream.blocks())
+            figures, about = self._figures(context, one, network, identity, batches)
+            return [Row(Key(one.name, f"files of {self.pictures}"), figures, about)]
+
+        return compute
+
+    def _stream(self, context: Context) -> Stream:
+        """The files of --pictures; ValueError where there are none."""
+        folder = Path(str(self.pictures))
+        if not folder.is_dir():
+            raise ValueError(f"--pictures {folder}: there is no such folder; name one of picture files")
+        height, width = _decoded(context, torch.zeros(1, *context.loaded.model.shape, dtype=torch.int64)).shape[1:3]
+        return folder_stream(folder, (3, height, width))
+
+    def _figures(
+        self,
+        context: Context,
+        one: EvaluationSet,
+        network: nn.Module,
+        identity: str,
+        batches: Iterable[UInt8[Tensor, "b 3 h w"]],
+    ) -> tuple[dict[str, float | None], dict[str, Any]]:
+        """(figures, what they depend on)."""
+        device = str(context.loaded.model.device)
+        drawn = images.features_of(network.to(device), batches, device)
+        real = self._reference(context, one, network, identity)
+        kid, kid_error = images.kernel_distance(real, drawn)
+        figures: dict[str, float | None] = {"fid": images.frechet_distance(real, drawn)}
+        figures |= {"kid": kid, "kid_stderr": kid_error}
+        score = images.inception_score(drawn, seed=context.settings.seed)
+        if score is not None:
+            figures |= {"inception_score": score[0], "inception_score_stderr": score[1]}
+        about = {
+            "what": "FID, KID of all pairs and IS; errors over 10 splits",
+            "protocol": f"{len(real):,} of {self.reference} beside {len(drawn):,}; {self._protocol()}",
+            "extractor_hash": identity,
+            "reference_hash": self._key(one, identity)["rows"],
+        }
+        return figures, about
 
     def _protocol(self) -> str:
         return self.extractor or f"Inception of 2015-12-05, resize {self.resize}"

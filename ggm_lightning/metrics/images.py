@@ -11,6 +11,7 @@ features there are by a dummy picture, is then no question.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -142,7 +143,9 @@ def inception_score(drawn: Features, splits: int = SPLITS, seed: int = 0) -> tup
         return None
     from torchmetrics.image.inception import InceptionScore
 
-    metric = InceptionScore(_AsGiven(drawn.logits.shape[1]), splits=splits)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `InceptionScore` will save")  # it is in memory already
+        metric = InceptionScore(_AsGiven(drawn.logits.shape[1]), splits=splits)
     metric.update(drawn.logits)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -58,7 +58,7 @@ class NoiseEmbedding(nn.Module):
         angles = sigma.float()[:, None] * torch.exp(k * (-math.log(_LONGEST_PERIOD) / half))
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
         with without_autocast(sigma.device):  # one row per example
-            return self.mlp(features.to(self.mlp[0].weight.dtype))
+            return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class DiTBlock(nn.Module):

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 WHERE = (
-    f"get {FILE} from the releases of torch-fidelity (pytorch-fid has the same weights as "
-    "pt_inception-2015-12-05-6726825d.pth) and give its path as --inception"
+    f"{FILE} is among the releases of torch-fidelity (pytorch-fid's pt_inception-2015-12-05-6726825d.pth is the same): "
+    "give its path as --inception, or a network of your own as --extractor"
 )
 RESIZES = ("clean", "tf")
 SIDE, NUM_FEATURES, NUM_LOGITS = 299, 2048, 1008
