@@ -105,9 +105,10 @@ def test_a_run_starts_from_it_and_its_bound_is_validated(capsys: pytest.CaptureF
         ([*EXPORT[:-1], "CC BY"], "--licence 'CC BY': write it as the hub does"),
         ([*EXPORT[:4], "runs/a", *EXPORT[5:]], "--out runs/a: something is there; name a new folder"),
         (["export", "--ckpt_path", "runs/a", *EXPORT[3:]], "runs/a: is a run's folder; give runs/a/last.ckpt"),
-        (
+        pytest.param(
             ["fit", "--config", "md4_markov", "--ckpt_path", "runs/b"],
             "start a new run from its weights by --init_from runs/b",
+            marks=pytest.mark.slow,
         ),
         (["export", "--ckpt_path", "nowhere", *EXPORT[3:]], "nowhere: no such checkpoint file"),
     ],

@@ -15,27 +15,20 @@ from ggm_lightning.networks import fid_inception
 from ggm_lightning.networks.fid_inception import FIDInception, resized
 
 
-@pytest.fixture(scope="module")
-def state() -> dict[str, Tensor]:
-    """As the released file holds them: no counters of batches."""
+def shapes() -> dict[str, torch.Size]:
+    """What the released file holds: no counters of batches."""
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in FIDInception().state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    found = {}
-    for name, shape in shapes.items():
-        if not name.endswith("num_batches_tracked"):
-            drawn = torch.randn(shape, generator=generator) * (2 / max(1, shape[1:].numel())) ** 0.5
-            found[name] = drawn.abs() if name.endswith("running_var") else drawn
-    return found
+        state = FIDInception().state_dict()
+    return {name: value.shape for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
 
-def test_names_and_shapes_are_those_of_the_released_file(state: dict[str, Tensor]) -> None:
+def test_names_and_shapes_are_those_of_the_released_file() -> None:
     """94 convolutions of a kernel and four numbers a channel, and the last layer: 23,850,960 parameters."""
     with torch.device("meta"):
-        network = FIDInception()
-    assert sum(p.numel() for p in network.parameters()) == 23_850_960
-    assert len(state) == 94 * 5 + 2
-    shapes = {
+        assert sum(p.numel() for p in FIDInception().parameters()) == 23_850_960
+    found = shapes()
+    assert len(found) == 94 * 5 + 2
+    wanted = {
         "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
         "Mixed_5b.branch5x5_2.conv.weight": (64, 48, 5, 5),
         "Mixed_5d.branch_pool.bn.running_var": (64,),
@@ -48,15 +41,20 @@ def test_names_and_shapes_are_those_of_the_released_file(state: dict[str, Tensor
         "fc.weight": (1008, 2048),
         "fc.bias": (1008,),
     }
-    assert {name: tuple(state[name].shape) for name in shapes} == shapes
+    assert {name: tuple(found[name]) for name in wanted} == wanted
 
 
-def test_a_file_of_this_form(state: dict[str, Tensor], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_file_of_this_form(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+    for name, shape in shapes().items():
+        drawn = torch.randn(shape, generator=generator) * (2 / max(1, shape[1:].numel())) ** 0.5
+        state[name] = drawn.abs() if name.endswith("running_var") else drawn
     torch.save(state, tmp_path / "w.pth")
     network = fid_inception.load(tmp_path / "w.pth", "tf")
-    assert torch.equal(
-        network.state_dict()["Mixed_7c.branch_pool.bn.running_mean"], state["Mixed_7c.branch_pool.bn.running_mean"]
-    )
+    mean = "Mixed_7c.branch_pool.bn.running_mean"
+    assert torch.equal(network.state_dict()[mean], state[mean])
     assert not network.training
     with torch.no_grad():
         features, logits = network(torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8))
@@ -70,11 +68,11 @@ class Payload:
         return os.system, ("touch executed",)
 
 
-def test_refused_files(state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no such file; weights-inception-2015-12-05-6726825d.pth is among"):
         fid_inception.load("w.pth")
-    small = {name: value for name, value in state.items() if name.startswith("fc.")}
+    small = {"fc.weight": torch.ones(1008, 2048), "fc.bias": torch.ones(1008)}
     for content, said in (
         (Payload(), "not the released weights"),
         ([1], "not the released weights"),

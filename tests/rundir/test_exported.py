@@ -32,7 +32,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("good"))[1]
 
 
-@pytest.mark.parametrize("family", small_checkpoints.FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=() if name == "md4" else pytest.mark.slow) for name in small_checkpoints.FAMILIES],
+)
 def test_weights_and_samples_are_bit_equal(family: str, tmp_path: Path) -> None:
     checkpoint, folder = written(tmp_path, family)
     ours, theirs = ggm_lightning.load(folder), ggm_lightning.load(checkpoint)
