@@ -10,6 +10,8 @@ import scipy.linalg
 import torch
 from torch import nn
 
+from ggm_lightning.codecs.pictures import Images
+from ggm_lightning.data.toy.digits import digits
 from ggm_lightning.metrics import images
 from ggm_lightning.metrics.images import Features
 
@@ -144,3 +146,50 @@ def test_too_few_pictures_are_refused() -> None:
     with pytest.raises(ValueError, match="19 pictures are too few for 10 splits"):
         images.refuse_too_few(19, 3, "--num_drawn", "draw more")
     images.refuse_too_few(20, 3, "--num_drawn", "draw more")
+
+
+# ------------------------------------------------------------------ a small classifier of the digits
+
+
+class Classifier(nn.Module):
+    """Two layers; its 16 hidden numbers are the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.hidden(pictures[:, 0].float().flatten(1) / 255).relu()
+        return features, self.last(features)
+
+
+def test_digits_measured_by_a_classifier_of_digits() -> None:
+    """Half of the real digits is near the other half; noised ones are farther, the more the farther."""
+    ids, label = digits()
+    pictures = torch.from_numpy(Images(17, (1, 8, 8)).decode(ids).copy()).permute(0, 3, 1, 2)
+    torch.manual_seed(0)
+    network = Classifier()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    for step in range(120):
+        rows = torch.arange(step * 64, step * 64 + 64) % 1500
+        loss = nn.functional.cross_entropy(network(pictures[rows])[1], torch.from_numpy(label)[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        right = (network(pictures[1500:])[1].argmax(1) == torch.from_numpy(label)[1500:]).float().mean()
+    assert right > 0.85
+    real = images.features_of(network, pictures[:750].split(64))
+    found = []
+    for share in (0.0, 0.25, 1.0):
+        noise = torch.randint(256, (750, 1, 8, 8), dtype=torch.uint8).expand(-1, 3, -1, -1)
+        noised = torch.where(torch.rand(750, 1, 8, 8) < share, noise, pictures[750:1500])
+        drawn = images.features_of(network, noised.split(64))
+        score = images.inception_score(drawn)
+        assert score is not None
+        found.append((images.frechet_distance(real, drawn), images.kernel_distance(real, drawn)[0], score[0]))
+    distances, kernels, scores = zip(*found, strict=True)
+    assert 2 * distances[0] < distances[1] < distances[2] / 2
+    assert 2 * kernels[0] < kernels[1] < kernels[2] / 2
+    assert scores[0] > scores[1] > scores[2]
+    assert 6 < scores[0] <= 10
