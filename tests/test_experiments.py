@@ -30,6 +30,7 @@ DEBUG = ROOT / "configs" / "trainer" / "debug.yaml"
 # sizes of each network class for the two steps; an experiment may add its own
 TINY: dict[str, dict[str, object]] = {
     "Autoencoder": {"num_codes": 8},
+    "DiT": {"feature_dim": 8, "num_heads": 2, "num_layers": 1, "cond_dim": 8},
     "HollowTransformer": {"feature_dim": 8, "num_heads": 2, "num_layers": 1, "num_merges": 1},
     "Transformer": {"feature_dim": 8, "num_heads": 2, "num_layers": 1},
     "JointDenoiser": {"feature_dim": 8, "num_heads": 2, "num_layers": 1, "num_latents": 2, "latent_dim": 4},
@@ -199,6 +200,7 @@ CASES = {
     "md4_sawtooth": Case(134_176, 2, (128,), WORDS),
     "md4_sudoku": Case(186_768, 6, (36,), {"num_train": 16, "num_val": 8, "global_batch_size": 4}),
     "md4_text8": Case(88_734_272, 27, (256,), TEXT8, files=text8),
+    "mdlm_owt": Case(169_627_218, 50257, (1024,), OWT | {"val_documents": 20}, files=words),
     "vqgan_digits": Case(159_113, 17, (1, 8, 8), {"global_batch_size": 4}),
 }
 
@@ -236,8 +238,10 @@ def foreign_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def on_a_cpu(path: Path) -> Any:
-    """ggm_ffhq_vqgan is ggm_celebahq_vqgan on other pictures; each fills in 256 sites, one after the other."""
-    return pytest.param(path, id=ids(path), marks=pytest.mark.slow if path.stem == "ggm_ffhq_vqgan" else ())
+    """ggm_ffhq_vqgan is ggm_celebahq_vqgan on other pictures; each fills in 256 sites, one after the other. mdlm_owt is
+    md4_owt with another network, and 50,257 tokens are as many there."""
+    twins = ("ggm_ffhq_vqgan", "mdlm_owt")
+    return pytest.param(path, id=ids(path), marks=pytest.mark.slow if path.stem in twins else ())
 
 
 @pytest.mark.usefixtures("foreign_model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ from jsonargparse import ArgumentParser
 
 from ggm_lightning.cli.evaluate import evaluate
 from ggm_lightning.cli.evaluation_command import run as run_evaluation
+from ggm_lightning.cli.export import export
+from ggm_lightning.cli.importing import import_model
 from ggm_lightning.cli.infill import infill
 from ggm_lightning.cli.inspect import inspect
 from ggm_lightning.cli.loading import trusted_names
@@ -38,14 +41,17 @@ def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
         _refuse_another_length(command, args)
     if command == "inspect" and args and not args[0].startswith("-"):
         args = ["--ckpt_path", *args]  # the file alone is enough
+    if command == "import":
+        args = _named_path(args)
     parser = ArgumentParser(
         prog=f"lightning {command}", description=(COMMANDS[command].__doc__ or "").split("\n")[0], **_STRICT
     )
     parser.add_function_arguments(COMMANDS[command], as_group=False, skip={"named", "options"})
     further: dict[str, Any] = {}
-    if command != "inspect":
-        args, options = _without_options(args)
-        further = {"named": trusted_names(None, experiment), "options": options}
+    if command not in ("inspect", "import"):  # which build nothing but classes of this package
+        further = {"named": trusted_names(None, experiment)}
+    if command in ("sample", "infill"):
+        args, further["options"] = _without_options(args)
     COMMANDS[command](**parser.parse_args(args).as_dict(), **further)
 
 
@@ -66,6 +72,16 @@ def _refuse_another_length(command: str, args: list[str]) -> None:
 
 _LENGTHS = ("--length", "--seq_len", "--max_length", "--max_new_tokens", "--num_tokens")
 _BEGINNINGS = ("--text", "--prompt", "--prefix")
+
+
+def _named_path(args: list[str]) -> list[str]:
+    """`import --from mdlm PATH`, with the names that a function's arguments may have: --source, --path."""
+    named = [re.sub("^--from(?==|$)", "--source", word) for word in args]
+    for i, word in enumerate(named):
+        behind_option = i > 0 and named[i - 1].startswith("--") and "=" not in named[i - 1]
+        if not word.startswith("-") and not behind_option:
+            return [*named[:i], "--path", *named[i:]]
+    return named
 
 
 def _without_options(args: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -103,4 +119,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "sweep": sweep,
     "inspect": inspect,
+    "export": export,
+    "import": import_model,
 }

@@ -166,7 +166,7 @@ def results_of(
         ("input", given or None, ""),
         ("", loaded.noted.get("precision"), ""),
     )
-    return place(loaded.path.parent, name, settings, out, again)
+    return place(loaded.results, name, settings, out, again)
 
 
 def _words(options: Mapping[str, Any]) -> list[tuple[str, Any, str]]:

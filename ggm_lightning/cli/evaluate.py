@@ -210,7 +210,7 @@ def default_folder(loaded: Loaded, settings: Settings) -> Path:
         ("limit", settings.limit, ""),
         ("", loaded.noted.get("precision"), ""),
     )
-    return loaded.path.parent / name
+    return loaded.results / name
 
 
 def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:

@@ -46,7 +46,7 @@ from ggm_lightning.report.callback import Report
 from ggm_lightning.report.figures import closing_line
 from ggm_lightning.report.protocols import HasExponents, Reconstructs
 from ggm_lightning.report.story import read_run
-from ggm_lightning.rundir import building, start, transfer_list
+from ggm_lightning.rundir import building, exported, start, transfer_list
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir.building import named
 from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
@@ -204,7 +204,14 @@ class _CLI(LightningCLI):
     def _resolved_checkpoint(self, given: str | None, allow_fresh: bool) -> str | None:
         """A file that exists, or None for a fresh start; `last` and `best` are files of the run folder."""
         folder, fitting = self.folder, self.subcommand == "fit"
-        path = folder / f"{given}.ckpt" if given in ("last", "best") else Path(given) if given else None
+        path = folder / f"{given}.ckpt" if given in ("last", "best") else exported.local(given) if given else None
+        if path is not None and path.is_dir() and exported.is_exported(path):
+            if fitting:
+                raise ValueError(
+                    f"--ckpt_path {given}: a model that was handed on has no optimiser to go on with; start a new run "
+                    f"from its weights by --init_from {given}"
+                )
+            return str(path)
         if path is not None and path.is_dir():
             path = path / "last.ckpt"  # of another run's folder
         if path is not None and not path.is_file():

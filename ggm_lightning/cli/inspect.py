@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import Tensor
 
-from ggm_lightning.rundir import building, codecs
+from ggm_lightning.rundir import building, codecs, exported
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir.terminal import visible
 
@@ -21,11 +20,13 @@ def inspect(ckpt_path: str) -> None:
     needs.
 
     Args:
-        ckpt_path: any checkpoint file; it need not be yours.
+        ckpt_path: any checkpoint file, or model that was handed on (a folder, hub:OWNER/NAME); it need not be yours.
     """
-    checkpoint = checkpoint_files.read(ckpt_path, "meta")
+    path = exported.local(ckpt_path)
+    checkpoint = checkpoint_files.read(path, "meta")
     facts = facts_of(checkpoint)
-    facts["file"] = f"{ckpt_path}, {Path(ckpt_path).stat().st_size / 1e6:,.1f} MB"
+    file = path / exported.WEIGHTS if path.is_dir() else path
+    facts["file"] = f"{ckpt_path}, {file.stat().st_size / 1e6:,.1f} MB"
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:<{width}}  {visible(value)}")
@@ -58,7 +59,7 @@ def facts_of(checkpoint: dict[str, Any]) -> dict[str, str]:
         "vocabulary": _text(arguments.get("num_classes")),
         "shape": _text(arguments.get("shape")),
         "step": _UNKNOWN if step is None else f"{step:,}",
-        "averaged": "yes: averages in front, the raw weights beside" if "current_model_state" in checkpoint else "no",
+        "averaged": _averaged(checkpoint),
         "started from": _origin(_section(about, "started_from")),
         "data": _described(_section(config, "data")),
         "tokenizer": _codec(_section(about, "codec")),
@@ -95,6 +96,14 @@ def _weights(weights: dict[str, Tensor]) -> str:
     numbers = sum(value.numel() for value in weights.values())
     kinds = sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()})
     return f"{numbers:,} numbers in {len(weights):,} tensors ({', '.join(kinds)})"
+
+
+def _averaged(checkpoint: dict[str, Any]) -> str:
+    if "current_model_state" in checkpoint:
+        return "yes: averages in front, the raw weights beside"
+    if checkpoint_files.about(checkpoint).get("averaged", False) is None:  # of a model that others published
+        return _UNKNOWN
+    return "yes" if checkpoint_files.averaged(checkpoint) else "no"
 
 
 def _described(section: dict[str, Any]) -> str:

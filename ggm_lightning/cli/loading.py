@@ -12,7 +12,7 @@ import torch
 
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import checkpoint as checkpoint_files
-from ggm_lightning.rundir import restore
+from ggm_lightning.rundir import exported, restore
 
 PRECISIONS = ("auto", "32", "bf16")
 
@@ -23,7 +23,8 @@ class Loaded:
 
     Attributes:
         model: with averaged weights, in eval mode, on the device.
-        path: of the file.
+        path: of the file, or of the folder of a model that was handed on (rundir/exported.py).
+        results: below which folder its results go.
         step: optimiser steps, None where the file does not say.
         identity: tells this file's content from any other's.
         about: what the command line wrote into it: model, config, codec, versions.
@@ -38,6 +39,7 @@ class Loaded:
     about: dict[str, Any]
     precision: str = "32"
     averaged: bool = False
+    results: Path = Path()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -72,7 +74,8 @@ def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = (),
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:  # torch's words for no such device, and for a build without it
         raise ValueError(f"--device {device}: {' '.join(str(error).split())}; give auto, cpu or cuda") from None
-    checkpoint = checkpoint_files.read(ckpt_path, device)
+    path = exported.local(ckpt_path)
+    checkpoint = checkpoint_files.read(path, device)
     model = restore.restored(checkpoint, ckpt_path, device, trust)
     if not isinstance(model, Family):
         raise ValueError(
@@ -80,11 +83,12 @@ def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = (),
         )
     loaded = Loaded(
         model,
-        Path(ckpt_path),
+        path,
         checkpoint_files.step_of(checkpoint),
-        checkpoint_files.identity(ckpt_path),
+        checkpoint_files.identity(path),
         checkpoint_files.about(checkpoint),
-        averaged="current_model_state" in checkpoint,  # the raw weights, which lie beside averaged ones only
+        averaged=checkpoint_files.averaged(checkpoint),
+        results=exported.results_folder(ckpt_path),
     )
     return replace(loaded, precision=_precision(loaded) if precision == "auto" else precision)
 

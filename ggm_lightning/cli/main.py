@@ -46,6 +46,8 @@ _CHECKPOINT_COMMANDS = {
     "infill": "fill the blanks of a text, a picture or an array, leaving the rest untouched",
     "evaluate": "bound of a checkpoint on one or several data sets, such as configs/data/zeroshot_*.yaml",
     "sweep": "quality against budget: steps x sampler x temperature on one or several checkpoints, with plots",
+    "export": "a checkpoint as a folder to hand on: no pickle, with tokenizer, model card and checksums",
+    "import": "weights that others published, as such a folder: import --from mdlm PATH --out DIR",
     "inspect": "what a checkpoint holds and whose classes it needs; builds and imports nothing",
 }
 

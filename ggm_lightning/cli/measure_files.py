@@ -94,7 +94,7 @@ def _default(loaded: Loaded, settings: Settings) -> Path:
         ("limit", settings.limit, ""),
         ("", loaded.noted.get("precision"), ""),
     )
-    return loaded.path.parent / "evaluation" / name.removeprefix("evaluation-")
+    return loaded.results / "evaluation" / name.removeprefix("evaluation-")
 
 
 def _identity(folder: Path) -> str | None:

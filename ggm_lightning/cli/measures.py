@@ -242,7 +242,7 @@ def _plans(
         if sampling != Sampling():
             raise ValueError("--sampler and its like are given, but no measure looks at samples; leave them out")
         return draws, []
-    found = sweep_grid.contenders({loaded.path.parent.name: loaded}, sampling.sampler or [], sampling.options)
+    found = sweep_grid.contenders({loaded.results.resolve().name: loaded}, sampling.sampler or [], sampling.options)
     plans = sweep_grid.cells(found, sampling.num_steps, sampling.temperature, sampling.top_p)
     for plan in plans:
         drawn.check(plan, draws)

@@ -25,6 +25,7 @@ from ggm_lightning.cli.sweep_grid import Cell
 from ggm_lightning.cli.sweep_judges import Court
 from ggm_lightning.metrics.frontier import Figures, figures_of
 from ggm_lightning.report.sweep_page import Row, Sweep, summary, write_sweep
+from ggm_lightning.rundir.exported import results_folder
 from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
 
 STEPS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -85,7 +86,7 @@ def sweep(
     """
     temperatures = temperature or ([1.0] if top_p else list(TEMPERATURES))
     _refuse_settings(num_steps, temperatures, top_p or [1.0], num_samples, batch_size, order)
-    folder = Path(out) if out else Path(ckpt_path[0]).parent / "sweep"
+    folder = Path(out) if out else results_folder(ckpt_path[0]) / "sweep"
     refuse_other_folder(folder)
     trusted = (*trusted_names(trust, {}), *named)
     checkpoints = _loaded(ckpt_path, device, trusted)

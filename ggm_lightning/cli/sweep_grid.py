@@ -137,9 +137,13 @@ def _takes(model: Family, sampler: str | None, option: str) -> bool:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Of checkpoints: the run's folder, with the file where it is not last.ckpt; the whole path where two are alike."""
+    """Of checkpoints: the run's folder, with the file where it is not last.ckpt; of a model that was handed on its own
+    folder; the whole path where two are alike."""
     short = []
     for path in map(Path, paths):
+        if path.is_dir():
+            short.append(path.resolve().name)
+            continue
         run = path.resolve().parent.name
         short.append(run if path.name == "last.ckpt" else f"{run}/{path.stem}")
     return [path if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]

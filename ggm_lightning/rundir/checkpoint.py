@@ -17,11 +17,13 @@ import zipfile
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import lightning
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule
 
 from ggm_lightning import moved
+from ggm_lightning.rundir import exported
 
 KEY = "ggm_lightning"
 FORMAT = 2  # of what `describe` says; 1, without a number, was written until version 0.1.0
@@ -149,7 +151,8 @@ def _refuse_code(partial: Path, path: Path) -> None:
 
 
 def read(path: str | Path, map_location: Any | None = "cpu") -> dict[str, Any]:
-    """The dict in a checkpoint file, without executing anything from it.
+    """The dict in a checkpoint file, without executing anything from it; of a model that was handed on
+    (rundir/exported.py: a folder, or hub:OWNER/NAME) the same as far as there is any.
 
     The file's checksums are compared first (torch.load ignores them: a flipped bit would go unnoticed into a weight).
 
@@ -157,7 +160,9 @@ def read(path: str | Path, map_location: Any | None = "cpu") -> dict[str, Any]:
         ValueError: missing, truncated or altered file, not a checkpoint, of a later format, or holding objects that
             need code to be loaded, packed parts, or tensors that are larger than their numbers.
     """
-    path = Path(path)
+    path = exported.local(path)
+    if path.is_dir():
+        return _handed_on(path, map_location)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint file; check --ckpt_path{_siblings(path)}")
     try:
@@ -189,6 +194,19 @@ def read(path: str | Path, map_location: Any | None = "cpu") -> dict[str, Any]:
         raise ValueError(f"{path}: not a checkpoint (no state_dict in it); give a file that `lightning fit` wrote")
     _check_weights(checkpoint["state_dict"], path)
     _check_format(checkpoint, path)
+    return checkpoint
+
+
+def _handed_on(folder: Path, map_location: Any) -> dict[str, Any]:
+    """As a checkpoint file would hold it; a run's own folder is named by its file."""
+    if not exported.is_exported(folder) and (folder / "last.ckpt").is_file():
+        raise ValueError(f"{folder}: is a run's folder; give {folder / 'last.ckpt'}")
+    weights, config = exported.read(folder, map_location)
+    about = {key: value for key, value in config.items() if key != "model_type"}
+    checkpoint = {"state_dict": weights, "global_step": config.get("step"), KEY: about}
+    # Lightning asks for it where a bound is validated
+    checkpoint["pytorch-lightning_version"] = str(lightning.__version__)
+    _check_format(checkpoint, folder)
     return checkpoint
 
 
@@ -231,9 +249,18 @@ def step_of(checkpoint: dict[str, Any]) -> int | None:
     return step if type(step) is int and step >= 0 else None
 
 
+def averaged(checkpoint: dict[str, Any]) -> bool:
+    """Whether the weights are averages, as callbacks.ema keeps them; else those of the last step."""
+    # the raw weights lie beside averaged ones only; a model that was handed on has none and says it
+    return "current_model_state" in checkpoint or about(checkpoint).get("averaged") is True
+
+
 def identity(path: str | Path) -> str:
     """16 digits that tell a checkpoint's content from another's: of the names and checksums of its parts, which are
     read from the end of the file alone."""
+    path = exported.local(path)
+    if path.is_dir():
+        return exported.identity(path)
     with zipfile.ZipFile(path) as archive:
         parts = [(part.filename.partition("/")[2], part.CRC, part.file_size) for part in archive.infolist()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -34,7 +34,8 @@ def load(path: str | Path, map_location: Any = "cpu", trust: str | Sequence[str]
     a file of somebody you do not know is safe to load.
 
     Args:
-        path: file written by `lightning fit`.
+        path: file written by `lightning fit`; or a model that was handed on: a folder that `lightning export` wrote, or
+            "hub:OWNER/NAME", the same on the Hugging Face hub.
         map_location: the device.
         trust: packages, modules or classes of your own that the model is made of: ("mypackage",).
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.codecs.matching import same_tokens
 from ggm_lightning.rundir import checkpoint as checkpoint_files
-from ggm_lightning.rundir import codecs, transfer_list
+from ggm_lightning.rundir import codecs, exported, transfer_list
 from ggm_lightning.rundir.building import Refused
 from ggm_lightning.rundir.checkpoint import OfData
 from ggm_lightning.rundir.transfer import Transfer, Vocabulary, planned, vocabulary_axes
@@ -50,7 +50,7 @@ class Weights:
 
 
 def weights_of(given: str) -> Weights:
-    """What X means: a checkpoint file, or the folder of a run (its last.ckpt).
+    """What X means: a checkpoint file, the folder of a run (its last.ckpt), or a model that was handed on.
 
     Raises:
         FileNotFoundError: there is no such file, or no last.ckpt in the folder.
@@ -62,7 +62,7 @@ def weights_of(given: str) -> Weights:
         given,
         path,
         checkpoint["state_dict"],
-        "averaging_state" in checkpoint,
+        checkpoint_files.averaged(checkpoint),
         checkpoint_files.about(checkpoint),
         checkpoint_files.step_of(checkpoint),
         checkpoint_files.identity(path),
@@ -70,9 +70,11 @@ def weights_of(given: str) -> Weights:
 
 
 def checkpoint_path(given: str, option: str) -> Path:
-    """The checkpoint file that a path names: itself, or last.ckpt of a run's folder. FileNotFoundError where there is
-    none."""
-    path = Path(given)
+    """What a path names: a checkpoint file, last.ckpt of a run's folder, or the folder of a model that was handed on
+    (rundir/exported.py). FileNotFoundError where there is none."""
+    path = exported.local(given)
+    if path.is_dir() and exported.is_exported(path):
+        return path
     if path.is_dir():
         path = path / "last.ckpt"
     if not path.is_file():

@@ -2,7 +2,8 @@
 
 Released: a folder with `configs/model.yaml` and `ckpts/last.ckpt`, or `x.ckpt` with `x.yaml` beside it. Its keys are
 encoder.*, decoder.*, quantize.embedding.weight, quant_conv.*, post_quant_conv.*, and loss.* (the judges of its
-training, left aside). Own: any .ckpt that `lightning fit` wrote of vqgan/training.py; the averaged weights are taken.
+training, left aside). Own: any .ckpt that `lightning fit` wrote of vqgan/training.py, or the folder that `lightning
+export` made of it; the averaged weights are taken.
 
 A released file was written by an old pytorch_lightning, which used the *class* ModelCheckpoint as a key for what that
 callback remembered. A pickle names a class by its import path, and weights-only loading refuses all but tensors and
@@ -21,7 +22,7 @@ import torch
 import yaml
 
 from ggm_lightning.rundir import checkpoint as checkpoint_files
-from ggm_lightning.rundir import restore
+from ggm_lightning.rundir import exported, restore
 from ggm_lightning.vqgan.network import Autoencoder
 
 CONFIG, WEIGHTS = "configs/model.yaml", "ckpts/last.ckpt"
@@ -85,6 +86,8 @@ def find(path: str | Path) -> VQGANFile:
         FileNotFoundError: says which file to put where. ValueError: a YAML or a checkpoint of something else.
     """
     place = Path(path).expanduser()
+    if place.is_dir() and (place / exported.WEIGHTS).is_file():
+        place = place / exported.WEIGHTS  # which the run folder's reader takes for the whole folder
     if place.is_dir():
         if not (place / CONFIG).is_file():
             raise FileNotFoundError(f"data.vqgan: '{place}' has no {CONFIG}; {_GET}")

@@ -22,15 +22,28 @@ def _network(name: str = "transformer.Transformer", **options: Any) -> dict[str,
     return {"class_path": f"ggm_lightning.networks.{name}", "init_args": {**_SMALL, **options}}
 
 
+_LATENT = {"num_latents": 2, "latent_dim": 3}
+_JOINT = {"network": _network("latent.JointDenoiser", **_LATENT)}
+_JOINT["encoder"] = _network("latent_encoder.LatentEncoder", **_LATENT)
+_LATENT_NETWORK = _network("latent.LatentDenoiser", **_LATENT)
+del _LATENT_NETWORK["init_args"]["num_classes"]
+_COUNTS = {"num_timesteps": 20, "t_end": 10.0, "output": "distribution", "loss": "cross_entropy"}
+_COUNTS |= {"network_input": "counts", "time_input": "unit"}
 _MODELS = {
     "md4": ("md4.MD4", {"network": _network()}),
     "ar": ("autoregressive.AutoregressiveModel", {"network": _network(time_features="none", causal=True)}),
     "ggm": ("ggm.GGM", {"network": _network("hollow.HollowTransformer"), "order": "random", "num_sweeps": 3}),
+    "genmd4": ("genmd4.GenMD4", {"network": _network()}),
+    "blackout": ("blackout.Blackout", {"network": _network(), **_COUNTS}),
+    "markov": ("markov.MarkovDiffusion", {"network": _network(), "num_timesteps": 10}),
+    "fuji": ("lddm.FujiLDDM", {**_JOINT, "recipe": {"stage1_steps": 2}}),
+    "seq": ("lddm.SeqLDDM", {**_JOINT, "latent_network": _LATENT_NETWORK, "recipe": {"stage1_steps": 2}}),
 }
+FAMILIES = tuple(_MODELS)
 
 
 def write(path: Path, family: str, seed: int = 0, codec: Codec | None = None) -> str:
-    """`family` is md4, ar or ggm; the data are a Markov chain's. Returns the path."""
+    """`family` is one of FAMILIES; the data are a Markov chain's. Returns the path."""
     class_path, init_args = _MODELS[family]
     section = {"class_path": f"ggm_lightning.models.{class_path}"}
     section["init_args"] = {**init_args, "num_classes": V, "shape": [N]}

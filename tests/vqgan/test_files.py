@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from ggm_lightning.cli.main import main
 from ggm_lightning.vqgan import files as vqgan_files
 from ggm_lightning.vqgan.codes import VQGANCodes
 from ggm_lightning.vqgan.network import Autoencoder
@@ -128,3 +129,17 @@ def test_a_strangers_own_vqgan(tmp_path: Path, arguments: dict | None, message: 
     with pytest.raises(ValueError, match=message) as caught:
         vqgan_files.find(tmp_path / "x.ckpt")
     assert "\n" not in str(caught.value)
+
+
+def test_our_own_as_a_folder_to_hand_on(tmp_path: Path) -> None:
+    sizes = {"shape": [1, 8, 8], "num_codes": 13, "code_dim": 5, "width": 32, "multipliers": [1, 1]}
+    sizes |= {"num_blocks": 0, "attention_at": [], "latent_dim": 3}
+    section = {"network": {"class_path": "ggm_lightning.vqgan.network.Autoencoder", "init_args": sizes}}
+    section |= {"num_classes": 17, "shape": [1, 8, 8]}
+    described = {"model": {"class_path": "ggm_lightning.vqgan.training.VQGAN", "init_args": section}, "format": 2}
+    state = {f"network.{name}": value for name, value in Autoencoder(**sizes).state_dict().items()}  # type: ignore[arg-type]
+    torch.save({"state_dict": state, "ggm_lightning": described}, tmp_path / "vqgan.ckpt")
+    main(["export", "--ckpt_path", str(tmp_path / "vqgan.ckpt"), "--out", str(tmp_path / "handed"), "--licence", "mit"])
+    found = vqgan_files.load(vqgan_files.find(tmp_path / "handed")).state_dict()
+    assert {f"network.{name}" for name in found} == state.keys()
+    assert all(torch.equal(value, state[f"network.{name}"]) for name, value in found.items())

@@ -1,0 +1,215 @@
+"""FID, KID and IS of drawn pictures as a measure of `lightning evaluate --measures image` (docs/images.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor, nn
+
+from ggm_lightning.cli import own_code
+from ggm_lightning.cli.evaluation_sets import EvaluationSet
+from ggm_lightning.cli.measures import Cell, Context, Measure, Plan
+from ggm_lightning.data.fingerprints import hash_of_rows
+from ggm_lightning.data.picture_files import Stream, folder_stream
+from ggm_lightning.metrics import images
+from ggm_lightning.metrics.images import Features
+from ggm_lightning.networks import fid_inception
+from ggm_lightning.report.evaluation_rows import Key, Row, told
+from ggm_lightning.rundir.folder import write_whole
+
+_CACHE = Path("runs") / "reference"
+_TOGETHER = 64
+Compute = Callable[[], list[Row]]
+
+
+@dataclass(frozen=True)
+class Image(Measure):
+    """FID, KID and IS of drawn pictures, by the features of a network; pixels, and decoded codes of a VQGAN.
+
+    Args:
+        inception: path of weights-inception-2015-12-05-6726825d.pth, the network of published figures.
+        extractor: module:Class, a network of your own in its place: UInt8[b, 3, h, w] -> features Float[b, d], or
+            (features, logits of classes). It is built without arguments.
+        resize: of Inception: clean (antialiased, arXiv 2104.11222) or tf (as the older tables).
+        reference: split of the real pictures.
+        reference_count: how many of them, from the first on.
+        pictures: a folder of picture files in the place of what is drawn, all of the size that the model draws.
+    """
+
+    inception: str = fid_inception.FILE
+    extractor: str | None = None
+    resize: str = "clean"
+    reference: str = "train"
+    reference_count: int = 50_000
+    pictures: str | None = None
+    name: ClassVar[str] = "image"
+
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        return self.pictures is None
+
+    def check(self, context: Context) -> None:
+        if len(context.loaded.model.shape) != 3:
+            shape = list(context.loaded.model.shape)
+            raise ValueError(
+                f"--measures image: the model's rows have shape {shape}, which are no pictures; leave it out"
+            )
+        if self.resize not in fid_inception.RESIZES:
+            raise ValueError(f"--resize {self.resize}: choose {' or '.join(fid_inception.RESIZES)}")
+        if self.extractor is not None and self.resize != "clean":
+            raise ValueError("--resize is of Inception; an --extractor of your own takes pictures as they are")
+        for one in context.sets:
+            if self.reference not in one.data.splits:
+                known = ", ".join(one.data.splits)
+                raise ValueError(f"--reference {self.reference}: {one.name} has {known}")
+        network = self._network()
+        probe = _decoded(context, torch.zeros(2, *context.loaded.model.shape, dtype=torch.int64))
+        width = images.features_of(network, _batches(probe)).values.shape[1]
+        for one in context.sets:
+            count = min(self.reference_count, len(one.data.rows(self.reference)))
+            images.refuse_too_few(
+                count, width, f"{one.name}, {self.reference}", "raise --reference_count, if there are more"
+            )
+        if self.pictures is None:
+            images.refuse_too_few(context.draws.num_samples, width, "--num_drawn", "draw more")
+        else:
+            count = self._stream(context).total
+            images.refuse_too_few(count, width, f"--pictures {self.pictures}", "give more")
+
+    def cells(self, context: Context) -> list[Cell]:
+        network = self._network()
+        identity = fid_inception.identity(network)
+        found = []
+        for one in context.sets:
+            for plan in context.plans:
+                depends = {**context.depends_on(plan), "reference": self._key(one, identity)}
+                compute = self._of_drawn(context, one, plan, network, identity)
+                found.append(Cell(told(context.key(one, plan)), depends, compute))
+            if self.pictures is not None:
+                depends = {"pictures": self._stream(context).fingerprint, "reference": self._key(one, identity)}
+                compute = self._of_files(context, one, network, identity)
+                found.append(Cell(f"{one.name}, {self.pictures}", depends, compute))
+        return found
+
+    def _of_drawn(self, context: Context, one: EvaluationSet, plan: Plan, network: nn.Module, identity: str) -> Compute:
+        def compute() -> list[Row]:
+            samples = context.drawn(plan)
+            figures, about = self._figures(context, one, network, identity, _batches(_decoded(context, samples.x)))
+            return [Row(context.key(one, plan), figures, context.about(plan, samples) | about)]
+
+        return compute
+
+    def _of_files(self, context: Context, one: EvaluationSet, network: nn.Module, identity: str) -> Compute:
+        def compute() -> list[Row]:
+            stream = self._stream(context)
+            batches = (torch.from_numpy(np.ascontiguousarray(block.images)) for block in stream.blocks())
+            figures, about = self._figures(context, one, network, identity, batches)
+            return [Row(Key(one.name, f"files of {self.pictures}"), figures, about)]
+
+        return compute
+
+    def _stream(self, context: Context) -> Stream:
+        """The files of --pictures; ValueError where there are none."""
+        folder = Path(str(self.pictures))
+        if not folder.is_dir():
+            raise ValueError(f"--pictures {folder}: there is no such folder; name one of picture files")
+        height, width = _decoded(context, torch.zeros(1, *context.loaded.model.shape, dtype=torch.int64)).shape[1:3]
+        return folder_stream(folder, (3, height, width))
+
+    def _figures(
+        self,
+        context: Context,
+        one: EvaluationSet,
+        network: nn.Module,
+        identity: str,
+        batches: Iterable[UInt8[Tensor, "b 3 h w"]],
+    ) -> tuple[dict[str, float | None], dict[str, Any]]:
+        """(figures, what they depend on)."""
+        device = str(context.loaded.model.device)
+        drawn = images.features_of(network.to(device), batches, device)
+        real = self._reference(context, one, network, identity)
+        kid, kid_error = images.kernel_distance(real, drawn)
+        figures: dict[str, float | None] = {"fid": images.frechet_distance(real, drawn)}
+        figures |= {"kid": kid, "kid_stderr": kid_error}
+        score = images.inception_score(drawn, seed=context.settings.seed)
+        if score is not None:
+            figures |= {"inception_score": score[0], "inception_score_stderr": score[1]}
+        about = {
+            "what": "FID, KID of all pairs and IS; errors over 10 splits",
+            "protocol": f"{len(real):,} of {self.reference} beside {len(drawn):,}; {self._protocol()}",
+            "extractor_hash": identity,
+            "reference_hash": self._key(one, identity)["rows"],
+        }
+        return figures, about
+
+    def _protocol(self) -> str:
+        return self.extractor or f"Inception of 2015-12-05, resize {self.resize}"
+
+    def _network(self) -> nn.Module:
+        if self.extractor is None:
+            return fid_inception.load(self.inception, self.resize)
+        return own_extractor(self.extractor)
+
+    def _key(self, one: EvaluationSet, identity: str) -> dict[str, Any]:
+        """What the reference's features depend on."""
+        rows = one.data.rows(self.reference)
+        count = min(self.reference_count, len(rows))
+        key = {"data": one.name, "split": self.reference, "count": count, "extractor": identity}
+        key |= {"rows": hash_of_rows(rows, count), "resize": None if self.extractor else self.resize}
+        return key
+
+    def _reference(self, context: Context, one: EvaluationSet, network: nn.Module, identity: str) -> Features:
+        """Computed once for (data, split, count, extractor), and kept below runs/reference."""
+        key = self._key(one, identity)
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        file = _CACHE / f"{one.name}-{self.reference}-{key['count']}-{name}.npy"
+        if file.is_file():
+            return Features(torch.from_numpy(np.load(file, allow_pickle=False)).double())
+        rows, device = one.data.rows(self.reference), str(context.loaded.model.device)
+
+        def pictures() -> Iterator[UInt8[Tensor, "b 3 h w"]]:
+            for start in range(0, key["count"], _TOGETHER):
+                x = rows[np.arange(start, min(start + _TOGETHER, key["count"]))]["x"]
+                yield from _batches(_decoded(context, x))
+
+        found = images.features_of(network.to(device), pictures(), device)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        np.save(content, found.values.float().numpy())
+        write_whole(file, content.getvalue())
+        return Features(found.values.float().double())  # as it will be read
+
+
+def own_extractor(name: str) -> nn.Module:
+    """The network that the user named. Raises ValueError in one line."""
+    module, _, kind = name.replace(":", ".").rpartition(".")
+    own_code.open_folder([f"{module}.{kind}"])
+    try:
+        found = getattr(importlib.import_module(module), kind)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"--extractor {name}: cannot be built ({' '.join(str(error).split())}); write module:Class"
+        ) from None
+    if not isinstance(found, nn.Module):
+        raise ValueError(f"--extractor {name}: is no torch module; name a class of one, module:Class")
+    return found.eval().requires_grad_(False)
+
+
+def _decoded(context: Context, x: Int[Tensor, " b *s"]) -> UInt8[np.ndarray, "b h w 3"]:
+    codec: Any = context.loaded.model.codec
+    return np.asarray(codec.decode(x.cpu().numpy()))
+
+
+def _batches(pictures: UInt8[np.ndarray, "b h w 3"]) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
+    for start in range(0, len(pictures), _TOGETHER):
+        yield torch.from_numpy(np.ascontiguousarray(pictures[start : start + _TOGETHER].transpose(0, 3, 1, 2)))

@@ -1,0 +1,119 @@
+"""`lightning export`, and every command that takes a checkpoint on what it wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ggm_lightning.cli.main import main
+from ggm_lightning.rundir import exported
+from tests.cli import small_checkpoints
+from tests.cli.test_main import error_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a checkpoint in runs/a."""
+    monkeypatch.chdir(tmp_path)
+    small_checkpoints.write(Path("runs/a/last.ckpt"), "md4")
+    return tmp_path
+
+
+EXPORT = ["export", "--ckpt_path", "runs/a/last.ckpt", "--out", "handed", "--licence", "mit"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_card_has_the_figures_of_this_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    small_checkpoints.write(Path("runs/a/other.ckpt"), "md4", seed=1)
+    for name, rows in (("other", "3"), ("last", "7")):
+        main(["evaluate", "--ckpt_path", f"runs/a/{name}.ckpt", "--limit", rows])
+    measured = json.loads(next(Path("runs/a").glob("evaluation-*limit7/*.json")).read_text())
+    capsys.readouterr()
+    main(EXPORT)
+    assert "licence mit, figures of 1 evaluation\n" in capsys.readouterr().out
+    card = Path("handed/README.md").read_text()
+    (row,) = [line for line in card.splitlines() if line.startswith("| MarkovChain | val |")]
+    assert row.split(" | ")[2:4] == ["7", f"{measured['bpd']:.4g} ± {measured['bpd_stderr']:.2g}"]
+    for code in card.split("```python\n")[1:]:
+        exec(code.partition("```")[0], {})
+
+
+@pytest.mark.usefixtures("folder")
+def test_every_command_takes_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    main(EXPORT)
+    draws = ["--num_samples", "2", "--num_steps", "3"]
+    found = []
+    for path in ("runs/a/last.ckpt", "handed"):
+        main(["sample", "--ckpt_path", path, *draws])
+        main(["infill", "--ckpt_path", path, "--text", "1 _ 3 _ _ 4 5 _ 1 2 0", *draws])
+        main(["evaluate", "--ckpt_path", path, "--limit", "5"])
+        place = Path("runs/a") if path.endswith("ckpt") else Path("runs/handed")
+        arrays = [np.load(next(place.glob(f"{verb}-*/samples.npz"))) for verb in ("samples", "infilled")]
+        bound = json.loads(next(place.glob("evaluation-*/*.json")).read_text())["nelbo"]
+        found.append(([array[key] for array in arrays for key in array.files], bound))
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        assert np.array_equal(one, other)
+    assert found[0][1] == found[1][1]
+    main(["sweep", "--ckpt_path", "handed", "--num_steps", "2", "--temperature", "1", "--num_samples", "2"])
+    assert Path("runs/handed/sweep/sweep.html").is_file()
+    capsys.readouterr()
+    main(["inspect", "handed"])
+    assert "step          3\n" in capsys.readouterr().out
+    assert sorted(path.name for path in Path("handed").iterdir()) == [
+        "README.md",
+        "SHA256SUMS",
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.slow
+def test_a_run_starts_from_it_and_its_bound_is_validated(capsys: pytest.CaptureFixture[str]) -> None:
+    main(EXPORT)
+    network = {"feature_dim": 8, "num_heads": 2, "num_layers": 1, "mlp": "glu", "dropout": 0.0}
+    arguments = [f"--model.network.init_args.{key}={value}" for key, value in network.items()]
+    arguments += [f"--data.init_args.{key}={value}" for key, value in small_checkpoints.SOURCE.items()]
+    arguments += ["--data.init_args.global_batch_size=4", "--config", "configs/trainer/debug.yaml", "--name", "b"]
+    experiment = ["--config", "md4_markov", *arguments]
+    capsys.readouterr()
+    main(["fit", *experiment, "--init_from", "handed", "--trainer.max_steps", "1"])
+    assert torch.load("runs/b/last.ckpt", weights_only=True)["ggm_lightning"]["started_from"] == {
+        "given": "handed",
+        "file": "handed",
+        "step": 3,
+        "identity": exported.identity(Path("handed")),
+    }
+    main(["export", "--ckpt_path", "runs/b/last.ckpt", "--out", "next", "--licence", "mit"])
+    bounds = []
+    for path in ("next", "last", "best"):
+        main(["validate", *experiment, "--ckpt_path", path])
+        bounds.append(re.search(r"val/nelbo\W+([\d.]+)", capsys.readouterr().out)[1])  # type: ignore[index]
+    assert bounds[0] == bounds[1]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (EXPORT[:-2], "licence"),
+        ([*EXPORT[:-1], "CC BY"], "--licence 'CC BY': write it as the hub does"),
+        ([*EXPORT[:4], "runs/a", *EXPORT[5:]], "--out runs/a: something is there; name a new folder"),
+        (["export", "--ckpt_path", "runs/a", *EXPORT[3:]], "runs/a: is a run's folder; give runs/a/last.ckpt"),
+        pytest.param(
+            ["fit", "--config", "md4_markov", "--ckpt_path", "runs/b"],
+            "start a new run from its weights by --init_from runs/b",
+            marks=pytest.mark.slow,
+        ),
+        (["export", "--ckpt_path", "nowhere", *EXPORT[3:]], "nowhere: no such checkpoint file"),
+    ],
+)
+def test_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*EXPORT[:4], "runs/b", *EXPORT[5:]])
+    assert said in error_of(capsys, arguments)
+    assert not Path("handed").exists()

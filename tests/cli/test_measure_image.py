@@ -1,0 +1,155 @@
+"""`lightning evaluate --measures image` on a small model of the digits, with a network of the user's own file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ggm_lightning.cli.main import main
+from ggm_lightning.data.toy.digits import Digits
+from ggm_lightning.metrics import images
+from ggm_lightning.metrics.images import Features
+from ggm_lightning.models.base import Family
+from ggm_lightning.rundir import building
+from ggm_lightning.rundir import checkpoint as checkpoint_files
+from tests.cli import small_checkpoints
+from tests.cli.test_main import error_of
+
+EXTRACTOR = """
+import torch
+from torch import nn
+
+CALLS = []
+
+class Halves(nn.Module):
+    def forward(self, pictures):
+        CALLS.append(len(pictures))
+        x = pictures.float() / 255
+        values = torch.stack([x[..., :4].mean((1, 2, 3)), x[..., 4:].mean((1, 2, 3)), x.std((1, 2, 3))], 1)
+        return values, 5 * values
+
+class Broken(nn.Module):
+    def forward(self, pictures):
+        return pictures.float().mean((2, 3)) * float("nan")
+
+class Wide(nn.Module):
+    def forward(self, pictures):
+        return pictures.float().flatten(1).repeat(1, 40)[:, :1500]
+"""
+EVALUATE = [
+    "evaluate",
+    "--ckpt_path",
+    "runs/d/last.ckpt",
+    "--measures",
+    "image",
+    "--num_drawn",
+    "40",
+    "--num_steps",
+    "2",
+]
+OWN = ["--extractor", "halves:Halves"]
+
+
+def write_model(path: Path) -> None:
+    """MD4 of the digits with a tiny transformer of random weights."""
+    network = {"class_path": "ggm_lightning.networks.transformer.Transformer"}
+    network["init_args"] = {"num_classes": 17, "feature_dim": 4, "num_heads": 2, "num_layers": 1}  # type: ignore[assignment]
+    section = {"class_path": "ggm_lightning.models.md4.MD4"}
+    section["init_args"] = {"network": network, "num_classes": 17, "shape": [1, 8, 8]}  # type: ignore[assignment]
+    torch.manual_seed(0)
+    model: Any = building.build(section, Family)
+    data = {"class_path": "ggm_lightning.data.toy.digits.Digits", "init_args": {}}
+    model.resolved_config, model.codec = {"model": section, "data": data}, Digits().codec
+    path.parent.mkdir(parents=True)
+    about = checkpoint_files.describe(model)
+    torch.save({"state_dict": model.state_dict(), "global_step": 3, checkpoint_files.KEY: about}, path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "halves", raising=False)
+    (tmp_path / "halves.py").write_text(EXTRACTOR)
+    write_model(Path("runs/d/last.ckpt"))
+    return tmp_path
+
+
+def of_pictures(ids: np.ndarray | torch.Tensor) -> Features:
+    x = torch.from_numpy(Digits().codec.decode(np.asarray(ids)).copy()).permute(0, 3, 1, 2).float() / 255
+    values = torch.stack([x[..., :4].mean((1, 2, 3)), x[..., 4:].mean((1, 2, 3)), x.std((1, 2, 3))], 1).double()
+    return Features(values, 5 * values)
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_figures_are_those_of_the_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*EVALUATE, *OWN])
+    (file,) = Path("runs/d/evaluation").glob("*/evaluation.json")
+    (row,) = json.loads(file.read_text())["rows"]
+    x = np.load(next(file.parent.glob("draws/*/samples.npz")))["x"]
+    real = of_pictures(Digits().load("train")[np.arange(1500)]["x"])
+    drawn = of_pictures(x)
+    figures = row["figures"]
+    assert figures["fid"] == pytest.approx(images.frechet_distance(real, drawn), rel=1e-5)
+    assert figures["kid"] == pytest.approx(images.kernel_distance(real, drawn)[0], rel=1e-5)
+    assert figures["inception_score"] == pytest.approx(images.inception_score(drawn)[0], rel=1e-5)  # type: ignore[index]
+    assert {"kid_stderr", "inception_score_stderr"} <= figures.keys()
+    assert "1,500 of train beside 40; halves:Halves" in json.dumps(row)
+    assert images.frechet_distance(real, of_pictures(np.zeros_like(x))) > 2 * figures["fid"], "control"
+    calls = sys.modules["halves"].CALLS
+    before = len(calls)
+    main([*EVALUATE, *OWN, "--temperature", "0.5"])
+    (reference,) = Path("runs/reference").iterdir()
+    assert reference.name.startswith("Digits-train-1500-")
+    assert sum(calls[before:]) < 50, "the real pictures went through once"
+    shown = capsys.readouterr().out
+    assert "fid" in shown
+
+
+@pytest.mark.usefixtures("folder")
+def test_files_in_the_place_of_what_is_drawn() -> None:
+    """The real pictures themselves: nothing is left of FID; darker ones: much."""
+    shown = Digits().codec.decode(Digits().load("train")[np.arange(60)]["x"].numpy())
+    for name, pictures in (("same", shown), ("darker", shown // 2)):
+        Path(name).mkdir()
+        for i, pixels in enumerate(pictures):
+            Image.fromarray(pixels).save(Path(name, f"{i:04}.png"))
+        main([*EVALUATE[:5], *OWN, "--pictures", name, "--reference_count", "60"])
+    (file,) = Path("runs/d/evaluation").glob("*/cells")
+    found = [json.loads(path.read_text())["rows"][0]["figures"]["fid"] for path in sorted(file.iterdir())]
+    assert max(found) > 0.01
+    assert abs(min(found)) < 1e-6
+
+
+@pytest.mark.usefixtures("folder")
+def test_refused_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [
+        ([], "--inception weights-inception-2015-12-05-6726825d.pth: there is no such file; weights"),
+        (["--extractor", "halves:Broken"], "--extractor Broken: its features hold NaN or infinity"),
+        (["--extractor", "halves:Wide"], "Digits, train: 1,500 pictures are too few for the covariance of 1,500"),
+        ([*OWN, "--reference_count", "3"], "Digits, train: 3 pictures are too few"),
+        ([*OWN, "--reference", "test"], "--reference test: Digits has train, val"),
+        ([*OWN, "--resize", "tf"], "--resize is of Inception"),
+        (["--extractor", "halves:None"], "--extractor halves:None: cannot be built"),
+        (["--extractor", "nowhere:Net"], "--extractor nowhere:Net: cannot be built"),
+        (["--extractor", "halves:torch"], "--extractor halves:torch: cannot be built"),
+    ]
+    for more, said in cases:
+        assert said in error_of(capsys, [*EVALUATE, *more])
+    Path("nothing").mkdir()
+    for folder, said in (("nowhere", "there is no such folder"), ("nothing", "has no .png or .jpg files")):
+        assert said in error_of(capsys, [*EVALUATE[:5], *OWN, "--pictures", folder])
+    few = ["--num_drawn", "19"]
+    assert "--num_drawn: 19 pictures are too few for 10 splits" in error_of(capsys, [*EVALUATE, *OWN, *few])
+    text = small_checkpoints.write(Path("runs/t/last.ckpt"), "md4")
+    line = error_of(capsys, ["evaluate", "--ckpt_path", text, "--measures", "image", *OWN])
+    assert "--measures image: the model's rows have shape [11], which are no pictures" in line
+    assert not Path("runs/reference").exists()
+    assert not list(Path("runs").glob("*/evaluation/*/draws")), "nothing was drawn"
