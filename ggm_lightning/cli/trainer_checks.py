@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
@@ -25,6 +25,8 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.plugins import CheckpointIO
+
+from ggm_lightning.cli.launcher import refuse_sharded
 
 _LEAST = {
     "gradient_clip_val": 0,  # a negative norm would climb the gradient
@@ -150,6 +152,13 @@ def check_callbacks(callbacks: Sequence[Any], model: LightningModule) -> None:
         for kind, reason in _CALLBACKS.items():
             if isinstance(callback, kind):
                 raise ValueError(f"trainer.callbacks: {type(callback).__name__} cannot be used: {reason}")
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """ValueError for a strategy that divides the weights, whatever it is called in the configuration."""
+    kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__]
+    for kind in kinds:
+        refuse_sharded(kind)
 
 
 def check_plugins(plugins: Sequence[Any]) -> None:
