@@ -76,14 +76,14 @@ def place(env: Mapping[str, str] = os.environ) -> Place:
     }
     if "TORCHELASTIC_RUN_ID" in env:
         ranks, here = _number(env, "WORLD_SIZE", 1), _number(env, "LOCAL_WORLD_SIZE", 1)
-        numbers = (_number(env, name, 0) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK"))
-        return Place("torchrun", ranks, max(1, ranks // here), (here,), *numbers, **job)
+        numbers = _numbers(env, "RANK", "LOCAL_RANK", "GROUP_RANK")
+        return Place("torchrun", ranks, max(1, ranks // here), (here,), **numbers, **job)
     step = env.get("SLURM_STEP_ID")
     if step is not None and step not in _SHELL_STEPS:
         ranks, nodes = _number(env, "SLURM_STEP_NUM_TASKS", 1), _number(env, "SLURM_STEP_NUM_NODES", 1)
         if ranks > 1 or not job["is_shell"]:
-            numbers = (_number(env, f"SLURM_{name}", 0) for name in ("PROCID", "LOCALID", "NODEID"))
-            return Place("srun", ranks, nodes, _per_node(env, ranks, nodes), *numbers, **job)
+            numbers = _numbers(env, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+            return Place("srun", ranks, nodes, _per_node(env, ranks, nodes), **numbers, **job)
     for name in ("OMPI_COMM_WORLD_", "PMI_"):
         if _number(env, f"{name}SIZE", 1) > 1:
             return Place("mpirun", _number(env, f"{name}SIZE", 1), rank=_number(env, f"{name}RANK", 0), **job)
@@ -95,6 +95,11 @@ def place(env: Mapping[str, str] = os.environ) -> Place:
 def _number(env: Mapping[str, str], name: str, default: int) -> int:
     value = env.get(name, "")
     return int(value) if value.isdecimal() else default
+
+
+def _numbers(env: Mapping[str, str], rank: str, local_rank: str, node_rank: str) -> dict[str, Any]:
+    names = {"rank": rank, "local_rank": local_rank, "node_rank": node_rank}
+    return {key: _number(env, name, 0) for key, name in names.items()}
 
 
 def _per_node(env: Mapping[str, str], ranks: int, nodes: int) -> tuple[int, ...]:
@@ -122,7 +127,11 @@ def trainer_section(merged: dict[str, Any], rest: list[str]) -> dict[str, Any]:
             value = rest[position + 1] if position + 1 < len(rest) else ""
         key = option.removeprefix("--trainer").removeprefix(".")
         plain = _plain(value)
-        if key:
+        owner, dot, name = key.partition(".")
+        if dot:
+            known = found.get(owner)
+            found[owner] = {**(known if isinstance(known, dict) else {}), name: plain}
+        elif key:
             found[key] = plain
         elif isinstance(plain, dict):
             found.update(plain)
@@ -188,8 +197,9 @@ def refuse(place: Place, command: str, trainer: dict[str, Any]) -> None:
         _refuse_numbers(place, command, nodes, devices)
     if place.launcher == "" and place.job is not None and max(place.tasks, place.job_nodes, nodes) > 1:
         raise Mismatch(
-            f"job {place.job} has {place.tasks} tasks on {place.job_nodes} nodes, and lightning was started without "
-            f"srun, as one process (trainer.num_nodes is {nodes}); write `srun lightning {command} ...`"
+            f"job {place.job} has {_counted(place.tasks, 'task', 'tasks')} on "
+            f"{_counted(place.job_nodes, 'node', 'nodes')}, and lightning was started without srun, as one process "
+            f"(trainer.num_nodes is {nodes}); write `srun lightning {command} ...`"
         )
 
 

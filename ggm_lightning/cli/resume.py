@@ -91,7 +91,7 @@ def agreed(resolved: Callable[[], str | None]) -> Resumed | None:
     told = hub.hear("resume")
     if told is None:
         return None
-    _wait_for(*told, node=hub.node)
+    _wait_for(told[0], told[1], told[2], hub.node)
     return opened(told[0], whole=False)
 
 

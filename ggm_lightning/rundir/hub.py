@@ -79,6 +79,8 @@ class Hub:
                 with contextlib.suppress(TimeoutError):
                     self._let_in(door.accept()[0])
                 if time.monotonic() > deadline:
+                    for line in self._lines.values():
+                        line.close()
                     missing = [rank for rank in range(self.ranks) if rank not in self._nodes]
                     named = ", ".join(str(rank) for rank in missing[:8])
                     raise Apart(
@@ -211,7 +213,7 @@ class Hub:
         self.lost = f"rank {rank} on {self._nodes.get(rank, '?')} {what}"
         self.end_all()
 
-    def _end_all(self) -> None:
+    def end_all(self) -> None:
         if self.rank == 0:
             for rank in self._lines:
                 self._write(rank, {"over": True})
