@@ -79,16 +79,21 @@ class Hub:
                 with contextlib.suppress(TimeoutError):
                     self._let_in(door.accept()[0])
                 if time.monotonic() > deadline:
-                    for line in self._lines.values():
-                        line.close()
-                    missing = [rank for rank in range(self.ranks) if rank not in self._nodes]
-                    named = ", ".join(str(rank) for rank in missing[:8])
-                    raise Apart(
-                        f"of {self.ranks} ranks {len(missing)} have not come to rank 0 on {self.node} within "
-                        f"{seconds:.0f} s (rank {named}); look at their nodes, and whether a firewall stands between"
-                    )
+                    break
+        if len(self._nodes) < self.ranks:
+            self._give_up(seconds)
         for line in self._lines.values():
             _send(line, {"all": self._nodes})
+
+    def _give_up(self, seconds: float) -> None:
+        for line in self._lines.values():
+            line.close()
+        missing = [rank for rank in range(self.ranks) if rank not in self._nodes]
+        named = ", ".join(str(rank) for rank in missing[:8])
+        raise Apart(
+            f"of {self.ranks} ranks {len(missing)} have not come to rank 0 on {self.node} within {seconds:.0f} s (rank "
+            f"{named}); look at their nodes, and whether a firewall stands between"
+        )
 
     def _write(self, rank: int, message: dict[str, Any]) -> None:
         """Whole lines, from whichever thread. A line that is broken is noticed where it is listened to."""
