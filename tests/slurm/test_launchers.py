@@ -18,7 +18,7 @@ CASES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "devices": (ONE_NODE, f"{LABELLED} --trainer.devices=1", "write --trainer.num_nodes=1 --trainer.devices=2"),
     "interactive": (ONE_NODE, f"{LABELLED} --trainer.devices=1", "write --trainer.num_nodes=1 --trainer.devices=2"),
     "without_srun": (ONE_NODE, f"{FIT} --trainer.devices=2", "was started without srun, as one process"),
-    "uneven": (("--ntasks=3",), f"srun --ntasks=3 --label {FIT}", "write --ntasks-per-node=2 in place of --ntasks=3"),
+    "uneven": (("--ntasks-per-node=2",), f"srun --ntasks=3 --label {FIT}", "write --ntasks-per-node=2 in place of --ntasks=3"),
     "sharded": ((), f"{LABELLED} --trainer.strategy={STRATEGY}", "ModelParallelStrategy, which divides the weights"),
     "evaluating": ((), "srun --label lightning evaluate --ckpt_path x", "write `srun --nodes=1 --ntasks=1 lightning"),
 }
