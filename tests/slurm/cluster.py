@@ -86,7 +86,8 @@ class Cluster:
             sbatch: options of sbatch, which count more than the script's.
         """
         file = self.folder / f"{name}.sbatch"
-        file.write_text(adapted(script or (ROOT / "experiments" / "slurm" / "train.sbatch").read_text()))
+        shipped = (ROOT / "experiments" / "slurm" / "train.sbatch").read_text()
+        file.write_text(script if script is not None and "# ---- your" not in script else adapted(script or shipped))
         said = self.run("sbatch", "--parsable", f"--job-name={name}", *sbatch, str(file), *options)
         return Job(self, name, said.strip())
 

@@ -8,19 +8,32 @@ from tests.slurm.cluster import MODEL, Cluster, Job
 
 pytestmark = pytest.mark.slurm
 FIT = "lightning fit --config md4_markov --trainer.max_steps=1 " + " ".join(MODEL)
-HEAD = "#!/bin/bash\n#SBATCH --output=%x-%j.out\n# ---- your cluster\n# ----\n"
+HEAD = "#!/bin/bash\n#SBATCH --output=%x-%j.out\n"
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 ONE_NODE = ("--nodes=1", "--ntasks-per-node=2")
 STRATEGY = "lightning.pytorch.strategies.ModelParallelStrategy"
 LABELLED = f"srun --label {FIT}"
 # job -> options of sbatch, the command, the line
 CASES: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "nodes": ((), f"{LABELLED} --trainer.devices=1", "write --trainer.num_nodes=2 --trainer.devices=1"),
+    "nodes": (TWO_NODES, f"{LABELLED} --trainer.devices=1", "write --trainer.num_nodes=2 --trainer.devices=1"),
     "devices": (ONE_NODE, f"{LABELLED} --trainer.devices=1", "write --trainer.num_nodes=1 --trainer.devices=2"),
     "interactive": (ONE_NODE, f"{LABELLED} --trainer.devices=1", "write --trainer.num_nodes=1 --trainer.devices=2"),
     "without_srun": (ONE_NODE, f"{FIT} --trainer.devices=2", "was started without srun, as one process"),
-    "uneven": (("--ntasks-per-node=2",), f"srun --ntasks=3 --label {FIT}", "write --ntasks-per-node=2 in place of --ntasks=3"),
-    "sharded": ((), f"{LABELLED} --trainer.strategy={STRATEGY}", "ModelParallelStrategy, which divides the weights"),
-    "evaluating": ((), "srun --label lightning evaluate --ckpt_path x", "write `srun --nodes=1 --ntasks=1 lightning"),
+    "uneven": (
+        ("--nodes=2", "--ntasks-per-node=2"),
+        f"srun --ntasks=3 --label {FIT}",
+        "write --ntasks-per-node=2 in place of --ntasks=3",
+    ),
+    "sharded": (
+        TWO_NODES,
+        f"{LABELLED} --trainer.strategy={STRATEGY}",
+        "ModelParallelStrategy, which divides the weights",
+    ),
+    "evaluating": (
+        TWO_NODES,
+        "srun --label lightning evaluate --ckpt_path x",
+        "write `srun --nodes=1 --ntasks=1 lightning",
+    ),
 }
 TWO = "srun --label {} --trainer.devices=2 --trainer.strategy=ddp --trainer.limit_val_batches=1 --name {}"
 # several tasks that are right: the words that Lightning takes for a shell, and --ntasks alone
