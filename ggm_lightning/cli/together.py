@@ -178,6 +178,10 @@ class Labelled(io.TextIOBase):
         self.stream.write(marked)
         return len(text)
 
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return str(self.stream.encoding)
+
     def flush(self) -> None:
         self.stream.flush()
 
