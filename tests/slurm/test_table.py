@@ -63,13 +63,16 @@ def jobs(cluster: Cluster, undisturbed: Path, chosen: set[str]) -> dict[str, Job
     return found
 
 
-def undisturbed_in_the_end(job: Job, undisturbed: Path, lives: int = 2) -> None:
+def undisturbed_in_the_end(job: Job, undisturbed: Path, lives: int = 2, lost_rows: int = 0) -> None:
+    """`lost_rows`: of metrics.csv, where rank 0 ended at once: a step is logged just after it was saved."""
     assert job.end() == "COMPLETED", job.output
     assert job.output.count("goes on from step") == lives - 1, job.output
     assert "Traceback" not in job.output
     assert not different(parts(job.run, "last.ckpt"), parts(undisturbed, "last.ckpt"))
     assert parts(job.run, "last.ckpt")["global_step"] == STEPS
-    assert rows(job.run) == rows(undisturbed)
+    whole, found = rows(undisturbed), rows(job.run)
+    assert found.items() <= whole.items()
+    assert len(whole) - len(found) <= lost_rows
 
 
 def test_early(jobs: dict[str, Job], undisturbed: Path) -> None:
@@ -116,7 +119,7 @@ def test_silent(jobs: dict[str, Job], undisturbed: Path) -> None:
     """A rank stops answering."""
     job = jobs["silent"]
     job.wait_for_text("rank 1 on n2 has not answered for 20 s; all ranks end, and the job goes back into the queue")
-    undisturbed_in_the_end(job, undisturbed)
+    undisturbed_in_the_end(job, undisturbed, lost_rows=1)
 
 
 def test_cancelled(jobs: dict[str, Job]) -> None:
