@@ -11,7 +11,7 @@ fit = $(if $(shell grep -s '"complete": true' runs/$(1)/story.json),@echo "runs/
 	--config experiments/$(2).yaml $(if $(wildcard runs/$(1)/last.ckpt),--ckpt_path last))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-all demo-text demo-sudoku demo-md4 demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow mutants check bench bench-sweep gpu docs clean
+.PHONY: help demo demo-all demo-text demo-sudoku demo-md4 demo-images demo-blackout demo-lddm demo-vqgan setup test test-slow test-slurm test-slurm-short mutants check bench bench-sweep gpu docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -76,6 +76,16 @@ test: $(VENV)/.dev  ## set up if needed, run every fast test
 
 test-slow: $(VENV)/.all  ## the tests that train, kill or search for minutes; what they counted is printed
 	@$(MAKE) --no-print-directory -j2 --output-sync=target slow-one slow-two
+
+# the table of docs/cluster.md; SLURM's commands elsewhere than on the path: make test-slurm GGM_SLURM_BIN=FOLDER
+test-slurm: export OMP_NUM_THREADS := 1
+test-slurm: $(VENV)/.dev  ## jobs on a real SLURM of this machine (root, apt-get install slurm-wlm munge; 12 minutes)
+	$(BIN)/python -m pytest -m slurm -rs tests/slurm
+
+# one job that is put back, and the launchers' errors
+test-slurm-short: export OMP_NUM_THREADS := 1
+test-slurm-short: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slurm -rs tests/slurm/test_launchers.py tests/slurm/test_table.py::test_usr1
 
 slow-one:  # two halves of about equal length
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/fuzz tests/models

@@ -40,6 +40,14 @@ class Agreement:
         self._asked = flag, distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._group, async_op=True)
         return before
 
+    def largest(self, number: int) -> int:
+        """Of all ranks' numbers; they wait for each other."""
+        if not self._between_hosts:
+            return number
+        found = torch.from_numpy(np.array(number))
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self._group)
+        return int(found.numpy())
+
     def settle(self) -> bool:
         """The answer to what was asked last; False where nothing was. Hosts wait for each other, not for devices."""
         if self._asked is None:

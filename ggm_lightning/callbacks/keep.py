@@ -6,11 +6,14 @@ write through the run folder's own CheckpointIO, over their own file, so a kill 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import Strategy
 
 from ggm_lightning.rundir.csv_log import CSVLog
 from ggm_lightning.rundir.tensorboard_log import TensorBoardLog
@@ -90,6 +93,11 @@ class KeepLast(_Keep):
         if self._last_global_step_saved != trainer.global_step:
             self._save(trainer)
 
+    def save_alone(self, trainer: Trainer) -> None:
+        """`save_now` of one rank whose others are gone."""
+        with _alone(trainer.strategy):
+            self.save_now(trainer)
+
     def _save(self, trainer: Trainer) -> None:
         self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
@@ -97,6 +105,23 @@ class KeepLast(_Keep):
         for logger in trainer.loggers:
             if isinstance(logger, CSVLog):
                 logger.before_checkpoint()
+
+
+@contextmanager
+def _alone(strategy: Strategy) -> Iterator[None]:
+    """What would ask the other ranks, or wait for them, is answered here."""
+    answers: dict[str, Any] = {
+        "barrier": lambda *args, **kwargs: None,
+        "broadcast": lambda value, *args, **kwargs: value,
+        "reduce_boolean_decision": lambda decision, *args, **kwargs: decision,
+    }
+    for name, answer in answers.items():
+        setattr(strategy, name, answer)
+    try:
+        yield
+    finally:
+        for name in answers:
+            delattr(strategy, name)
 
 
 def _stops(trainer: Trainer) -> bool:

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.metrics.samples import Rows, SampleMetric
+from ggm_lightning.models.base import Family
 from ggm_lightning.report.drawing import (
     classes_in_turn,
     columns_of,
@@ -93,24 +96,45 @@ class Samples(Callback):
         if trainer.sanity_checking:
             return
         self._validations += 1
-        if trainer.is_global_zero and self._validations % self.every_n_validations == 0:
+        draws_here = trainer.is_global_zero or _ranks(trainer, pl_module) > 1
+        if draws_here and self._validations % self.every_n_validations == 0:
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        drawn = self._drawn(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        decoded = decode(trainer, drawn)
+        if self.metrics:
+            self._measure(trainer, pl_module, Rows(drawn.cpu(), decoded))
+        self._keep(trainer, decoded, columns_of(classes_in_turn(pl_module, self.num_samples)))
+
+    def _drawn(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        """x Int64[num_samples, *shape], of which each rank has drawn its share: of many samples the other ranks would
+        otherwise wait longer for the first than they may wait for each other. A row's noise is that of its number."""
         options: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
         if self.sampler is not None:
             options["sampler"] = self.sampler
         label = classes_in_turn(pl_module, self.num_samples)
+        ranks = _ranks(trainer, pl_module)
+        share = math.ceil(self.num_samples / ranks)
+        # every rank draws as many: where they do not divide evenly, the first rows are drawn by two
+        rows = torch.arange(share * ranks) % self.num_samples
+        first = share * trainer.global_rank if ranks > 1 else 0
+        own = rows[first : first + share]
         if label is not None:
-            options["label"] = label
+            options["label"] = label[own.to(label.device)]
+        if ranks > 1:
+            options["row"] = own
         with undisturbed(pl_module), trainer.precision_plugin.forward_context():
-            drawn = pl_module.sample(self.num_samples, self.num_steps, **options)
-        decoded = decode(trainer, drawn.x)
-        if self.metrics:
-            self._measure(trainer, pl_module, Rows(drawn.x.cpu(), decoded))
+            x: Tensor = pl_module.sample(share, self.num_steps, **options).x
+        return x if ranks == 1 else pl_module.all_gather(x).flatten(0, 1)[: self.num_samples]
+
+    def _keep(self, trainer: Trainer, decoded: list[str] | np.ndarray, columns: int | None) -> None:
+        """In files and loggers."""
         stem = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:06d}"
         try:
-            _write(decoded, stem, columns_of(label))
+            _write(decoded, stem, columns)
         except OSError as error:
             rank_zero_warn(f"{stem.parent}: samples cannot be written ({error.strerror or error}); training goes on")
         for logger in trainer.loggers:
@@ -126,6 +150,11 @@ class Samples(Callback):
         for metric in self.metrics:
             values = {f"val/{name}": float(value) for name, value in metric.measure(drawn, real).items()}
             pl_module.log_dict(values, rank_zero_only=True)  # the other ranks draw nothing
+
+
+def _ranks(trainer: Trainer, model: LightningModule) -> int:
+    """How many share the drawing. A model that is none of the families' may not know rows by their numbers."""
+    return trainer.world_size if isinstance(model, Family) else 1
 
 
 def _write(decoded: list[str] | np.ndarray, stem: Path, columns: int | None) -> None:

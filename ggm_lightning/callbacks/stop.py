@@ -1,4 +1,5 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: finish the optimiser step, save last.ckpt, leave; SLURM jobs are put back in the queue.
+"""SIGTERM, SIGUSR1 and Ctrl-C: finish the optimiser step, save last.ckpt, leave. On SIGUSR1 a SLURM job goes back into
+the queue, and on the SIGTERM of a preemption, not on that of scancel.
 
 Lightning 2.6.6 saves on SLURM's signal in the middle of a batch (4 of 6 resumed runs then differed from the undisturbed
 one), and on Ctrl-C not at all. Here a signal only sets a flag, which is looked at where a step has ended; several ranks
@@ -7,21 +8,21 @@ tell each other of it, and leave after the step that follows (callbacks/agreemen
 
 from __future__ import annotations
 
+import math
 import os
-import re
 import signal
-import subprocess
 import sys
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ggm_lightning.callbacks.agreement import Agreement
 from ggm_lightning.callbacks.keep import KeepLast
-from ggm_lightning.rundir.endings import Stopped
+from ggm_lightning.rundir import endings, requeue
+from ggm_lightning.rundir import hub as hubs
+from ggm_lightning.rundir.endings import NonFinite, Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -41,13 +42,17 @@ class StopSignals(Checkpoint):
         self._step = 0
         self._leaving = False
         self._agreement: Agreement | None = None  # once training has begun
+        self._batches_left = self._questions_left = 0  # of a validation
+        self._first = 0
+        self._is_whole = False  # weights, moments and averages are those of one step
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._install()  # before the first loader workers are forked, to whom Ctrl-C is sent, too
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._install()
-        self._step = trainer.global_step
+        self._first = self._step = trainer.global_step
+        self._is_whole = True
         self._agreement = Agreement(trainer)
         loop = trainer.fit_loop.epoch_loop
         if trainer.world_size > 1 and hasattr(loop, "_broadcast_sigterm_tensor"):
@@ -56,6 +61,7 @@ class StopSignals(Checkpoint):
             loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def _install(self) -> None:
+        endings.training_begins()
         if not self._before:
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
@@ -85,11 +91,11 @@ class StopSignals(Checkpoint):
         if trainer.global_step == self._step:
             return  # accumulating
         self._step = trainer.global_step
+        self._is_whole = True
         # any rank may have been told; they must leave after the same step, which of several ranks is the next one
         assert self._agreement is not None
         if self._agreement.ask(self.received is not None):
-            self.keep_last.save_now(trainer)
-            self._leaving = True
+            self._save_and_mark(trainer)
 
     # the step's own metrics are logged after the hook above: leave at the next one, whichever it is
 
@@ -98,18 +104,45 @@ class StopSignals(Checkpoint):
             self._leave(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._agreement is not None and not self._leaving and self._agreement.settle():
-            self.keep_last.save_now(trainer)  # not only after a whole validation
-            self._leaving = True
+        if self._agreement is None or trainer.sanity_checking:
+            return
+        if not self._leaving and self._agreement.settle():
+            self._save_and_mark(trainer)  # not only after a whole validation
         if self._leaving:
             self._leave(trainer)
+        batches = trainer.num_val_batches
+        own = sum(batches) if isinstance(batches, list) else batches
+        if trainer.world_size == 1 or not math.isfinite(own):
+            return
+        # ranks have different numbers of batches, and all must ask equally often
+        self._batches_left, self._questions_left = int(own), self._agreement.largest(int(own))
+        if not self._batches_left:
+            self._ask_in_validation(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """A validation is given up; the checkpoint says that it is to be done again. Several ranks finish theirs: their
-        numbers of batches differ, so that they could not agree where to stop."""
-        if self.received is not None and trainer.world_size == 1 and not trainer.sanity_checking:
+        """A validation is given up; the checkpoint says that it is to be done again."""
+        if trainer.sanity_checking:
+            return
+        if trainer.world_size > 1:
+            self._batches_left -= 1
+            self._ask_in_validation(trainer)
+        elif self.received is not None:
             self.keep_last.save_now(trainer)
             self._leave(trainer)
+
+    def _ask_in_validation(self, trainer: Trainer) -> None:
+        """Once after each batch; behind its last one a rank asks what the others will still ask."""
+        while self._questions_left > self._batches_left and self._agreement is not None:
+            self._questions_left -= 1
+            if self._agreement.ask(self.received is not None):
+                self._save_and_mark(trainer)
+                self._leave(trainer)
+            if self._batches_left > 0:
+                return
+
+    def _save_and_mark(self, trainer: Trainer) -> None:
+        self.keep_last.save_now(trainer)
+        self._leaving = True
 
     def _leave(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
@@ -117,11 +150,38 @@ class StopSignals(Checkpoint):
         number = signal.Signals(self.received or signal.SIGTERM)
         path = f"{self.keep_last.dirpath}/last.ckpt"
         said = f"stopped by {_NAMES.get(number, number.name)} after step {trainer.global_step}; {path} is saved"
-        requeued = number == signal.SIGUSR1 and _requeue()
-        said += "; the job is back in the queue" if requeued else "; continue with --ckpt_path last"
-        raise Stopped(said, 0 if requeued else 128 + number)
+        is_preempted = number == signal.SIGTERM and requeue.is_preempted()
+        if requeue.job_name() is None or not (number == signal.SIGUSR1 or is_preempted):
+            raise Stopped(f"{said}; continue with --ckpt_path last", 128 + number)
+        hindrance = requeue.hindrance()
+        if hindrance is not None:
+            raise Stopped(f"{said}; {hindrance}", 128 + number)
+        why = "the job is preempted and goes" if is_preempted else "the job goes"
+        raise Stopped(f"{said}; {why} back into the queue", 128 + number, goes_back=True, is_preempted=is_preempted)
+
+    # ------------------------------------------------------------------ another rank is gone
+
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self._is_whole = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The steps that were made are saved by rank 0, if no step was being made when the other rank left."""
+        hub = hubs.current()
+        if hub is None or hub.rank != 0 or isinstance(exception, Stopped | NonFinite) or not self._is_whole:
+            return
+        if trainer.global_step == self._first or not hub.is_over.wait(_NEWS) or hub.lost is None:
+            return
+        hub.is_saving = True
+        try:
+            self.keep_last.save_alone(trainer)
+            print(f"{self.keep_last.dirpath}/last.ckpt of step {trainer.global_step} is saved", file=sys.stderr)
+        except Exception as error:  # what ended the training is said, whatever becomes of this
+            print(f"step {trainer.global_step} is not saved: {' '.join(str(error).split())}", file=sys.stderr)
+        finally:
+            hub.is_saving = False
 
 
+_NEWS = 3.0  # seconds until it is known that a rank is gone
 _NAMES = {signal.SIGINT: "Ctrl-C"}
 
 
@@ -131,22 +191,3 @@ def _say(message: str) -> None:
     stream = sys.__stderr__.fileno() if sys.__stderr__ else 2
     start = "\r\x1b[K" if os.isatty(stream) else "\n"
     os.write(stream, f"{start}{message}\n".encode())
-
-
-def _requeue() -> bool:
-    """`scontrol requeue` of this SLURM job (of this task of a job array); False outside SLURM and when it fails."""
-    job, array = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")
-    if job is None:
-        return False
-    name = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else job
-    if not re.fullmatch(r"[0-9_]+", name):
-        rank_zero_warn(f"SLURM job number {name!r} looks wrong; the job is not requeued")
-        return False
-    try:
-        subprocess.run(["scontrol", "requeue", name], check=True, capture_output=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
-        reason = (said or str(error).encode()).decode(errors="replace").strip()
-        rank_zero_warn(f"scontrol requeue {name} failed ({reason}); requeue it by hand")
-        return False
-    return True

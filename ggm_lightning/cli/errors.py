@@ -48,21 +48,30 @@ def set_run_folder(folder: Path | None) -> None:
     _run_folder = folder
 
 
-def report(error: Exception, args: list[str], parsing_message: Callable[[str], str]) -> int:
+def report(
+    error: Exception, args: list[str], parsing_message: Callable[[str], str], chosen: Callable[[str], str] | None = None
+) -> int:
     """Prints the one line to stderr, writes the traceback where it belongs, and returns the exit code.
 
     Args:
         error: what a command raised.
         args: the command line, without the program's name.
         parsing_message: the essence of the parser's own message of many lines.
+        chosen: of several ranks, the line that this one prints for its own; "" where another one speaks.
     """
     try:
         line, exit_code = _line(error, args, parsing_message)
     except Exception as failure:  # an error that cannot be explained must still be seen
         line, exit_code = f"{type(error).__name__} (and {type(failure).__name__} while explaining it)", 1
-    with contextlib.suppress(OSError, ValueError):  # nobody listens; the exit code remains
-        print(f"lightning: error: {visible(_collapsed(line))}", file=sys.stderr, flush=True)
+    say(line if chosen is None else chosen(line.removeprefix(f"rank {_rank()}: ")))
     return exit_code
+
+
+def say(line: str) -> None:
+    """The one line, unless it is empty."""
+    with contextlib.suppress(OSError, ValueError):  # nobody listens; the exit code remains
+        if line:
+            print(f"lightning: error: {visible(_collapsed(line))}", file=sys.stderr, flush=True)
 
 
 def _line(error: Exception, args: list[str], parsing_message: Callable[[str], str]) -> tuple[str, int]:

@@ -12,6 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -35,7 +35,7 @@ from ggm_lightning.callbacks.steps import TakesSteps, WholeSteps
 from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.callbacks.throughput import Throughput
 from ggm_lightning.cli import config as config_files
-from ggm_lightning.cli import errors, resume, trainer_checks
+from ggm_lightning.cli import environment, errors, launcher, resume, together, trainer_checks
 from ggm_lightning.data.base import DiscreteData
 
 # so that `--model MD4` finds them by their names
@@ -97,6 +97,7 @@ def _quieten() -> None:
         "ended before the epoch ended",  # data/order.py continues at the optimiser step
         "Couldn't infer the batch indices",  # the rows know their own numbers
         "in eval mode at the start of training",  # frozen encoders
+        "The `srun` command is available",  # cli/launcher.py says where it is needed
     ):
         warnings.filterwarnings("ignore", message=f".*{expected}.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
@@ -180,14 +181,20 @@ class _CLI(LightningCLI):
         if config.trainer.logger is None:
             config.trainer.logger = False  # ours are made in instantiate_trainer
         config.trainer.enable_checkpointing = True
+        writes = not config.trainer.fast_dev_run
+        session = together.session() if self.subcommand == "fit" and writes else None
+        if session is not None and self.folder.is_dir():
+            session.take_folder()  # what is in it may still change
         given = config.get("ckpt_path")
-        config.ckpt_path = self._resolved_checkpoint(given, config.allow_fresh)
-        if config.ckpt_path is not None:
-            self.resumed = resume.opened(config.ckpt_path)
+        self.resumed = resume.agreed(lambda: self._resolved_checkpoint(given, config.allow_fresh))
+        config.ckpt_path = None if self.resumed is None else str(self.resumed.path)
         if self.subcommand == "fit" and config.init_from is not None:
             self._start_from(config.init_from, given)
-        if self.subcommand in ("fit", "predict") and not config.trainer.fast_dev_run:
+        if self.subcommand in ("fit", "predict") and writes:
             refuse_unwritable(self.folder)
+        if session is not None:
+            session.take_folder()
+            session.say_first_line(None if self.resumed is None else self.resumed.step)
 
     def _start_from(self, init_from: str, ckpt_path: str | None) -> None:
         """A run that goes on, such as a requeued job's, does not start again: the same command may be given anew."""
@@ -264,9 +271,9 @@ class _CLI(LightningCLI):
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         trainer_checks.check_plugins(plugins)
-        config["plugins"] = [*plugins, checkpoint_files.AtomicCheckpointIO()]
-        if SLURMEnvironment.detect():  # Lightning's own requeueing saves in the middle of a step
-            config["plugins"] += [SLURMEnvironment(auto_requeue=False)]
+        config["plugins"] = [*plugins, checkpoint_files.AtomicCheckpointIO(self._read())]
+        place = launcher.place()
+        config["plugins"] += environment.environments(place, together.address(place), plugins)
         if config.get("logger") is False and not dry:
             names, fitting = self._get(self.config, "logger"), self.subcommand == "fit"
             config["logger"] = [make_logger(name, self.folder, fitting) for name in names]
@@ -274,6 +281,8 @@ class _CLI(LightningCLI):
             trainer = Trainer(**config)
         except (TypeError, MisconfigurationException) as error:
             raise ValueError(f"trainer: {trainer_checks.with_remedy(error)}") from error
+        trainer_checks.check_strategy(trainer)
+        environment.check_ranks(trainer, place)
         if (
             isinstance(self.model, Family)
             and self.model.unused_parameters
@@ -282,6 +291,13 @@ class _CLI(LightningCLI):
             # whatever strategy was asked for by name: plain DDP would die where a part of the model is left out
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         return trainer
+
+    def _read(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint that was read already, to be kept no longer than until it is loaded."""
+        if self.resumed is None:
+            return None
+        read, self.resumed = self.resumed.read, replace(self.resumed, read=None)
+        return read
 
     def _origin(self) -> str:
         """A comment in config.yaml: what the run started from, which init_from names by its path alone."""

@@ -23,8 +23,9 @@ import yaml
 
 import ggm_lightning
 from ggm_lightning.cli import config as config_files
-from ggm_lightning.cli import errors, own_code, packaged
+from ggm_lightning.cli import errors, launcher, own_code, packaged, together
 from ggm_lightning.rundir.endings import Stopped
+from ggm_lightning.rundir.hub import Apart
 
 _TRAINER_COMMANDS = {
     "fit": "train: writes checkpoints, metrics.csv, curve.png and report.html into runs/<name>/",
@@ -70,11 +71,31 @@ def main(args: list[str] | None = None) -> None:
             _leave("stopped by Ctrl-C before training began; nothing was to be saved", 130)
         raise
     except Stopped as stopped:
+        if stopped.goes_back:
+            print(stopped, file=sys.stderr, flush=True)  # before SLURM ends this process
+            together.put_back(stopped.is_preempted, stopped.exit_code)
         _leave(str(stopped), stopped.exit_code)
     except Exception as error:
-        if os.environ.get("GGM_DEBUG") == "1":
-            raise
-        sys.exit(errors.report(error, args, partial(_parsing_message, args)))
+        sys.exit(_reported(error, args))
+    finally:
+        together.close_session()
+
+
+def _reported(error: Exception, args: list[str]) -> int:
+    """The exit code, once the one line is said: of several ranks by one of them."""
+    session = together.session()
+    if isinstance(error, Apart) and (str(error) or session is None or not session.is_of_another()):
+        errors.say(str(error))
+        return 1
+    if session is not None and session.is_of_another():
+        errors.say(session.last_line())
+        return 1
+    if os.environ.get("GGM_DEBUG") == "1":
+        raise error
+    if session is None and isinstance(error, launcher.Mismatch) and launcher.place().rank > 0:
+        return 2
+    chosen = None if session is None else session.chosen
+    return errors.report(error, args, partial(_parsing_message, args), chosen)
 
 
 def _let_threads_sleep() -> None:
@@ -132,6 +153,7 @@ def _dispatch(args: list[str]) -> None:
         from ggm_lightning.cli import commands as checkpoint_commands
         from ggm_lightning.cli.loading import trusted_names
 
+        launcher.refuse_several(launcher.place(), command)
         if command != "inspect":  # which builds nothing
             own_code.open_folder(trusted_names(_behind_trust(rest), merged))
         checkpoint_commands.run(command, merged, rest)
@@ -197,6 +219,10 @@ def _run_trainer_command(command: str, merged: dict[str, Any], rest: list[str]) 
         if name.replace(".init_args", "") in ("--model.seed", "--data.seed"):
             raise ValueError(f"{name} is given, but it is taken from --seed_everything; leave it out")
     rest = _own_options(command, rest)
+    place = launcher.place()
+    merged, rest = launcher.fill(place, merged, rest)
+    launcher.refuse(place, command, launcher.trainer_section(merged, rest))
+    together.open_session(place, together.folder_of(merged, rest), fits=command == "fit")
     from ggm_lightning.cli.fit import build
 
     with tempfile.TemporaryDirectory() as folder:

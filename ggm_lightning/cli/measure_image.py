@@ -24,7 +24,7 @@ from ggm_lightning.data.picture_files import Stream, folder_stream
 from ggm_lightning.metrics import images
 from ggm_lightning.metrics.images import Features
 from ggm_lightning.networks import fid_inception
-from ggm_lightning.report.evaluation_rows import Key, Row, told
+from ggm_lightning.report.evaluation_rows import Key, Row
 from ggm_lightning.rundir.folder import write_whole
 
 _CACHE = Path("runs") / "reference"
@@ -94,7 +94,7 @@ class Image(Measure):
             for plan in context.plans:
                 depends = {**context.depends_on(plan), "reference": self._key(one, identity)}
                 compute = self._of_drawn(context, one, plan, network, identity)
-                found.append(Cell(told(context.key(one, plan)), depends, compute))
+                found.append(Cell(context.key(one, plan).told, depends, compute))
             if self.pictures is not None:
                 depends = {"pictures": self._stream(context).fingerprint, "reference": self._key(one, identity)}
                 compute = self._of_files(context, one, network, identity)

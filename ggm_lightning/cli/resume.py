@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from ggm_lightning.rundir import checkpoint as checkpoint_files
+from ggm_lightning.rundir import hub as hubs
 from ggm_lightning.rundir import restore
 from ggm_lightning.rundir.sections import differences, with_new_arguments
 
@@ -18,23 +23,26 @@ _OF_TRAINING = ("model.optimizer", "model.exponent_lr", "model.seed", "model.lab
 # keys of the data that decide how, and not what, is read
 _HOW = ("max_batch_per_device", "eval_batch_size", "num_workers", "processes", "folder", "global_batch_size")
 _SHOWN = 3
+_LATE = 60.0  # seconds that a shared file system may take to show what another node has written
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a checkpoint says of itself; its tensors are not kept.
+    """What a checkpoint says of itself.
 
     Attributes:
         path: of the file.
         step: optimiser steps, None where it does not say.
         about: see checkpoint.about.
         model_section: see restore.model_section.
+        read: the whole of it, where it has been read: once, and by one rank.
     """
 
     path: Path
     step: int | None
     about: dict[str, Any]
     model_section: Any
+    read: tuple[Path, dict[str, Any]] | None = None
 
     @property
     def started_from(self) -> dict[str, Any] | None:
@@ -48,15 +56,58 @@ class Resumed:
         return found if isinstance(found, dict) else {}
 
 
-def opened(path: str) -> Resumed:
-    """Raises ValueError for what is no whole checkpoint (rundir/checkpoint.py)."""
-    checkpoint = checkpoint_files.read(path)
+def opened(path: str, whole: bool = True) -> Resumed:
+    """Raises ValueError for what is no checkpoint (rundir/checkpoint.py). Not `whole`: its tensors are not read."""
+    checkpoint = checkpoint_files.read(path) if whole else checkpoint_files.outline(path)
     return Resumed(
         Path(path),
         checkpoint_files.step_of(checkpoint),
         checkpoint_files.about(checkpoint),
         restore.model_section(checkpoint),
+        (Path(path), checkpoint) if whole else None,
     )
+
+
+def agreed(resolved: Callable[[], str | None]) -> Resumed | None:
+    """What all ranks go on from, None for a fresh start: rank 0 decides, since the others may see the folder later, or
+    another one of that name.
+
+    Args:
+        resolved: finds the file, or raises.
+
+    Raises:
+        ValueError: this rank does not see the file of rank 0 within a minute.
+    """
+    hub = hubs.current()
+    if hub is None:
+        path = resolved()
+        return None if path is None else opened(path)
+    if hub.rank == 0:
+        path = resolved()
+        found = None if path is None else opened(path)
+        told = None if found is None else [str(found.path), found.step, checkpoint_files.identity(found.path)]
+        hub.tell("resume", told)
+        return found
+    told = hub.hear("resume")
+    if told is None:
+        return None
+    _wait_for(told[0], told[1], told[2], hub.node)
+    return opened(told[0], whole=False)
+
+
+def _wait_for(path: str, step: int | None, identity: str, node: str) -> None:
+    deadline = time.monotonic() + _LATE
+    while True:
+        with contextlib.suppress(OSError, zipfile.BadZipFile):
+            if checkpoint_files.identity(path) == identity:
+                return
+        if time.monotonic() > deadline:
+            seen = "another file" if Path(path).is_file() else "no such file"
+            raise ValueError(
+                f"rank 0 goes on from {path} of step {step}, and node {node} sees {seen} there after {_LATE:.0f} s; "
+                "put --runs on a file system that all nodes share"
+            )
+        time.sleep(0.5)
 
 
 def changed_model(resumed: Resumed, model: LightningModule, resuming: bool) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
@@ -26,6 +26,8 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.plugins import CheckpointIO
+
+from ggm_lightning.cli.launcher import refuse_sharded
 
 _LEAST = {
     "gradient_clip_val": 0,  # a negative norm would climb the gradient
@@ -176,6 +178,13 @@ def check_callbacks(callbacks: Sequence[Any], model: LightningModule) -> None:
         for kind, reason in _CALLBACKS.items():
             if isinstance(callback, kind):
                 raise ValueError(f"trainer.callbacks: {type(callback).__name__} cannot be used: {reason}")
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """ValueError for a strategy that divides the weights, whatever it is called in the configuration."""
+    kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__]
+    for kind in kinds:
+        refuse_sharded(kind)
 
 
 def check_plugins(plugins: Sequence[Any]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 import sys
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -17,30 +15,27 @@ from lightning.pytorch.utilities import rank_zero_info
 from ggm_lightning.codecs.codec import dict_hash
 from ggm_lightning.data import header
 from ggm_lightning.data.base import DiscreteData
+from ggm_lightning.rundir.lock import FolderLock
 
 Identity = list[dict[str, Any]]  # plain JSON that tells the source files from any others
 
 
 @contextmanager
 def folder_lock(folder: str | Path) -> Iterator[None]:
-    """One process at a time prepares a folder: two runs started together must not write over each other. The second
-    says whom it waits for."""
-    import fcntl
-
+    """One process at a time prepares a folder, of all machines that share it: two runs started together must not write
+    over each other. The second says whom it waits for."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / ".lock", "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().strip() or "another process"
-            # of any rank: on a second node that shares the folder it is the only sign of life
-            print(f"{folder}: being prepared by {holder}; waiting until it is done", file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
+
+    def say(holder: str) -> None:
+        # of any rank: on a second node that shares the folder it is the only sign of life
+        print(f"{folder}: being prepared by {holder}; waiting until it is done", file=sys.stderr, flush=True)
+
+    lock = FolderLock(folder)
+    lock.wait(say)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 class PreparedData(DiscreteData):

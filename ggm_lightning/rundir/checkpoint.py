@@ -24,6 +24,7 @@ from lightning.pytorch import LightningModule
 
 from ggm_lightning import moved
 from ggm_lightning.rundir import exported
+from ggm_lightning.rundir.sharing import once_per_node
 
 KEY = "ggm_lightning"
 FORMAT = 2  # of what `describe` says; 1, without a number, was written until version 0.1.0
@@ -61,7 +62,14 @@ class HasCodec(Protocol):
 
 class AtomicCheckpointIO(CheckpointIO):
     """Saves and loads whole files in a local folder; see the module's text. Lightning calls it on rank zero to save and
-    to remove, on every rank to load."""
+    to remove, on every rank to load: the file is read once on each node (rundir/sharing.py).
+
+    Args:
+        known: (path, content) of a file that was read before it was to be loaded.
+    """
+
+    def __init__(self, known: tuple[Path, dict[str, Any]] | None = None) -> None:
+        self._known = known
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Replaces `path` by `checkpoint`, or leaves it as it was.
@@ -101,7 +109,10 @@ class AtomicCheckpointIO(CheckpointIO):
         """See `read`. `weights_only=False` is refused: loading never executes code from the file."""
         if weights_only is False:
             raise ValueError(f"{path}: weights_only=False would execute code from the file; leave it out")
-        return read(path, map_location)
+        known, self._known = self._known, None
+        if known is not None and known[0] == Path(path):
+            return once_per_node(lambda: known[1])
+        return once_per_node(lambda: read(path, map_location))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         path = _local(path)
@@ -208,6 +219,14 @@ def _handed_on(folder: Path, map_location: Any) -> dict[str, Any]:
     checkpoint["pytorch-lightning_version"] = str(lightning.__version__)
     _check_format(checkpoint, folder)
     return checkpoint
+
+
+def outline(path: str | Path) -> dict[str, Any]:
+    """`read` of what is no tensor: those are left on the disk, unread and unchecked."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        raise ValueError(f"{path}: not a checkpoint ({_line(error)}); give a file that `lightning fit` wrote") from None
 
 
 def _check_weights(weights: dict[Any, Any], path: Path) -> None:

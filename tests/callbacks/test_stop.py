@@ -8,9 +8,9 @@ import signal
 import pytest
 from lightning.pytorch import Callback
 
-from ggm_lightning.callbacks import stop
 from ggm_lightning.callbacks.keep import KeepLast
 from ggm_lightning.callbacks.stop import StopSignals
+from ggm_lightning.rundir import requeue
 from ggm_lightning.rundir.checkpoint import AtomicCheckpointIO, read
 from ggm_lightning.rundir.endings import Stopped
 
@@ -59,9 +59,26 @@ def test_all_micro_batches_of_the_step_are_made(stopped, micro_batch):
     assert (checkpoint["global_step"], batches) == (2, 6)
 
 
-def test_a_requeued_job_leaves_without_an_error(stopped, monkeypatch):
-    monkeypatch.setattr(stop, "_requeue", lambda: True)
+def test_which_signal_puts_a_job_back(stopped, monkeypatch):
+    """USR1 asks for it, SIGTERM only where SLURM gives the nodes to another job: scancel must not requeue."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(requeue, "hindrance", lambda: None)
+    monkeypatch.setattr(requeue, "is_preempted", lambda: False)
     error, checkpoint, _ = stopped(signal.SIGUSR1, 2)
-    assert (error.exit_code, checkpoint["global_step"]) == (0, 2)
-    assert "the job is back in the queue" in str(error)
-    assert stopped(signal.SIGTERM, 2)[0].exit_code == 128 + signal.SIGTERM  # control: only USR1 asks for it
+    assert (error.goes_back, checkpoint["global_step"]) == (True, 2)
+    assert str(error).endswith("last.ckpt is saved; the job goes back into the queue")
+    error = stopped(signal.SIGTERM, 2)[0]
+    assert (error.goes_back, error.exit_code) == (False, 128 + signal.SIGTERM)
+    monkeypatch.setattr(requeue, "is_preempted", lambda: True)
+    error = stopped(signal.SIGTERM, 2)[0]
+    assert (error.goes_back, error.is_preempted) == (True, True)
+    assert "the job is preempted and goes back into the queue" in str(error)
+    assert not stopped(signal.SIGINT, 2)[0].goes_back
+
+
+def test_without_scontrol_a_line_says_what_is_to_be_done(stopped, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PATH", "/nowhere")
+    error = stopped(signal.SIGUSR1, 2)[0]
+    assert (error.goes_back, error.exit_code) == (False, 128 + signal.SIGUSR1)
+    assert "last.ckpt is saved; scontrol is not found here (a container?)" in str(error)

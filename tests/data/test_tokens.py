@@ -199,9 +199,8 @@ def test_staleness_says_what_differs(tmp_path: Path) -> None:
 
 def test_the_lock_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import fcntl, sys\n"
-        "try:\n    fcntl.flock(open(sys.argv[1] + '/.lock', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
-        "except BlockingIOError:\n    sys.exit(5)\n"
+        "import sys\nfrom ggm_lightning.rundir.lock import FolderLock, Held\n"
+        "try:\n    FolderLock(sys.argv[1]).take()\nexcept Held:\n    sys.exit(5)\n"
     )
     with folder_lock(tmp_path):
         assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 5

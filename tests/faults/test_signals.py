@@ -94,7 +94,7 @@ def test_a_slurm_job_goes_back_into_the_queue(tmp_path: Path, monkeypatch: pytes
     run.signal(signal.SIGUSR1)
     assert run.end() == [0], run.output[-3000:]
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
-    assert "last.ckpt is saved; the job is back in the queue" in run.output
+    assert "last.ckpt is saved; the job goes back into the queue" in run.output
     again = Run(plain, tmp_path / "again.log", environment={**slurm, "SLURM_RESTART_COUNT": "1"}).start()
     assert again.end() == [0], again.output[-3000:]
     assert "requeued job: goes on from" in again.output

@@ -1,5 +1,5 @@
-"""How far the bounds of MD4 and GenMD4 with their default floors are from -log p(x): the figures of docs/exactness.md and
-of the docstrings.
+"""How far the bounds of MD4 and GenMD4 with their default floors are from -log p(x): the figures of docs/exactness.md
+and of the docstrings.
 
 By enumeration of the law of four sites of three classes, with exact networks. Without the floors nothing is left.
 """

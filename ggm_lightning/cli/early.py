@@ -1,0 +1,99 @@
+"""SLURM's signals before the first step: during the imports, the preparation and the loading.
+
+Python runs a handler only between two of its own instructions, so that a process that waits in C (for other ranks, for
+a file) would be deaf. The number of a signal is therefore written into a pipe by the interpreter itself, and a thread
+acts. From training on, callbacks/stop.py does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from ggm_lightning.rundir import endings, lives, requeue
+from ggm_lightning.rundir import hub as hubs
+
+_PATIENCE = 120.0  # seconds for SLURM to end a process that was put back, and for rank 0 to end the others
+
+
+class EarlySignals:
+    """Acts on SIGUSR1 and SIGTERM until training takes over.
+
+    Args:
+        folder: of the run.
+        job: SLURM's number.
+        rank: rank 0 acts for all.
+        before_leaving: what has to be released.
+    """
+
+    def __init__(self, folder: Path, job: str, rank: int, before_leaving: Callable[[], None]) -> None:
+        self.folder, self.job, self.rank, self.before_leaving = folder, job, rank, before_leaving
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+
+    def install(self) -> None:
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, _nothing)
+        signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=_as_before)  # a pool of workers is ended by SIGTERM, which is theirs alone
+        threading.Thread(target=self._watch, name="early signals", daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            number = os.read(self._reading, 1)[0]
+            if number in (signal.SIGUSR1, signal.SIGTERM) and not endings.training_has_begun():
+                self._act(signal.Signals(number))
+
+    def _act(self, number: signal.Signals) -> None:
+        if self.rank != 0:
+            if number == signal.SIGTERM:
+                time.sleep(_PATIENCE)  # rank 0 says what is to be said, and its end is noticed
+                self._end(128 + number)
+            return
+        wants_back = number == signal.SIGUSR1 or requeue.is_preempted()
+        said = f"stopped by {number.name} before the first step; nothing was to be saved"
+        if not wants_back:
+            self._say(said)
+            self._end(128 + number)
+        count = lives.without_step(self.folder, self.job)
+        if not lives.may_start_again(self.folder, self.job):
+            self._say(
+                f"{said}; the job is not requeued, it has started {count} times without a step: prepare the data "
+                "beforehand (`lightning prepare`), or give it more time"
+            )
+            self._end(128 + number)
+        self._say(f"{said}; the job goes back into the queue (start {count} without a step, {lives.MOST} are repeated)")
+        reason = requeue.requeue()
+        if reason is None:
+            time.sleep(_PATIENCE)
+            self._end(0)
+        self._say(reason)
+        self._end(128 + number)
+
+    def _say(self, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    def _end(self, code: int) -> NoReturn:
+        self.before_leaving()
+        hub = hubs.current()
+        if hub is not None:
+            hub.end_all()
+        os._exit(code)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """Only so that the signal does not kill: the thread acts."""
+
+
+def _as_before() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        if signal.getsignal(number) is _nothing:
+            signal.signal(number, signal.SIG_DFL)
