@@ -18,7 +18,13 @@ DEBUG = ["--config", str(ROOT / "configs" / "trainer" / "debug.yaml")]
 TINY = ["--model.network.init_args.feature_dim=8", "--model.network.init_args.num_layers=1"]
 SMALL = ["--data.init_args.global_batch_size=4", "--data.init_args.eval_batch_size=4"]
 # a run folder -> the experiment that makes it; what the pages call runs/first is trained by their own commands
-RUNS = {"demo": "md4_demo", "digits": "md4_digits", "genmd4_demo": "genmd4_demo", "ar_demo": "ar_demo"}
+RUNS = {
+    "demo": "md4_demo",
+    "digits": "md4_digits",
+    "genmd4_demo": "genmd4_demo",
+    "ar_demo": "ar_demo",
+    "md4_sawtooth": "md4_sawtooth",
+}
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)[^)]*\)|!\[[^\]]*\]\(([^)]+)\)")
 _MAKE_TARGET = re.compile(r"^([\w-]+):", re.MULTILINE)
 
@@ -93,7 +99,8 @@ def smaller(words: list[str]) -> list[str]:
         at = max(i for i, word in enumerate(words) if word == "--config") + 2
         return [*words[:at], *DEBUG, *words[at:], *SMALL]
     if verb == "evaluate":
-        return [*words, "--limit", "4"]
+        drawn = ["--num_drawn", "4"] if "--measures" in words else []
+        return [*words, "--limit", "4", *drawn]
     if verb == "sweep":
         return [*words, "--num_samples", "2", "--num_steps", "2", "4"]
     return words
@@ -109,7 +116,9 @@ def run(words: list[str], folder: Path) -> None:
     elif program == "python":
         check_module(rest)
     else:
-        assert program in (".venv/bin/python", "pip"), words
+        assert program in (".venv/bin/python", "pip", "sbatch"), words
+        for path in [word for word in rest if word.startswith("experiments/")]:
+            assert (ROOT / path).exists(), path
 
 
 def check_module(rest: list[str]) -> None:
