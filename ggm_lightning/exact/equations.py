@@ -343,6 +343,8 @@ def _said(subject: Subject, equal: str | None) -> tuple[str, float, float]:
         return "mean", float((last * (last / start_law).log()).sum()), _EXACT
     if isinstance(model, Blackout) and model.bound == "continuous":
         return "mean", 0.0, 2e-3  # midpoints in f
+    if isinstance(model, LatentFamily) and _is_continuous(model):
+        return "mean", 0.0, 1e-5  # for every encoder and clock: models/lddm.py
     chain = isinstance(model, GGM | Blackout | MarkovDiffusion | LatentFamily) or getattr(model, "num_timesteps", None)
     if noise is None or chain:
         return "above", 0.0, 1e-4
@@ -350,3 +352,9 @@ def _said(subject: Subject, equal: str | None) -> tuple[str, float, float]:
     if isinstance(ends, float) and ends < 1e-9:
         return "each", 0.0, _EXACT
     return "mean", 0.0, _EXACT + 2 * law.num_sites * float(ends) * math.log(law.num_classes)
+
+
+def _is_continuous(model: LatentFamily) -> bool:
+    """No levels of tokens or latent, and tokens whose schedule has no floor."""
+    levels = model.num_timesteps, getattr(model, "num_latent_timesteps", None)
+    return levels == (None, None) and not float(model.constant_nats)

@@ -10,9 +10,10 @@ own, derive from Noise and give it to `prove(model, noise=...)`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import births, death, noise, vector_masking
-from ggm_lightning.exact.states import quadrature
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.states import Known, all_states, product, quadrature
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.genmd4 import GenMD4
@@ -314,3 +316,22 @@ def posterior(law: Any, noise: Noise, t: float, zt: Tensor) -> Tensor:
 def log_ratio(q: Tensor, p: Tensor) -> Tensor:
     """q log(q / p), 0 where q is 0."""
     return torch.where(q > 0, q * (q.clamp(min=1e-300).log() - p.log()), 0.0)
+
+
+def with_noised(law: JointLaw, noise: Noise, known: Known, path: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """(P Float64[m], states Int64[m, n]) at the end of the path, from its first time to 0, of a process in which
+    a known site goes back to its own value and the others take Bayes' rule given all of z_t, site by site:
+
+        p(z_s | z_t) = prod over known n of q(z_s_n | z_t_n, x_n)  prod over the others of p(z_s_n | z_t)
+    """
+    sites = torch.arange(law.num_sites)
+    states = all_states(noise.num_states, law.num_sites)
+    reach = noise.reach(path[0])
+    others = torch.einsum("nsv,nv->ns", reach, law.marginals(law.p)[0])
+    p = product(torch.where(known[1][:, None], reach[sites, :, known[0]], others)[None], states)[0]
+    for t, s in itertools.pairwise(path):
+        bridges = bridge(noise, t, s)
+        law_of_others = exact_reverse(posterior(law, noise, t, states), bridges, states)
+        per_site = torch.where(known[1][:, None], bridges[sites, states, known[0]], law_of_others)
+        p = p @ product(per_site, states)
+    return p, states

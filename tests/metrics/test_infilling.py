@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import schedules
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import Masked
 from ggm_lightning.metrics import infilling
 from ggm_lightning.models.md4 import MD4
 from tests.models import infilling_law
-from tests.models.exact_law import ExactLaw
 
 ROWS = torch.tensor([3, 0, 12, 7, 5])
 
@@ -62,7 +63,7 @@ def test_what_the_patterns_look_like() -> None:
         infilling.hidden_sites("end", 0.0, (10,), row)
 
 
-def conditional_law(law: ExactLaw, known: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def conditional_law(law: JointLaw, known: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """(mean over the hidden sites of p(x_i | x_K), -log p(x_H | x_K)), each Float64[b]."""
     agrees = (x[:, None, known] == law.x[None, :, known]).all(-1) * law.p
     whole = (x[:, None] == law.x[None]).all(-1) * law.p
@@ -73,8 +74,8 @@ def conditional_law(law: ExactLaw, known: Tensor, x: Tensor) -> tuple[Tensor, Te
 
 def test_accuracy_and_bound_of_the_exact_network() -> None:
     """Draws of the law itself: both means within four standard errors. Control: a wrong temperature."""
-    law = ExactLaw.random(4, 3, seed=0)
-    model = MD4(law, 3, (4,), schedule=schedules.Linear(0.0))
+    law = JointLaw.random(4, 3, seed=0)
+    model = MD4(Masked(law), 3, (4,), schedule=schedules.Linear(0.0))
     x = law.x[torch.multinomial(law.p, 4000, replacement=True, generator=torch.Generator().manual_seed(1))]
     row = torch.arange(len(x))
 

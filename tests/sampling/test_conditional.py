@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import schedules
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import Causal, Masked
 from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.markov import MarkovDiffusion
@@ -17,15 +19,13 @@ from ggm_lightning.models.md4 import MD4
 from ggm_lightning.sampling import conditional
 from ggm_lightning.sampling.plan import Plan, Sites
 from tests.models import infilling_law
-from tests.models.exact_law import ExactLaw
-from tests.models.test_autoregressive_exact import CausalLaw
 
 N, V = 4, 3
 KNOWN = torch.tensor([True, False, False, False])
 ASKED = torch.tensor([False, True, False, True])  # site 2 is neither
 
 
-class SeesTime(ExactLaw):
+class SeesTime(Masked):
     """An inexact network that is told the time: its logits are scaled by 1 - t / 2."""
 
     def forward(self, z: Tensor, t: Tensor | None = None, label: Tensor | None = None) -> Tensor:
@@ -34,11 +34,11 @@ class SeesTime(ExactLaw):
 
 
 @pytest.fixture(scope="module")
-def law() -> ExactLaw:
-    return ExactLaw.random(N, V, seed=0)
+def law() -> JointLaw:
+    return JointLaw.random(N, V, seed=0)
 
 
-def truth(law: ExactLaw, known: Tensor, asked: Tensor) -> Tensor:
+def truth(law: JointLaw, known: Tensor, asked: Tensor) -> Tensor:
     """-log p(x_A | x_K), Float64[81], the other sites summed out."""
 
     def marginal(sites: Tensor) -> Tensor:
@@ -62,26 +62,26 @@ def enumerated(model: Family, x: Tensor, known: Tensor, asked: Tensor) -> Tensor
 
 
 @pytest.mark.parametrize("rest", ["asked", "neither"])
-def test_with_the_exact_network_it_is_the_conditional_law(law: ExactLaw, rest: str) -> None:
+def test_with_the_exact_network_it_is_the_conditional_law(law: JointLaw, rest: str) -> None:
     """Whatever the schedule. Control: the same without the weight m / l."""
     asked = ~KNOWN if rest == "asked" else ASKED
     right = truth(law, KNOWN, asked)
     for schedule in (schedules.Linear(), schedules.Cosine(0.0)):
-        model = MD4(law, V, (N,), schedule=schedule)
+        model = MD4(Masked(law), V, (N,), schedule=schedule)
         assert (enumerated(model, law.x, KNOWN, asked) - right).abs().max() < 1e-10
     masked = (~KNOWN).expand(law.x.shape)
     whole = conditional.terms(model, model._plain_denoiser, law.x, asked.expand(law.x.shape), masked)
     assert (whole - right).abs().max() > 0.1
 
 
-def test_absorbing_rates_have_the_same(law: ExactLaw) -> None:
-    model = MarkovDiffusion(law, V, (N,), process="absorbing")
+def test_absorbing_rates_have_the_same(law: JointLaw) -> None:
+    model = MarkovDiffusion(Masked(law), V, (N,), process="absorbing")
     assert (enumerated(model, law.x, KNOWN, ASKED) - truth(law, KNOWN, ASKED)).abs().max() < 1e-10
 
 
-def test_with_another_network_it_lies_above_in_the_mean(law: ExactLaw) -> None:
+def test_with_another_network_it_lies_above_in_the_mean(law: JointLaw) -> None:
     """A mean divergence of laws given x_K. Control: it is not the truth of any row."""
-    model = MD4(SeesTime(law.table.numpy()), V, (N,))
+    model = MD4(SeesTime(law), V, (N,))
     gap = enumerated(model, law.x, KNOWN, ASKED) - truth(law, KNOWN, ASKED)
     assert float((law.p * gap).sum()) > 1e-2
     assert gap.abs().min() > 1e-6
@@ -98,9 +98,9 @@ class OneByOne(Plan):
         return Sites(run.masked & (score == score.amin(1, keepdim=True)))  # type: ignore[attr-defined]
 
 
-def test_it_bounds_the_law_of_what_is_filled_in_one_by_one(law: ExactLaw) -> None:
+def test_it_bounds_the_law_of_what_is_filled_in_one_by_one(law: JointLaw) -> None:
     """The law of the fillings, drawn 20,000 times, of a network far from exact: the bound is above -log of it."""
-    model = MD4(SeesTime(law.table.numpy()), V, (N,))
+    model = MD4(SeesTime(law), V, (N,))
     x = law.x[40]
     drawn = model.sample(20_000, N, sampler=OneByOne(), clamp=(x, KNOWN), seed=1).x
     kinds, count = drawn.unique(dim=0, return_counts=True)
@@ -110,12 +110,12 @@ def test_it_bounds_the_law_of_what_is_filled_in_one_by_one(law: ExactLaw) -> Non
     error = (1 / count.double()).sqrt()
     assert (gap[often] > -4 * error[often]).all()
     assert float((gap * count).sum() / len(drawn)) > 0
-    exact = enumerated(MD4(law, V, (N,)), kinds, KNOWN, ~KNOWN)  # control: another network's bound is not above it
+    exact = enumerated(MD4(Masked(law), V, (N,)), kinds, KNOWN, ~KNOWN)
     assert ((exact - minus_log_q)[often] < -4 * error[often]).any()
 
 
-def test_the_mean_of_the_estimate_is_the_enumerated_bound(law: ExactLaw) -> None:
-    model = MD4(SeesTime(law.table.numpy()), V, (N,))
+def test_the_mean_of_the_estimate_is_the_enumerated_bound(law: JointLaw) -> None:
+    model = MD4(SeesTime(law), V, (N,))
     x = law.x[[40]].expand(3_000, N)
     known, asked = KNOWN.expand(x.shape), ASKED.expand(x.shape)
     for more in (None, asked):
@@ -126,8 +126,8 @@ def test_the_mean_of_the_estimate_is_the_enumerated_bound(law: ExactLaw) -> None
         assert float((right - found.mean() / 2).abs()) > 40 * stderr  # control
 
 
-def test_a_row_alone_has_the_same_bound(law: ExactLaw) -> None:
-    model = MD4(SeesTime(law.table.numpy()), V, (N,))
+def test_a_row_alone_has_the_same_bound(law: JointLaw) -> None:
+    model = MD4(SeesTime(law), V, (N,))
     x, row = law.x[[3, 40, 77]], torch.tensor([5, 0, 9])
     known = torch.tensor([[True, False, False, False], [False] * 4, [False, True, True, False]])
     together = conditional.bound(model, x, known, num_samples=3, seed=4, row=row)
@@ -147,8 +147,8 @@ def test_a_latent_is_drawn_given_what_is_known() -> None:
     assert conditional.lacking(infilling_law.fuji()) is None
 
 
-def test_from_left_to_right_it_is_exact_and_for_beginnings_alone(law: ExactLaw) -> None:
-    model = AutoregressiveModel(CausalLaw(law.table), V, (N,))
+def test_from_left_to_right_it_is_exact_and_for_beginnings_alone(law: JointLaw) -> None:
+    model = AutoregressiveModel(Causal(law), V, (N,))
     begin = torch.tensor([True, True, False, False])
     for asked in (~begin, torch.tensor([False, False, True, False])):
         found = conditional.bound(model, law.x, begin.expand(law.x.shape), asked.expand(law.x.shape))
@@ -168,8 +168,8 @@ def test_who_has_none(model: object) -> None:
         conditional.bound(made, torch.zeros(2, N, dtype=torch.int64), KNOWN.expand(2, N))
 
 
-def test_what_cannot_be_meant(law: ExactLaw) -> None:
-    model, x = MD4(law, V, (N,)), law.x[:2]
+def test_what_cannot_be_meant(law: JointLaw) -> None:
+    model, x = MD4(Masked(law), V, (N,)), law.x[:2]
     with pytest.raises(ValueError, match="known as well"):
         conditional.bound(model, x, KNOWN.expand(x.shape), KNOWN.expand(x.shape))
     with pytest.raises(ValueError, match="row 0 asks for no site"):
