@@ -62,6 +62,7 @@ class LatentFamily(Family):
     grids = ("uniform", "cosine")
     denoiser_options = latent_first.OPTIONS
     network_keywords, fast_path = ("latent", "latent_time"), "streams"
+    stage1_latent = "all_levels"  # where the recipe does not say
     uses_joint_latent = True  # the z_0 that the joint network returns beside its logits
     unused_parameters = True  # in stage 1 the latent's output, in stage 2 the encoder: DDP has to look for them
     latent_network: nn.Module | None  # the latent's own denoiser, of families that have one
@@ -90,7 +91,7 @@ class LatentFamily(Family):
         self.schedule = schedule_checks.checked(Linear(0.0) if schedule is None else schedule)
         self.latent_schedule = schedule_checks.latent(gaussian.Sqrt() if latent_schedule is None else latent_schedule)
         self.max_snr, self.num_timesteps = max_snr, num_timesteps
-        self.recipe, self.infill_latents = recipe, infill_latents
+        self.recipe, self.infill_latents = recipe.of(encoder, self.stage1_latent), infill_latents
         self.loss_name = "train/bpd" if recipe.token_loss == recipe.latent_loss == "elbo" else "train/loss"
         self.mask_id = num_classes
         self.constant_nats = masking.reconstruction(self.schedule, self.num_sites, num_classes)
