@@ -1,7 +1,8 @@
-"""The models of tests/benchmarks/text_families.py that have a latent: SEQ and FUJI of LDDM.
+"""The models of tests/benchmarks/text_families.py that have a latent: SEQ and FUJI of LDDM, and Di-LADD.
 
-Latents are aligned with the text: each of 8 reads its own 4 characters. 35 % of the seconds are stage 1. The networks
-are as wide as MD4's; what they have besides stands in their numbers of parameters.
+Latents are aligned with the text: each of 8 reads its own 4 characters, each of Di-LADD's 16 codes of 512 its own 2.
+35 % of the seconds are stage 1. The networks are as wide as MD4's; what they have besides stands in their numbers of
+parameters. Di-LADD is trained once for each family of codes: MD4, the hollow GGM, an autoregressive model.
 """
 
 from __future__ import annotations
@@ -13,22 +14,54 @@ from torch import Tensor
 
 from ggm_lightning.core.schedules import Polynomial
 from ggm_lightning.models import lddm_probes
+from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
+from ggm_lightning.models.diladd import DiLADD
+from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.models.lddm_stages import Recipe
+from ggm_lightning.models.md4 import MD4
+from ggm_lightning.networks.hollow import HollowTransformer
 from ggm_lightning.networks.latent import JointDenoiser, LatentDenoiser
 from ggm_lightning.networks.latent_encoder import LatentEncoder
+from ggm_lightning.networks.transformer import Transformer
 
-MODELS = ("SEQ", "FUJI")
+MODELS = ("SEQ", "FUJI", "Di-LADD AR", "Di-LADD MD4", "Di-LADD GGM")
 TOKEN_STEPS = (1, 2, 4, 8, 16)
 STAGE1 = 0.35  # of the seconds
 LATENTS, NUMBERS = 8, 16
+PLACES, CODES = 16, 512  # of Di-LADD
 _UNTIL_FROZEN = Recipe(stage1_steps=10**9)  # the benchmark says when: stages are shares of the seconds
 _WIDE = {"feature_dim": 16, "num_heads": 4, "mlp": "geglu"}
 
 
+def prior_of(kind: str, seed: int) -> Family:
+    """The law of the codes."""
+    if kind == "AR":
+        network = Transformer(CODES, num_layers=2, time_features="none", causal=True, **_WIDE)
+        return AutoregressiveModel(network, CODES, (PLACES,), seed=seed)
+    if kind == "MD4":
+        return MD4(Transformer(CODES, num_layers=2, **_WIDE), CODES, (PLACES,), schedule=Polynomial(2.0), seed=seed)
+    network = HollowTransformer(CODES, num_layers=1, num_merges=1, **_WIDE)
+    return GGM(network, CODES, (PLACES,), loss="ce_x0", order="random", num_sweeps=4, seed=seed)
+
+
+def diladd(kind: str, num_classes: int, length: int, seed: int) -> Family:
+    """Two characters a code. Nothing of the input is hidden, and a code dies late: there are 512 latents in a step."""
+    sizes = {"num_latents": PLACES, "latent_dim": NUMBERS}
+    chunk = length // PLACES
+    encoder = LatentEncoder(num_classes, num_layers=1, chunk=chunk, normalise="none", **sizes, **_WIDE)
+    place = {"condition_dim": 32, "latent_positions": "aligned"}
+    network = JointDenoiser(num_classes, num_layers=2, **place, **sizes, **_WIDE)
+    codes = {"num_codes": CODES, "dead_below": 0.05, "encoder_hides": (0.0, 0.0)}
+    common = {"schedule": Polynomial(2.0), "recipe": _UNTIL_FROZEN, "seed": seed}
+    return DiLADD(network, encoder, prior_of(kind, seed), num_classes, (length,), **codes, **common)
+
+
 def model_of(name: str, num_classes: int, length: int, seed: int) -> Family:
+    if name.startswith("Di-LADD"):
+        return diladd(name.rpartition(" ")[2], num_classes, length, seed)
     sizes = {"num_latents": LATENTS, "latent_dim": NUMBERS}
     encoder = LatentEncoder(num_classes, num_layers=2, chunk=length // LATENTS, **sizes, **_WIDE)
     joint = {"condition_dim": 32, "latent_positions": "aligned", **sizes, **_WIDE}
