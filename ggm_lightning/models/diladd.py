@@ -81,6 +81,7 @@ class DiLADD(LatentFamily):
         {"latent_sampler": _sampler_name, "latent_steps": partial(whole_number, least=1)}
     )
     grids = ("cosine", "uniform")
+    settles = ("latent_schedule", "max_snr")  # arguments of a LatentFamily that codes have no use for
     uses_joint_latent = False
     stage1_latent = "clean"
 
@@ -102,16 +103,17 @@ class DiLADD(LatentFamily):
         infill_latents: int = 16,
         **family: Any,
     ) -> None:
-        latent = {"latent_schedule": None, "max_snr": None, "num_timesteps": num_timesteps}
         super().__init__(
             network,
             encoder,
             num_classes,
             shape,
             schedule,
+            latent_schedule=None,
+            max_snr=None,
+            num_timesteps=num_timesteps,
             recipe=recipe,
             infill_latents=infill_latents,
-            **latent,
             **family,
         )
         s, d = self.latent_shape
@@ -261,7 +263,7 @@ class DiLADD(LatentFamily):
         drawn = self.prior.sample(
             request.num_samples,
             request.options.get("latent_steps", self.latent_shape[0]),
-            label=request.label if declared.by(self.prior.network).num_labels else None,
+            label=None if declared.by(self.prior.network).num_labels == 0 else request.label,
             seed=noise.integer_seed("codes", seed=request.seed, step=candidate),
             sampler=request.options.get("latent_sampler"),
             row=request.row,
@@ -272,8 +274,9 @@ class DiLADD(LatentFamily):
     # ------------------------------------------------------------------ the stages, Lightning
 
     def freeze_encoder(self, parts: Iterable[Tensor]) -> None:
-        """End of stage 1: the codebook's vectors are fitted to the codes of all rows x Int64[b, *shape] of `parts`, by
-        the encoder as it is now, and both are fixed. `fit` calls it by itself."""
+        """End of stage 1: the codebook is fitted to what the encoder, as it is now, says of all rows x Int64[b, *shape]
+        of `parts` (Codebook.fit; published code goes on with its averages), and both are fixed. `fit` calls it by
+        itself."""
         super().freeze_encoder(())
         self.codebook.settle()
         with self.evaluating():

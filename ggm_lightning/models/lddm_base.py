@@ -92,7 +92,7 @@ class LatentFamily(Family):
         self.mask_id = num_classes
         self.constant_nats = masking.reconstruction(self.schedule, self.num_sites, num_classes)
         self.constant_nats += masking.prior(self.schedule, self.num_sites, num_classes)
-        self.latent_use = lddm_probes.Watch(math.prod(self.latent_shape), self.num_sites)
+        self.latent_use = lddm_probes.Watch(math.prod(self.latent_shape), self.num_sites, num_classes)
         self.encoder_fixed: Tensor
         self.register_buffer("encoder_fixed", torch.tensor(False))
         self.is_fixed = False  # the same on the host, so that no step has to ask the device
@@ -374,7 +374,7 @@ class LatentFamily(Family):
             if "latent" not in batch and declared.has(self.encoder, "raw"):
                 raw = self.encoder.raw(x, None)
             probe = partial(lddm_probes.of_rows, self, x, batch.get("label"), self.eval_seed, row)
-            self.latent_use.add(raw, self.parts_of_bound, probe)
+            self.latent_use.add(x, raw, self.parts_of_bound, probe)
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()

@@ -50,20 +50,20 @@ class Watch(nn.Module):
     """The use of the latent over a validation, and what is said of it, once in a run each.
 
     Args:
-        num_coordinates, num_sites: see LatentUse.
+        num_coordinates, num_sites, num_classes: see LatentUse.
     """
 
-    def __init__(self, num_coordinates: int, num_sites: int) -> None:
+    def __init__(self, num_coordinates: int, num_sites: int, num_classes: int) -> None:
         super().__init__()
-        self.metric = LatentUse(num_coordinates, num_sites)
+        self.metric = LatentUse(num_coordinates, num_sites, num_classes)
         self._probed = 0
         self._said: set[str] = set()
 
-    def add(self, raw: Tensor | None, parts: tuple[Tensor, Tensor], probe: Callable[[], Probe]) -> None:
+    def add(self, x: Tensor, raw: Tensor | None, parts: tuple[Tensor, Tensor], probe: Callable[[], Probe]) -> None:
         """A batch; `probe` is called in the first few."""
         asked = self._probed < _PROBED and len(parts[0]) > 1
         self._probed += asked
-        self.metric.update(raw, *parts, probe() if asked else None)
+        self.metric.update(x, raw, *parts, probe() if asked else None)
 
     def taken(self) -> dict[str, Tensor]:
         """The figures of this validation; the next one begins anew."""

@@ -131,9 +131,14 @@ class Codebook(nn.Module):
         self.pending_step.fill_(-1)
 
     @torch.no_grad()
-    def fit(self, units: Float[Tensor, "m d"]) -> None:
-        """Each vector becomes the direction of the sum of those nearest to it; where there are none it stays."""
-        codes = self.codes(units)
-        sums = torch.zeros_like(self.sums).index_add(0, codes, units.to(self.sums.dtype))
-        moved = F.normalize(sums, dim=-1)
-        self.vectors.copy_(torch.where(moved.any(1)[:, None], moved, self.vectors))
+    def fit(self, units: Float[Tensor, "m d"], rounds: int = 10) -> None:
+        """Lloyd's algorithm from the vectors as they are: each becomes the direction of the sum of those nearest to it.
+        One that nothing is nearest to becomes one of those that are farthest from their own."""
+        units = units.to(self.sums.dtype)
+        for _ in range(rounds):
+            cosine, codes = (units @ self.vectors.T).max(-1)
+            sums = torch.zeros_like(self.sums).index_add(0, codes, units)
+            empty = torch.bincount(codes, minlength=self.num_codes) == 0
+            far = units[cosine.argsort(stable=True)]  # the farthest first
+            rank = (empty.cumsum(0) - 1).clamp(0, len(far) - 1)
+            self.vectors.copy_(torch.where(empty[:, None], far[rank], F.normalize(sums, dim=-1)))

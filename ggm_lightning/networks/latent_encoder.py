@@ -135,7 +135,7 @@ class LatentEncoder(BlockNetwork):
         num_classes: V; x holds ids 0..V-1.
         feature_dim: features per head; even.
         num_heads: attention heads; the width is feature_dim * num_heads.
-        num_layers: blocks.
+        num_layers: blocks. 0, with a chunk: a latent knows nothing of what stands outside its chunk.
         num_latents: S, latents per example.
         latent_dim: d, numbers per latent.
         chunk: positions that a latent reads, n/S for rows of n; None: learned queries, for rows of any length, whose
@@ -170,6 +170,8 @@ class LatentEncoder(BlockNetwork):
         sizes = {"num_heads": num_heads, "num_layers": num_layers, "num_latents": num_latents, "latent_dim": latent_dim}
         if chunk is not None:
             sizes["chunk"] = chunk
+            if num_layers == 0:
+                del sizes["num_layers"]
         check_sizes(feature_dim, dropout, mlp, MLPS, num_classes=num_classes, **sizes)
         if normalise not in _NORMALISATIONS:
             raise ValueError(f"normalise is {normalise!r}; choose one of {', '.join(_NORMALISATIONS)}")

@@ -198,7 +198,7 @@ def one_run(name: str, text: Text, seconds: float, seed: int, judge: Autoregress
     """Trained, bounded, sampled and judged."""
     model = model_of(name, text, seed)
     has_latent = name in text_latents.MODELS
-    stage1 = text_latents.STAGE1 if has_latent else 0.0
+    stage1 = text_latents.STAGE1.get(name, 0.0)
     steps, spent = measured(lambda: trained(model, text, seconds, seed, stage1=stage1))
     bits = bits_of_rows(model, text.rows(HELD_OUT))
     size = sum(weight.numel() for weight in model.parameters())

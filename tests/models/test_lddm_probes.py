@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ggm_lightning.core import gaussian
 from ggm_lightning.metrics.latent import LatentUse, Probe, does_not_pay
@@ -61,12 +62,15 @@ def test_sites_are_spread_over_the_rows() -> None:
     assert len(lddm_probes.probability_of_truth(Readout(logits[:3].contiguous(), None, False), x[:3], 2)) == 96
 
 
-def use_of(cost: float, saves: float, without: float) -> dict[str, torch.Tensor]:
-    """Of one row of two tokens: bits per token."""
-    metric = LatentUse(3, 2)
+EVEN = torch.arange(8).repeat(1000).reshape(-1, 2)  # 3 bits a token, if they are independent
+
+
+def use_of(cost: float, saves: float, without: float, x: Tensor = EVEN) -> dict[str, Tensor]:
+    """Of rows of two tokens of eight classes: bits per token."""
+    metric = LatentUse(3, 2, 8)
     nats, one = 2 * math.log(2), torch.ones(1)
     probe = Probe(one * saves * nats, one * without * nats, one, one / 3)
-    metric.update(torch.zeros(1, 3, 1), one * 1.5 * nats, one * cost * nats, probe)
+    metric.update(x, torch.zeros(1, 3, 1), one * 1.5 * nats, one * cost * nats, probe)
     return metric.compute()
 
 
@@ -77,14 +81,17 @@ def test_a_latent_that_costs_more_than_it_saves_is_said_once_and_not_in_stage_on
         "bpd_latent": 2.0,
         "latent_saves": 0.5,
     }
-    watch, recipe = lddm_probes.Watch(3, 2), Recipe(stage1_steps=10)
+    watch, recipe = lddm_probes.Watch(3, 2, 8), Recipe(stage1_steps=10)
     assert watch.lines(use, recipe, 10) == []
     (line,) = watch.lines(use, recipe, 11)
     assert line.startswith("the latent costs 2 and saves 0.5 bits per token at most")
     assert watch.lines(use, recipe, 12) == []
-    assert lddm_probes.Watch(3, 2).lines(use_of(0.4, 3.0, 0.5), recipe, 11) == []
+    assert lddm_probes.Watch(3, 2, 8).lines(use_of(0.4, 3.0, 0.5), recipe, 11) == []
     assert does_not_pay(0.5, 0.5) is None
-    collapsed = lddm_probes.Watch(3, 2).lines(use_of(1.0, 0.0, 0.0), recipe, 11)
+    # never more than what independent tokens would cost less what these do: 3 - 1.5, and less of uneven ones
+    assert float(use_of(2.0, 9.0, 8.0)["latent_saves"]) == pytest.approx(1.5, abs=1e-3)
+    assert float(use_of(2.0, 9.0, 8.0, EVEN % 2)["latent_saves"]) == 0
+    collapsed = lddm_probes.Watch(3, 2, 8).lines(use_of(1.0, 0.0, 0.0), recipe, 11)
     assert ["of no use" in line for line in collapsed] == [True, False]
     assert "saves 0 bits" in collapsed[1]
 

@@ -111,14 +111,22 @@ def test_what_is_pending_is_kept_with_the_rest() -> None:
     assert not torch.equal(again.vectors, cut.vectors)
 
 
-def test_fit_takes_the_directions_of_what_is_nearest() -> None:
+def test_fit_is_lloyds_algorithm() -> None:
+    """A round by hand, with a code that nothing is nearest to; and rounds bring what is fitted nearer."""
     made, e = book(), units(6, 40).flatten(0, 1)
-    before, codes = made.vectors.clone(), made.codes(e)
-    made.fit(e)
+    made.vectors[2] = -F.normalize(e.sum(0), dim=0)  # behind all that there is, once the others are gone there
+    e = e[(e @ made.vectors.T).argmax(-1) != 2]
+    cosine, codes = (e @ made.vectors.T).max(-1)
+    made.fit(e, rounds=1)
     for k in range(K):
         mine = e[codes == k]
-        expected = F.normalize(mine.sum(0), dim=0) if len(mine) else before[k]
+        expected = F.normalize(mine.sum(0), dim=0) if len(mine) else e[cosine.argmin()]
         torch.testing.assert_close(made.vectors[k], expected)
+    assert not (codes == 2).any()
+    near = float((e @ made.vectors.T).amax(-1).mean())
+    made.fit(e)
+    assert float((e @ made.vectors.T).amax(-1).mean()) > near + 0.005
+    assert len(made.codes(e).unique()) == K
 
 
 @pytest.mark.parametrize(

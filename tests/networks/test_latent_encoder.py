@@ -71,6 +71,10 @@ def test_a_latent_of_a_chunk_is_one_map_of_its_own_positions():
         encoder.raw(x[:, :13])
     with pytest.raises(ValueError, match="chunk is 0; it must be at least 1"):
         tiny(chunk=0)
+    alone = tiny(num_latents=3, chunk=5, normalise="none", num_layers=0)
+    assert (alone.raw(changed) - alone.raw(x)).abs().amax((0, 2)).gt(1e-4).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="num_layers is 0"):
+        tiny(num_layers=0)
 
 
 def test_positions_and_slots_differ():
