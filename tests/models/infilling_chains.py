@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ggm_lightning.core import births, death, times
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
+from ggm_lightning.models.diladd import DiLADD
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.lddm import FujiLDDM
@@ -168,7 +169,12 @@ def fuji_law(model: FujiLDDM, num_steps: int) -> Tensor:
 
 
 def latents(model: LatentFamily, kind: str, steps: int) -> tuple[Tensor, Tensor]:
-    """(values, mass) of the cleanest latent: on GRID, or for the deterministic ddim at the images of GRID."""
+    """(values, mass) of the cleanest latent: on GRID, or for the deterministic ddim at the images of GRID; of Di-LADD
+    those of its codes, whose law is exact."""
+    if isinstance(model, DiLADD):
+        codes = torch.arange(model.num_codes)
+        mass = model.prior.network(torch.tensor([[model.num_codes]]))[0, 0].exp()
+        return model.codebook.entries(codes)[:, 0].double(), mass
     z, mass = GRID, PRIOR
     masked = torch.full((len(GRID), N), V)
     for t, s in itertools.pairwise(times.sampling_grid(steps, "uniform")):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import counting, gaussian
 from ggm_lightning.models.blackout import Blackout
+from ggm_lightning.models.diladd import DiLADD
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
@@ -212,6 +213,29 @@ class Latent(Exact):
     def forward(self, latent: Tensor, latent_time: Tensor, label: Tensor | None = None) -> Tensor:
         masked = torch.full((len(latent), N), V)
         return (latent_law(latent, latent_time, masked) @ CODE).reshape(-1, 1, 1)
+
+
+class Coded(Exact):
+    """Di-LADD's: logits given tokens and the sign of CODE."""
+
+    num_latents, latent_dim = 1, 1
+
+    def forward(
+        self, z: Tensor, t: Tensor, label: Tensor | None = None, *, latent: Tensor, latent_time: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        agrees = ((z[:, None] == CLEAN) | (z[:, None] == V)).all(-1)
+        other = (latent.flatten(1) > 0) != (CODE > 0)
+        p = torch.where(agrees, P.log() - 1e3 * other, -torch.inf).softmax(-1)
+        return log_marginals(p), latent
+
+
+def diladd(infill_latents: int = 16) -> DiLADD:
+    """Two codes: the sign of CODE."""
+    mass = torch.stack([P[CODE <= 0].sum(), P[CODE > 0].sum()])
+    prior = MD4(ExactLaw(mass.numpy()), 2, (1,))
+    model = DiLADD(Coded(), Code(CLEAN, CODE), prior, V, (N,), num_codes=2, infill_latents=infill_latents)
+    model.codebook.vectors.copy_(torch.tensor([[-1.0], [1.0]]))
+    return model
 
 
 def md4() -> MD4:
