@@ -152,9 +152,9 @@ ALIGNED = ENCODER | {"encoder.init_args.chunk": 8}  # half of the 16 tokens of t
 SEQ = ENCODER | {f"latent_network.init_args.{key}": value for key, value in SMALL_LATENT.items()}
 ALIGNED_SEQ = ALIGNED | SEQ
 # the prior and its network take their sizes from their own section
-CODES_OF_TEXT8 = ALIGNED | {"num_codes": 8, "prior.init_args.num_classes": 8, "prior.init_args.shape": "[2]"}
-CODES_OF_TEXT8 |= {f"prior.init_args.network.init_args.{key}": 8 for key in ("num_classes", "feature_dim")}
-CODES_OF_TEXT8 |= {f"prior.init_args.network.init_args.{key}": 1 for key in ("num_heads", "num_layers")}
+SMALL_CODES = ALIGNED | {"num_codes": 8, "prior.init_args.num_classes": 8, "prior.init_args.shape": "[2]"}
+SMALL_CODES |= {f"prior.init_args.network.init_args.{key}": 8 for key in ("num_classes", "feature_dim")}
+SMALL_CODES |= {f"prior.init_args.network.init_args.{key}": 1 for key in ("num_heads", "num_layers")}
 QWEN = {
     "encoder.init_args.source": "{tmp}/model",
     "encoder.init_args.num_latents": 2,
@@ -178,7 +178,8 @@ CASES = {
     "genmd4_dictionary": Case(125_072, 9, (32,), WORDS),
     "genmd4_owt": Case(165_857_344, 50257, (1024,), OWT, files=words),
     "genmd4_text8": Case(88_734_272, 27, (256,), TEXT8, files=text8),
-    "diladd_text8": Case(187_652_864, 27, (128,), TEXT8, files=text8, model=CODES_OF_TEXT8),
+    "diladd_demo": Case(314_800, 97, (64,), DEMO, model=SMALL_CODES),
+    "diladd_text8": Case(187_652_864, 27, (128,), TEXT8, files=text8, model=SMALL_CODES),
     "ggm_celebahq_vqgan": Case(92_797_504, 1024, (1, 16, 16), FACES, files=faces, model={"num_sweeps": 1}),
     "ggm_demo": Case(329_488, 1024, (64,), DEMO | {"vocab_size": 300}, model={"corrector_steps": 2, "num_sweeps": 2}),
     "ggm_digits": Case(201_792, 17, (1, 8, 8), {"global_batch_size": 4}),
