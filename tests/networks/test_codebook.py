@@ -23,9 +23,9 @@ def book(**changes: float) -> Codebook:
 
 def step(made: Codebook, number: int, e: Tensor, *parts: slice) -> None:
     """One optimiser step with these rows, in these micro-batches."""
-    made.begin(number)
     row = torch.arange(len(e))
     for part in parts or (slice(None),):
+        made.begin(number)
         made.observe(e[part], made.codes(e[part]), seed=1, row=row[part], total=len(e))
 
 
@@ -44,14 +44,10 @@ def test_vectors_are_the_averages_by_hand() -> None:
     made, counts, sums = book(decay=0.8), torch.zeros(K), torch.zeros(K, D)
     first = made.vectors.clone()
     for number, e in enumerate((units(1), units(2))):
-        before = made.vectors.clone()
         step(made, number, e)
         if number == 0:
             assert torch.equal(made.vectors, first)
-            before = first
-        else:
-            before = made.vectors.clone()
-        codes = (e @ before.T).argmax(-1)
+        codes = (e @ made.vectors.T).argmax(-1)  # as they were met: moved by the step before alone
         own = F.one_hot(codes, K).float()
         counts = 0.8 * counts + 0.2 * own.sum((0, 1))
         sums = 0.8 * sums + 0.2 * torch.einsum("bsk,bsd->kd", own, e)
