@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ggm_lightning.core.schedules import Polynomial
@@ -92,9 +93,9 @@ def draws(model: Any, samples: int) -> dict[str, Callable[[], Any]]:
 def of_the_latent(model: Any, x: Tensor) -> dict[str, float]:
     """Both parts of the bound of these rows and what one step from the encoder's own latent gets right."""
     watch = model.latent_use
-    for row in x.split(128):
+    for row in torch.arange(len(x)).split(128):
         with model.evaluating():
-            model.nelbo(row, num_samples=8)
-            probe = lddm_probes.of_rows(model, row, None, 0, row.new_tensor(range(len(row))))
-        watch.add(row, None, model.parts_of_bound, lambda probe=probe: probe)
+            model.nelbo(x[row], num_samples=8, row=row)
+            probe = lddm_probes.of_rows(model, x[row], None, 0, row)
+        watch.add(x[row], None, model.parts_of_bound, lambda probe=probe: probe)
     return {name: round(float(value), 4) for name, value in watch.taken().items() if name != "latent_std"}
