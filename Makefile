@@ -57,10 +57,10 @@ demo-blackout: $(VENV)/.images  ## digits born out of black, Blackout diffusion:
 	$(BIN)/lightning sample --ckpt_path runs/blackout_digits/last.ckpt --num_samples 40 --num_steps 100 --label each
 	@echo "look at runs/blackout_digits/report.html"
 
-demo-lddm: $(VENV)/.core  ## the text of demo-md4 by LDDM, its latent drawn first: open runs/lddm_demo/report.html (7 minutes)
-	$(call fit,lddm_demo,lddm_demo)
-	$(BIN)/lightning sample --ckpt_path runs/lddm_demo/last.ckpt --num_samples 8 --num_steps 64
-	@echo "look at runs/lddm_demo/report.html"
+demo-lddm: $(VENV)/.core  ## that text by Di-LADD, codes first, then all characters at once: open runs/diladd_demo/report.html (7 minutes)
+	$(call fit,diladd_demo,diladd_demo)
+	$(BIN)/lightning sample --ckpt_path runs/diladd_demo/last.ckpt --num_samples 8 --num_steps 1
+	@echo "look at runs/diladd_demo/report.html"
 
 demo-vqgan: export OMP_NUM_THREADS := 1
 demo-vqgan: $(VENV)/.vqgan  ## digits to codes to digits, VQGAN and MD4: open runs/md4_digits_vqgan/report.html (5 minutes)

@@ -122,6 +122,11 @@ def model_of(path: Path, num_classes: int, shape: tuple[int, ...], device: str =
     for name, value in section["init_args"].items():
         if name in ("network", "encoder", "latent_network"):
             arguments[name] = built(value, from_data, device, **changes)
+        elif name == "prior":
+            own = value["init_args"]
+            sizes = {"num_classes": own["num_classes"], "shape": tuple(own["shape"])}
+            network = built(own["network"], {}, device, **changes)
+            arguments[name] = class_of(value["class_path"])(network, **sizes)
         elif name == "recipe":
             arguments[name] = Recipe(**value)
         elif isinstance(value, bool | int | float) or name in ("loss", "order", "hide", "output", "noise_law"):
@@ -132,7 +137,8 @@ def model_of(path: Path, num_classes: int, shape: tuple[int, ...], device: str =
 def step_bytes(model: Family, rows: int) -> int:
     """The most at a time beside the weights and the optimiser: gradients, activations, logits."""
     x = torch.zeros(rows, *model.shape, dtype=torch.int64, device="meta")
-    model.looked_at = Everything()
+    for family in (model, getattr(model, "prior", model)):
+        family.looked_at = Everything()
     number = property(lambda sites: sites.mask.numel() // 2)  # the mean of a linear schedule
     thin = mock.patch.object(counting, "thin", lambda x, p, q, u, cap: x * 1)
     with thin, mock.patch.object(masked_sites.MaskedSites, "count", number), autocast():

@@ -149,12 +149,20 @@ WORDS = {"num_train": 16, "num_val": 8, "global_batch_size": 4}
 
 SMALL_LATENT = {"num_heads": 2, "num_layers": 1, "num_latents": 2, "latent_dim": 4}
 ENCODER = {f"encoder.init_args.{key}": value for key, value in SMALL_LATENT.items()} | {"recipe.stage1_steps": 1}
+ALIGNED = ENCODER | {"encoder.init_args.chunk": 8}  # half of the 16 tokens of their rows
 SEQ = ENCODER | {f"latent_network.init_args.{key}": value for key, value in SMALL_LATENT.items()}
+ALIGNED_SEQ = ALIGNED | SEQ
+# the prior and its network take their sizes from their own section
+SMALL_CODES = ALIGNED | {"num_codes": 8, "prior.init_args.num_classes": 8, "prior.init_args.shape": "[2]"}
+SMALL_CODES |= {f"prior.init_args.network.init_args.{key}": 8 for key in ("num_classes", "feature_dim")}
+SMALL_CODES |= {f"prior.init_args.network.init_args.{key}": 1 for key in ("num_heads", "num_layers")}
 QWEN = {
     "encoder.init_args.source": "{tmp}/model",
     "encoder.init_args.num_latents": 2,
     "encoder.init_args.latent_dim": 4,
 }
+QWEN_TOKENS = QWEN | {"encoder.init_args.num_latents": 16, "network.init_args.num_latents": 16}
+LM1B = OWT | {"val": "{tmp}/text.jsonl", "document": "file", "detokeniser": "null", "separator": "w9"}
 
 CIFAR = {"path": "{tmp}", "global_batch_size": 2, "eval_batch_size": 2}
 
@@ -171,6 +179,8 @@ CASES = {
     "genmd4_dictionary": Case(125_072, 9, (32,), WORDS),
     "genmd4_owt": Case(165_857_344, 50257, (1024,), OWT, files=words),
     "genmd4_text8": Case(88_734_272, 27, (256,), TEXT8, files=text8),
+    "diladd_demo": Case(314_800, 97, (64,), DEMO, model=SMALL_CODES),
+    "diladd_text8": Case(187_652_864, 27, (128,), TEXT8, files=text8, model=SMALL_CODES),
     "ggm_celebahq_vqgan": Case(92_797_504, 1024, (1, 16, 16), FACES, files=faces, model={"num_sweeps": 1}),
     "ggm_demo": Case(329_488, 1024, (32,), DEMO | {"vocab_size": 300}, model={"corrector_steps": 2, "num_sweeps": 2}),
     "ggm_digits": Case(201_792, 17, (1, 8, 8), {"global_batch_size": 4}),
@@ -178,13 +188,14 @@ CASES = {
     "ggm_ffhq_vqgan": Case(92_797_504, 1024, (1, 16, 16), FACES, files=faces, model={"num_sweeps": 1}),
     "ggm_markov": Case(199_824, 11, (64,), WORDS),
     "ggm_owt": Case(168_419_392, 50257, (128,), OWT, files=words),
-    "lddm_demo": Case(1_026_216, 97, (64,), DEMO, model=SEQ),
-    "lddm_owt": Case(264_437_408, 50257, (512,), OWT, files=words, model=ENCODER),
+    "lddm_demo": Case(314_800, 97, (64,), DEMO, model=ALIGNED_SEQ),
+    "lddm_lm1b": Case(420_206_240, 151669, (128,), LM1B, files=partial(words, count=151669), model=QWEN_TOKENS),
+    "lddm_owt": Case(264_437_408, 50257, (512,), OWT, files=words, model=ALIGNED),
     "lddm_owt_qwen3": Case(420_206_240, 151669, (512,), OWT, files=partial(words, count=151669), model=QWEN),
     "lddm_sawtooth": Case(135_060, 2, (128,), WORDS, model=ENCODER),
-    "lddm_seq_owt": Case(264_437_408, 50257, (512,), OWT, files=words, model=SEQ),
+    "lddm_seq_owt": Case(264_437_408, 50257, (512,), OWT, files=words, model=ALIGNED_SEQ),
     "lddm_seq_sawtooth": Case(103_636, 2, (128,), WORDS, model=SEQ),
-    "lddm_text8": Case(187_284_128, 27, (128,), TEXT8, files=text8, model=ENCODER),
+    "lddm_text8": Case(187_284_128, 27, (128,), TEXT8, files=text8, model=ALIGNED),
     "markov_digits": Case(271_121, 17, (1, 8, 8), {"global_batch_size": 4}),
     "markov_tokens": Case(185_104, 11, (64,), WORDS),
     "md4_cifar10": Case(28_427_520, 256, (3, 32, 32), CIFAR, files=cifar10),

@@ -39,7 +39,7 @@ from ggm_lightning.cli import environment, errors, launcher, resume, together, t
 from ggm_lightning.data.base import DiscreteData
 
 # so that `--model MD4` finds them by their names
-from ggm_lightning.models import autoregressive, blackout, genmd4, ggm, lddm, markov, md4  # noqa: F401
+from ggm_lightning.models import autoregressive, blackout, diladd, genmd4, ggm, lddm, markov, md4  # noqa: F401
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Trained
 from ggm_lightning.report.callback import Report

@@ -19,6 +19,7 @@ from ggm_lightning.core.schedules import Schedule
 from ggm_lightning.exact.law import JointLaw
 from ggm_lightning.exact.networks import Exact
 from ggm_lightning.exact.states import Known, all_states, masks, product, with_known
+from ggm_lightning.models.diladd import DiLADD
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.sampling import latent as latent_first
@@ -221,7 +222,12 @@ def law_of_ddpm(model: FujiLDDM, num_steps: int, grid: str | None = None, known:
 
 
 def latents(model: LatentFamily, kind: str, steps: int) -> tuple[Tensor, Tensor]:
-    """(values, mass) of the cleanest latent: on GRID, or for the deterministic ddim at the images of GRID."""
+    """(values, mass) of the cleanest latent: on GRID, or for the deterministic ddim at the images of GRID; of Di-LADD
+    those of its codes, whose law is exact."""
+    if isinstance(model, DiLADD):
+        codes = torch.arange(model.num_codes)
+        mass = model.prior.network(torch.tensor([[model.num_codes]]))[0, 0].exp()
+        return model.codebook.entries(codes)[:, 0].double(), mass
     z, mass = GRID, PRIOR
     masked = torch.full((len(GRID), model.num_sites), model.num_classes)
     for t, s in itertools.pairwise(times.sampling_grid(steps, "uniform")):

@@ -49,6 +49,28 @@ class Reconstruction(Metric):
         }
 
 
+class CodeUse(Metric):
+    """Sums over all batches and ranks: code_perplexity and codes_used, as Reconstruction has them.
+
+    Args:
+        num_codes: of the codebook.
+    """
+
+    full_state_update = False
+
+    def __init__(self, num_codes: int) -> None:
+        super().__init__()
+        self.num_codes = num_codes
+        self.counts: Tensor
+        self.add_state("counts", torch.zeros(num_codes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, codes: Int64[Tensor, " b *g"]) -> None:
+        self.counts += torch.bincount(codes.reshape(-1), minlength=self.num_codes)
+
+    def compute(self) -> dict[str, Tensor]:
+        return {"code_perplexity": perplexity(self.counts), "codes_used": (self.counts > 0).double().mean()}
+
+
 def perplexity(counts: Int64[Tensor, " codes"]) -> Float[Tensor, ""]:
     """exp of the entropy (nats) of the frequencies: 1 for a single code, their number for equal ones."""
     share = counts.double() / counts.sum().clamp(min=1)

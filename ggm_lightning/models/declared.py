@@ -64,11 +64,13 @@ class Encoder(Protocol):
     Attributes:
         num_latents, latent_dim: S and d of what it returns.
         normalise: "coordinate": the normalisation is measured on the data; anything else: it is given.
+        foreign: True where it comes from elsewhere and is never trained here, such as a language model.
     """
 
     num_latents: int
     latent_dim: int
     normalise: str
+    foreign: bool
 
     def raw(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         """Float[b, S, d] before normalisation."""
@@ -93,12 +95,13 @@ class Declared:
     levels: bool = False
     causal: bool = True
     normalise: str = "coordinate"
+    foreign: bool = False
     head: Any = None
 
 
 _FIELDS = tuple(Declared.__dataclass_fields__)
 _NUMBERS = ("num_classes", "num_labels", "num_latents", "latent_dim")
-_SWITCHES = ("takes_sites", "visited_bits", "levels", "causal")
+_SWITCHES = ("takes_sites", "visited_bits", "levels", "causal", "foreign")
 
 
 def by(module: nn.Module | None) -> Declared:

@@ -108,6 +108,8 @@ class FujiLDDM(LatentFamily):
         tz = t
         if self.independent_clocks:
             tz = self.on_grid(gaussian.independent_times(seed=self.seed, step=step, row=row, total=total))
+        if self.in_first_stage(step) and self.recipe.stage1_latent == "clean":
+            tz = torch.zeros_like(t)
         return TrainingTimes(t, tz, tz, self.clock.weight(tz))
 
     def predict_latent(
@@ -160,9 +162,9 @@ class SeqLDDM(LatentFamily):
     """The latent first, then the tokens, eqs. (3), (6).
 
     Calls and other arguments: see LatentFamily; besides, latent_network(latent, latent_time, label=None) -> z_0
-    Float[b, S, d], finite numbers. The joint network's own prediction of z_0 is not used. In stage 1 it sees the latent
-    at every noise level, so that the encoder spreads its codes; in stage 2 at the cleanest one, as the bound and the
-    sampler want it.
+    Float[b, S, d], finite numbers. The joint network's own prediction of z_0 is not used. It sees the latent at its
+    cleanest level, as the bound and the sampler want it; in stage 1 with stage1_latent: all_levels at every level, so
+    that the encoder spreads its codes (a single latent of a hidden phase is learnt that way).
 
     Samplers: "ddim" (default) and "ddpm" say how the latent is drawn: `latent_steps` (default 32) calls of the latent's
     network, then num_steps of the joint one. "first_hitting" has no error of token steps: a site at a time, whatever
@@ -177,6 +179,7 @@ class SeqLDDM(LatentFamily):
 
     samplers: Mapping[str, Maker] = MappingProxyType({**_AFTER_LATENT, **GIVEN_LATENT})
     uses_joint_latent = False
+    stage1_latent = "clean"
     latent_network: nn.Module
 
     def __init__(
@@ -204,7 +207,8 @@ class SeqLDDM(LatentFamily):
         t = self.on_grid(times.stratified(seed=self.seed, step=step, row=row, total=total))
         u = gaussian.independent_times(seed=self.seed, step=step, row=row, total=total)
         if self.in_first_stage(step):
-            return TrainingTimes(t, u, torch.zeros_like(u), torch.ones_like(u))
+            shown = u if self.recipe.stage1_latent == "all_levels" else torch.zeros_like(t)
+            return TrainingTimes(t, shown, torch.zeros_like(u), torch.ones_like(u))
         if self.recipe.latent_loss == "elbo":
             return TrainingTimes(t, torch.zeros_like(t), *self.clock.importance(u))
         return TrainingTimes(t, torch.zeros_like(t), u, torch.ones_like(u))

@@ -23,8 +23,7 @@ from ggm_lightning.core.masked_sites import MaskedSites
 from ggm_lightning.core.masking import MaskedLaw
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Linear, Schedule
-from ggm_lightning.metrics.latent import LatentUse
-from ggm_lightning.models import contract, declared
+from ggm_lightning.models import contract, declared, lddm_probes
 from ggm_lightning.models import lddm_stages as stages
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_stages import Recipe, TrainingTimes
@@ -34,9 +33,6 @@ from ggm_lightning.sampling import latent as latent_first
 from ggm_lightning.sampling.contract import Denoiser
 from ggm_lightning.sampling.request import Request, Samples
 from ggm_lightning.sampling.sampler import Sampler
-
-_PROBED = 8  # validation batches on which the use of the latent is measured, two more network calls each
-_COLLAPSED_BELOW = 0.01  # nats per example; less is a collapsed latent
 
 
 class LatentFamily(Family):
@@ -62,6 +58,7 @@ class LatentFamily(Family):
     grids = ("uniform", "cosine")
     denoiser_options = latent_first.OPTIONS
     network_keywords, fast_path = ("latent", "latent_time"), "streams"
+    stage1_latent = "all_levels"  # where the recipe does not say
     uses_joint_latent = True  # the z_0 that the joint network returns beside its logits
     unused_parameters = True  # in stage 1 the latent's output, in stage 2 the encoder: DDP has to look for them
     latent_network: nn.Module | None  # the latent's own denoiser, of families that have one
@@ -90,16 +87,16 @@ class LatentFamily(Family):
         self.schedule = schedule_checks.checked(Linear(0.0) if schedule is None else schedule)
         self.latent_schedule = schedule_checks.latent(gaussian.Sqrt() if latent_schedule is None else latent_schedule)
         self.max_snr, self.num_timesteps = max_snr, num_timesteps
-        self.recipe, self.infill_latents = recipe, infill_latents
+        self.recipe, self.infill_latents = recipe.of(encoder, self.stage1_latent), infill_latents
         self.loss_name = "train/bpd" if recipe.token_loss == recipe.latent_loss == "elbo" else "train/loss"
         self.mask_id = num_classes
         self.constant_nats = masking.reconstruction(self.schedule, self.num_sites, num_classes)
         self.constant_nats += masking.prior(self.schedule, self.num_sites, num_classes)
-        self.latent_use = LatentUse(math.prod(self.latent_shape))
+        self.latent_use = lddm_probes.Watch(math.prod(self.latent_shape), self.num_sites, num_classes)
         self.encoder_fixed: Tensor
         self.register_buffer("encoder_fixed", torch.tensor(False))
         self.is_fixed = False  # the same on the host, so that no step has to ask the device
-        self._batches_probed, self._warned = 0, False
+        self.parts_of_bound = (torch.zeros(0), torch.zeros(0))  # (tokens given the latent, latent) of the last `nelbo`
         self._given: Tensor | None = None
         self._parts: dict[str, Tensor] = {}
         if recipe.stage1_steps == 0:
@@ -251,6 +248,7 @@ class LatentFamily(Family):
 
         Token times are uniform, the latent's uniform in ln(1 + SNR) (a far smaller spread); both are stratified over
         a row's own samples: a function of (seed, row) alone. It bounds the law of "ddpm"; for "ddim" none is known.
+        Its two parts, Float64[b] each, are then in `parts_of_bound`.
         """
         x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         b = x.shape[0]
@@ -258,19 +256,25 @@ class LatentFamily(Family):
         all_t = times.stratified_per_row(seed=seed, row=row, num_samples=num_samples)
         all_u = times.stratified_per_row(seed=other, row=row, num_samples=num_samples)
         nats = torch.zeros(b, dtype=torch.float64, device=x.device)
+        of_tokens = torch.zeros_like(nats)
         with self.evaluating():
             z0 = self.encode(x)
             for j, (t, u) in enumerate(zip(all_t, all_u, strict=True)):
                 uniform = partial(noise.uniform, seed=seed, step=j, row=row, num_sites=self.num_sites)
                 t = self.on_grid(t)
                 latent = self.noised(z0, self.decoder_time(t), "eval latent", seed, j, row)
-                nats += self.token_terms(x, self.corrupt(x, t, uniform("eval mask")), t, latent, label).double()
+                terms = self.token_terms(x, self.corrupt(x, t, uniform("eval mask")), t, latent, label).double()
+                nats += terms
+                of_tokens += terms
                 asked, weight = self.clock.importance(u)
                 zt = self.corrupt(x, asked, uniform("eval mask beside the latent"))
                 noisy = self.noised(z0, asked, "eval asked latent", seed, j, row)
                 error = z0.double() - self.predict_latent(zt, asked, noisy, asked, label).double()
                 nats += weight * error.square().sum((1, 2))
-            return nats / num_samples + gaussian.prior(self.latent_schedule, z0) + self.constant_nats
+            bound = nats / num_samples + gaussian.prior(self.latent_schedule, z0) + self.constant_nats
+        of_tokens = of_tokens / num_samples + self.constant_nats
+        self.parts_of_bound = (of_tokens, bound - of_tokens)
+        return bound
 
     # ------------------------------------------------------------------ reverse step
 
@@ -362,14 +366,6 @@ class LatentFamily(Family):
 
     # ------------------------------------------------------------------ the use of the latent
 
-    def latent_gain(self, x: Tensor, label: Tensor | None, seed: int, row: Tensor) -> Tensor:
-        """Float[b], nats per example: token terms at one time per row, with another row's latent less with its own."""
-        t = self.on_grid(times.stratified_per_row(seed=seed, row=row, num_samples=1)[0])
-        u = noise.uniform("eval mask", seed=seed, step=0, row=row, num_sites=self.num_sites)
-        zt, z0 = self.corrupt(x, t, u), self.encode(x)
-        own, other = (self.noised(z, self.decoder_time(t), "eval latent", seed, 0, row) for z in (z0, z0.roll(1, 0)))
-        return self.token_terms(x, zt, t, other, label) - self.token_terms(x, zt, t, own, label)
-
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         row, _ = self._evaluate(batch, "val")
         x = batch["x"]
@@ -377,18 +373,12 @@ class LatentFamily(Family):
             raw = self.encode(x)
             if "latent" not in batch and declared.has(self.encoder, "raw"):
                 raw = self.encoder.raw(x, None)
-            gain = x.new_zeros(0)
-            if self._batches_probed < _PROBED and len(x) > 1:
-                gain = self.latent_gain(x, self.label_of(batch), self.eval_seed, row)
-                self._batches_probed += 1
-            self.latent_use.update(raw, gain)
+            probe = partial(lddm_probes.of_rows, self, x, self.label_of(batch), self.eval_seed, row)
+            self.latent_use.add(x, raw, self.parts_of_bound, probe)
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        use, self._batches_probed = self.latent_use.compute(), 0
-        self.latent_use.reset()
+        use = self.latent_use.taken()
         self.log_dict({f"val/{name}": value for name, value in use.items()}, sync_dist=True)
-        late = self.global_step >= max(1, self.recipe.stage1_steps // 2)
-        if late and not self._warned and float(use["latent_mi"]) < _COLLAPSED_BELOW:
-            self._warned = True
-            rank_zero_warn(f"step {self.global_step}: {stages.collapsed(self.recipe, **use)}")
+        for line in self.latent_use.lines(use, self.recipe, self.global_step):
+            rank_zero_warn(f"step {self.global_step}: {line}")

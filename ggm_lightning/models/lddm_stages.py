@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,9 @@ from ggm_lightning.models import contract, declared
 from ggm_lightning.models.trained import Averages
 
 LOSSES = ("elbo", "plain")
+STAGE1_LATENTS = ("clean", "all_levels")
+# p_cfg and p_r_given of the released code where it takes a frozen language model's states (LM1B, OWT)
+_PUBLISHED_P_CFG, _PUBLISHED_P_R = 0.15, 0.9
 
 
 class TrainingTimes(NamedTuple):
@@ -49,16 +52,23 @@ _CHUNK = 256  # rows encoded at once when statistics are measured
 class Recipe:
     """How an LDDM is trained.
 
+    Released code is darioShar/LADD at b2c0e87: of its recipes, that of the sawtooth trains its encoder, those of LM1B
+    and OpenWebText have the frozen one of a language model (networks/pretrained.py).
+
     Attributes:
         stage1_steps: optimiser steps in which the encoder learns; 0 where it is given.
+        stage1_latent: what the tokens see of the latent in stage 1. clean: its cleanest level. all_levels: the level of
+            the times that are drawn. None: as released, clean for SEQ, whose tokens never see anything else, and
+            all_levels for FUJI. On text an encoder learns little through noise (docs/results.md).
         token_loss: elbo (weight w'/w, bits per dimension) or plain (unweighted, nats per token; published for text).
         latent_loss: elbo (weight -SNR'/2, bits per dimension) or plain (mean squared error; published).
         c_z: weight of the latent loss.
         p_r: in stage 1, the chance that the encoder does not see the sites that are masked in x_t, drawn per example
-            from U[0, p_r]: such a latent cannot copy what is asked. 0.9 is published.
-        p_r_given: the same once the encoder is fixed. The published code goes on with 0.9; the latents that a sampler
-            draws are then those of partly hidden examples, too.
-        p_cfg: share of training examples whose latent is replaced by zeros; 0.15 is published.
+            from U[0, p_r]: such a latent cannot copy what is asked. 0, as in the released recipe that trains one.
+        p_r_given: the same once the encoder is fixed. None: 0.9 where it is foreign (declared.Encoder), as released,
+            and 0 where it is not. The latents that a sampler draws are then those of partly hidden examples, too.
+        p_cfg: share of training examples whose latent is replaced by zeros. None, as released: 0 where the encoder is
+            trained (stage1_steps above 0), and 0.15 where it is given.
         statistics_rows: training rows on which the normalisation of the encoder is measured.
     """
 
@@ -66,14 +76,17 @@ class Recipe:
     token_loss: str = "elbo"
     latent_loss: str = "plain"
     c_z: float = 1.0
-    p_r: float = 0.9
-    p_r_given: float = 0.0
-    p_cfg: float = 0.15
+    p_r: float = 0.0
+    p_r_given: float | None = None
+    p_cfg: float | None = None
     statistics_rows: int = 4096
+    stage1_latent: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("p_r", "p_r_given", "p_cfg"):
             value = getattr(self, name)
+            if value is None and name != "p_r":
+                continue
             if value is None or not 0 <= value <= 1:
                 raise ValueError(f"recipe.{name} is {value}; it is a probability: give a number in [0, 1]")
         for name, least in (("stage1_steps", 0), ("statistics_rows", 2), ("c_z", 0)):
@@ -83,6 +96,21 @@ class Recipe:
         for name in ("token_loss", "latent_loss"):
             if getattr(self, name) not in LOSSES:
                 raise ValueError(f"recipe.{name} is '{getattr(self, name)}'; choose {' or '.join(LOSSES)}")
+        if self.stage1_latent is not None and self.stage1_latent not in STAGE1_LATENTS:
+            raise ValueError(
+                f"recipe.stage1_latent is '{self.stage1_latent}'; choose {' or '.join(STAGE1_LATENTS)}, or null for "
+                "what was released"
+            )
+
+    def of(self, encoder: nn.Module, stage1_latent: str) -> Recipe:
+        """With what is None settled for this encoder; `stage1_latent` is the family's."""
+        p_cfg, p_r_given = self.p_cfg, self.p_r_given
+        if p_cfg is None:
+            p_cfg = 0.0 if self.stage1_steps else _PUBLISHED_P_CFG
+        if p_r_given is None:
+            p_r_given = _PUBLISHED_P_R if declared.by(encoder).foreign else 0.0
+        chosen = self.stage1_latent or stage1_latent
+        return replace(self, p_cfg=p_cfg, p_r_given=p_r_given, stage1_latent=chosen)
 
 
 def latent_shape(encoder: nn.Module, **networks: nn.Module | None) -> tuple[int, int]:
@@ -168,7 +196,10 @@ def say_if_untrained(recipe: Recipe, is_fixed: bool) -> None:
 
 def collapsed(recipe: Recipe, latent_mi: Tensor, latent_std: Tensor) -> str:
     """One line that says so, and what helps."""
-    remedy = "train the encoder longer alone (recipe.stage1_steps) with normalise: coordinate, or lower recipe.p_r"
+    remedy = (
+        "train the encoder longer alone (recipe.stage1_steps) with normalise: coordinate, lower recipe.p_r, or take an "
+        "encoder that is aligned with the text (its chunk, and latent_positions: aligned)"
+    )
     if recipe.stage1_steps == 0:
         remedy = "if training has just begun, wait; else lower recipe.p_r_given and p_cfg, or take another encoder"
     return (

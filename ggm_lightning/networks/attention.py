@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,13 +16,20 @@ from ggm_lightning.networks.causal import Memory
 def rotary_tables(
     length: int, head_dim: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> tuple[Float[Tensor, "n h"], Float[Tensor, "n h"]]:
-    """cos and sin of position * 10000^(-2i / head_dim), i < head_dim/2; angles in float64, rounded once at the end.
+    """`rotary_tables_at` of the positions 0 .. length - 1.
 
     Made anew in every forward pass: that is a few thousand sines, and a cached table would have to follow the network
     through .to(), .double(), inference mode and longer inputs.
     """
-    i = torch.arange(head_dim // 2, device=device, dtype=torch.float64)
-    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float64), 1e4 ** (-2 * i / head_dim))
+    return rotary_tables_at(torch.arange(length, device=device, dtype=torch.float64), head_dim, dtype)
+
+
+def rotary_tables_at(
+    positions: Float64[Tensor, " n"], head_dim: int, dtype: torch.dtype = torch.float32
+) -> tuple[Float[Tensor, "n h"], Float[Tensor, "n h"]]:
+    """cos and sin of position * 10000^(-2i / head_dim), i < head_dim/2; angles in float64, rounded once at the end."""
+    i = torch.arange(head_dim // 2, device=positions.device, dtype=torch.float64)
+    angles = torch.outer(positions, 1e4 ** (-2 * i / head_dim))
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

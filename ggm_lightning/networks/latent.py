@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ggm_lightning.networks import initialise
-from ggm_lightning.networks.attention import RotaryAttention, attend, rotary_tables, rotate
+from ggm_lightning.networks.attention import RotaryAttention, attend, rotary_tables, rotary_tables_at, rotate
 from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
 from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
 from ggm_lightning.networks.transformer import Block, GatedFeedForward
@@ -22,7 +22,7 @@ from ggm_lightning.networks.uvit import FeedForward
 
 _NORM_EPS = 1e-5
 MLPS = ("gelu", "glu", "swiglu", "geglu")
-_POSITIONS = ("rotary", "slots")
+_POSITIONS = ("rotary", "slots", "aligned")
 
 
 def feed_forward(width: int, mlp: str, init_scale: float = 1.0) -> nn.Module:
@@ -45,7 +45,7 @@ class LatentInput(nn.Module):
         num_latents: S, the slots.
         latent_dim: d, numbers per slot.
         width: of what comes out.
-        positions: slots, for a learned vector per slot; rotary, for none.
+        positions: slots, for a learned vector per slot; rotary or aligned, for none.
     """
 
     begins_alike = ("slots",)
@@ -133,6 +133,8 @@ class JointDenoiser(BlockNetwork):
         num_labels: classes to condition on, 0 for none; label `num_labels` is the null class, used when none is given.
         latent_positions: rotary: latents take the rotary positions behind the tokens' (as published). slots: they are
             not rotated and have a learned vector per slot, better where slots have no order, as with learned queries.
+            aligned: latent s takes the mean position of its chunk, (s + 1/2) n/S - 1/2, for encoders whose latents read
+            chunks of the text (LatentEncoder's `chunk`): a token finds what is said of its own place.
         dropout: one rate for the attention probabilities, the channels of all branches and the embedding.
         depth_scaled_init: gated kernels start with variance 2 / num_layers / fan_in instead of 1 / fan_in.
         checkpoint_activations: recompute each block in the backward pass: less memory, about a third more time.
@@ -165,7 +167,7 @@ class JointDenoiser(BlockNetwork):
         sizes = {"num_heads": num_heads, "num_layers": num_layers, "num_latents": num_latents, "latent_dim": latent_dim}
         check_sizes(feature_dim, dropout, mlp, MLPS, num_labels, num_classes=num_classes, **sizes)
         self.num_classes, self.num_labels = num_classes, num_labels
-        self.num_latents, self.latent_dim = num_latents, latent_dim
+        self.num_latents, self.latent_dim, self.latent_positions = num_latents, latent_dim, latent_positions
         self.feature_dim, self.width = feature_dim, feature_dim * num_heads
         self.dropout, self.compile_blocks = dropout, compile_blocks
         condition_dim, width = condition_dim or feature_dim, self.width
@@ -229,9 +231,13 @@ class JointDenoiser(BlockNetwork):
         return tokens, self.latent_head(latents).to(latents.dtype)
 
     def _tables(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Angles of the tokens 0..n-1, then of the latents: n..n+S-1, or none for slots."""
-        length = tokens.shape[1] + (self.num_latents if self.latent_in.slots is None else 0)
-        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        """Angles of the tokens 0..n-1, then of the latents: n..n+S-1, none for slots, or the means of their chunks."""
+        n, dtype = tokens.shape[1], torch.promote_types(tokens.dtype, torch.float32)
+        if self.latent_positions == "aligned":
+            site, slot = (torch.arange(k, device=tokens.device).double() for k in (n, self.num_latents))
+            middle = (slot + 0.5) * n / self.num_latents - 0.5
+            return rotary_tables_at(torch.cat([site, middle]), self.feature_dim, dtype)
+        length = n + (self.num_latents if self.latent_in.slots is None else 0)
         cos, sin = rotary_tables(length, self.feature_dim, dtype, tokens.device)
         if self.latent_in.slots is not None:
             cos, sin = F.pad(cos, (0, 0, 0, self.num_latents), value=1.0), F.pad(sin, (0, 0, 0, self.num_latents))
@@ -243,7 +249,7 @@ class LatentDenoiser(BlockNetwork):
 
     A DiT (arXiv 2212.09748) on S latents of d numbers; the time is in [0, 1]. Predicts zero at first.
 
-    Args: as those of JointDenoiser.
+    Args: as those of JointDenoiser; there are no tokens, and aligned is rotary: latent s has the position s.
     """
 
     compiled = (Block,)

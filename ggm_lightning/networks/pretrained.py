@@ -74,6 +74,8 @@ class PretrainedEncoder(nn.Module):
         num_classes: V, to refuse a model with a smaller vocabulary; None: not checked.
     """
 
+    foreign = True
+
     def __init__(
         self,
         source: str | nn.Module,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ggm_lightning.metrics.latent import does_not_pay
 from ggm_lightning.report.story import Run, Story
 from ggm_lightning.rundir.csv_log import Curve
 
@@ -61,6 +62,19 @@ def words_of(run: Run) -> list[str]:
         )
     if bits and story.num_classes:
         words += _of_guessing(bits[-1][1], story.num_classes)
+    return words + _of_the_latent(metrics, story.stage1_steps)
+
+
+def _of_the_latent(metrics: dict[str, Curve], stage1_steps: int) -> list[str]:
+    """The two parts of a bound with a latent, and whether it pays."""
+    needed = ("val/bpd_tokens", "val/bpd_latent", "val/latent_saves")
+    if not all(metrics.get(name) for name in needed):
+        return []
+    tokens, cost, saves = (metrics[name][-1][1] for name in needed)
+    words = [f"Of the bits per token {tokens:.3g} are the tokens' given the latent, {cost:.3g} the latent's."]
+    line = does_not_pay(cost, saves)
+    if line and metrics[needed[0]][-1][0] > stage1_steps:
+        words.append(line[0].upper() + line[1:] + ".")
     return words
 
 

@@ -243,7 +243,8 @@ def _mapping(section: Mapping[str, Any], key: str, where: str) -> dict[str, Any]
 
 
 def parameters_of(thing: Callable[..., Any]) -> dict[str, Any]:
-    """The annotation of each parameter; where a class passes **kwargs on, those of its bases too."""
+    """The annotation of each parameter; where a class passes **kwargs on, those of its bases too, but for those that it
+    settles itself and names in its attribute `settles`."""
     found: dict[str, Any] = {}
     for kind in getattr(thing, "__mro__", (thing,)):
         if inspect.isclass(kind) and "__init__" not in vars(kind):
@@ -253,7 +254,7 @@ def parameters_of(thing: Callable[..., Any]) -> dict[str, Any]:
         found |= {p.name: _hint(p, kind) for p in named if p.name not in found}
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break
-    return found
+    return {name: hint for name, hint in found.items() if name not in getattr(thing, "settles", ())}
 
 
 def _hint(parameter: inspect.Parameter, kind: Any) -> Any:

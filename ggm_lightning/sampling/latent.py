@@ -164,7 +164,7 @@ def latents(model: HasLatent, request: Request) -> Tensor:
         return draw_latents(model, request, kind)
     candidates = draw_latents(model, request, kind, model.infill_latents)
     z = request.clamped(model.prior_sample(request.num_samples))
-    return _explaining(model, request, candidates, z.flatten(1), known)
+    return explaining(model, request, candidates, z.flatten(1), known)
 
 
 def latent_step(
@@ -204,7 +204,7 @@ def draw_latents(model: HasLatent, request: Request, kind: str, candidates: int 
     return latent
 
 
-def _explaining(model: HasLatent, request: Request, latents: Tensor, z: Tensor, known: Tensor) -> Tensor:
+def explaining(model: HasLatent, request: Request, latents: Tensor, z: Tensor, known: Tensor) -> Tensor:
     """One of each row's candidates, drawn with probability proportional to p(known tokens | latent)."""
     b = request.num_samples
     latents = latents.reshape(b, -1, *model.latent_shape)

@@ -1,10 +1,12 @@
-"""MD4, GGM with a hollow network and an autoregressive model on text, for equal seconds of one thread's CPU.
+"""MD4, GGM with a hollow network, models with a latent and an autoregressive one on text, for equal seconds of one
+thread's CPU.
 
     python -m tests.benchmarks.text_families [--seconds 110] [--seeds 0 1 2] [--texts demo shakespeare] [--models ...]
 
-Characters, windows of 32, width 64, 3 blocks each (hollow: 1 + 1 streams and 1 merge). Each run of a model is kept
-below runs/ as soon as it ends; the same command goes on with what is missing and writes results/text_families.json anew
-from all that is there. Seconds are those of the process (time.process_time), so that other programs count little.
+Characters, windows of 32, width 64, 3 blocks each (hollow: 1 + 1 streams and 1 merge; with a latent: text_latents.py).
+Each run of a model is kept below runs/ as soon as it ends; the same command goes on with what is missing and puts all
+that is there into results/text_families.json, in the place of earlier runs of the same model, text and seed. Seconds
+are those of the process (time.process_time), so that other programs count little; stage 1 of a latent's encoder counts.
 
 What is compared: the bound on the same held-out rows, whose difference from MD4's is taken row by row; and samples, by
 a model of order 3 of the held-out text, by the autoregressive model (seed 0; not itself), by the share of n-grams that
@@ -39,14 +41,16 @@ from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.networks.hollow import HollowTransformer
 from ggm_lightning.networks.transformer import Transformer
+from tests.benchmarks import text_latents
 from tests.benchmarks.markov_source import ROOT, measured
 
 RESULTS = Path(__file__).parent / "results" / "text_families.json"
 KEPT = ROOT / "runs" / "benchmarks" / "text_families"
-LENGTH, BATCH, HELD_OUT, SAMPLES = 32, 32, 512, 256
+LENGTH, BATCH, HELD_OUT, SAMPLES, STATISTICS = 32, 32, 512, 256, 2048
 LEARNING_RATE, AVERAGED, WARM_UP, CONSTANT = 4e-3, 0.99, 50, 0.3
-MODELS = ("AR", "MD4", "GGM bce", "GGM ce_x0")  # the judge of the others comes first
+MODELS = ("AR", "MD4", "GGM bce", "GGM ce_x0", *text_latents.MODELS)  # the judge of the others comes first
 CALLS = (4, 8, 16, 64)
+FEW_CALLS = (1, 2, *CALLS)  # of MD4, beside the models with a latent
 CORRECTED = (16, 8)  # calls of the chain and of the corrector
 
 
@@ -116,6 +120,8 @@ def variety(rows: list[str]) -> dict[str, float]:
 
 def model_of(name: str, text: Text, seed: int) -> Family:
     torch.manual_seed(seed)
+    if name in text_latents.MODELS:
+        return text_latents.model_of(name, text.num_classes, LENGTH, seed)
     v, shape, width = text.num_classes, (LENGTH,), {"feature_dim": 16, "num_heads": 4, "mlp": "geglu"}
     if name == "MD4":
         return MD4(Transformer(v, num_layers=3, **width), v, shape, schedule=Polynomial(2.0), seed=seed)
@@ -128,24 +134,34 @@ def model_of(name: str, text: Text, seed: int) -> Family:
 
 
 def trained(
-    model: Family, text: Text, seconds: float, seed: int, clock: Callable[[], float] = time.process_time
+    model: Family,
+    text: Text,
+    seconds: float,
+    seed: int,
+    clock: Callable[[], float] = time.process_time,
+    stage1: float = 0.0,
 ) -> int:
     """Trains for so many seconds of CPU (of `clock`) and leaves the averaged weights; the number of steps. The learning
-    rate falls with the seconds that have gone by, so that every model ends its schedule."""
+    rate falls with the seconds that have gone by, so that every model ends its schedule. After the share `stage1` of
+    them the averaged weights are taken, and the encoder of a latent is fixed."""
     weights = list(model.parameters())
     averages = [weight.detach().clone() for weight in weights]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.03, foreach=True)
     generator = torch.Generator().manual_seed(seed)
-    begin, step = clock(), 0
+    begin, step, fixed = clock(), 0, 0
     model.train()
     while (share := (clock() - begin) / seconds) < 1:
+        if stage1 and not fixed and share > stage1:
+            torch._foreach_copy_([weight.detach() for weight in weights], averages)
+            text_latents.freeze(model, text.rows(STATISTICS, train=True))
+            fixed = step
         falling = 0.5 * (1 + math.cos(math.pi * max(0.0, share - CONSTANT) / (1 - CONSTANT)))
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, (step + 1) / WARM_UP) * max(0.02, falling)
         optimizer.zero_grad(set_to_none=True)
         model.loss(text.batch(generator), step=step).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
         optimizer.step()
-        decay = min(AVERAGED, (1 + step) / (10 + step))
+        decay = min(AVERAGED, (1 + step - fixed) / (10 + step - fixed))
         torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1 - decay)
         step += 1
     torch._foreach_copy_([weight.detach() for weight in weights], averages)
@@ -158,7 +174,9 @@ def draws(name: str, model: Any) -> dict[str, Callable[[], Any]]:
     if name == "AR":
         return {"left to right": lambda: model.sample(SAMPLES, LENGTH, seed=1)}
     if name == "MD4":
-        return {str(calls): lambda calls=calls: model.sample(SAMPLES, calls, seed=1) for calls in CALLS}
+        return {str(calls): lambda calls=calls: model.sample(SAMPLES, calls, seed=1) for calls in FEW_CALLS}
+    if name in text_latents.MODELS:
+        return text_latents.draws(model, SAMPLES)
 
     def parallel(calls: int, corrector: int = 0) -> Any:
         model.corrector_steps = corrector
@@ -179,17 +197,23 @@ def bits_of_rows(model: Family, x: Tensor) -> Tensor:
 def one_run(name: str, text: Text, seconds: float, seed: int, judge: AutoregressiveModel | None) -> dict[str, Any]:
     """Trained, bounded, sampled and judged."""
     model = model_of(name, text, seed)
-    steps, spent = measured(lambda: trained(model, text, seconds, seed))
+    has_latent = name in text_latents.MODELS
+    stage1 = text_latents.STAGE1.get(name, 0.0)
+    steps, spent = measured(lambda: trained(model, text, seconds, seed, stage1=stage1))
     bits = bits_of_rows(model, text.rows(HELD_OUT))
     size = sum(weight.numel() for weight in model.parameters())
     result: dict[str, Any] = {"model": name, "text": text.name, "seed": seed, "parameters": size}
     result |= {"seconds": round(spent, 1), "steps": steps, "bits": [round(b, 4) for b in bits.tolist()], "samples": {}}
+    if has_latent:
+        result["latent"] = text_latents.of_the_latent(model, text.rows(HELD_OUT))
     if name == "AR" and seed == 0:
         torch.save(model.state_dict(), judge_file(text))
     order3 = text.judge()
     for told, draw in draws(name, model).items():
         drawn, spent = measured(draw)
         row = {"network_calls": drawn.network_calls, "seconds": round(spent, 2)}
+        if has_latent:
+            row["other_calls"] = drawn.other_calls.total()
         result["samples"][told] = row | judged(drawn.x, text, order3, judge)
     print(f"{text.name}, seed {seed}, {name}: {steps} steps, {bits.mean():.3f} bits/character", flush=True)
     return result
@@ -235,6 +259,8 @@ def compared(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             row["from_MD4"] = gain.mean()
             row["stderr"] = gain.mean(0).std(ddof=1) / math.sqrt(gain.shape[1])
             row["from_MD4_of_seeds"] = [round(float(mean), 4) for mean in gain.mean(1)]
+        if "latent" in next(iter(own.values())):
+            row["latent"] = averaged([{"of": run["latent"]} for run in own.values()])["of"]
         row["samples"] = averaged([run["samples"] for run in own.values()])
         found.append({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()})
     return found
@@ -246,27 +272,34 @@ def spread(values: np.ndarray) -> float:
 
 
 def averaged(samples: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    return {
-        told: {key: round(sum(one[told][key] for one in samples) / len(samples), 4) for key in samples[0][told]}
-        for told in samples[0]
-    }
+    """Over the runs that have such samples: an earlier one may lack some."""
+    found = {}
+    for told in dict.fromkeys(name for one in samples for name in one):
+        rows = [one[told] for one in samples if told in one]
+        found[told] = {key: round(sum(row[key] for row in rows) / len(rows), 4) for key in rows[0]}
+    return found
 
 
 def show(table: list[dict[str, Any]]) -> None:
     for row in table:
         gain = f", {row['from_MD4']:+.3f} ± {row['stderr']:.3f} from MD4" if "from_MD4" in row else ""
         print(f"{row['text']}, {row['model']}: {row['bits']:.3f} bits/character{gain}; seeds {row['seeds']}")
+        if "latent" in row:
+            print("  of the latent: " + ", ".join(f"{key} {value:.3f}" for key, value in row["latent"].items()))
         for told, part in row["samples"].items():
             ar = f", AR {part['autoregressive']:.2f}" if "autoregressive" in part else ""
             what = f"order 3 {part['order_3']:.2f}{ar}, entropy {part['entropy']:.2f}"
             print(
-                f"  {told:>13} calls: {what}, distinct 2- and 4-grams {part['distinct_2']:.3f} {part['distinct_4']:.2f}"
+                f"  {told:>13} calls: {what}, distinct 2- and 4-grams {part['distinct_2']:.3f} "
+                f"{part['distinct_4']:.2f}, {1000 * part['seconds'] / SAMPLES:.1f} ms a sample"
             )
 
 
 def write(about: dict[str, Any]) -> None:
-    """results/ out of all runs that are kept."""
-    runs = [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))]
+    """results/ out of all runs that are kept, and the earlier ones of what is not."""
+    earlier = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else []
+    here = [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))]
+    runs = list({(run["text"], run["model"], run["seed"]): run for run in (*earlier, *here)}.values())
     runs.sort(key=lambda run: (run["text"], MODELS.index(run["model"]), run["seed"]))
     table = compared(runs)
     show(table)

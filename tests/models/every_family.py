@@ -11,6 +11,7 @@ from ggm_lightning.core.schedules import Linear
 from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
+from ggm_lightning.models.diladd import DiLADD
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
@@ -54,6 +55,13 @@ def _all_sites(**more: object) -> Family:
     return GGM(network, V, (N,), num_sweeps=3, order="random", **more)
 
 
+def _diladd(**more: object) -> Family:
+    joint, _ = _joint()
+    encoder = LatentEncoder(V, normalise="none", **_SMALL, **_LATENT)
+    prior = MD4(Transformer(5, num_labels=LABELS, **_SMALL), 5, (2,), schedule=Linear(0.1))
+    return DiLADD(joint, encoder, prior, V, (N,), num_codes=5, schedule=Linear(0.1), **more)
+
+
 FAMILIES: dict[str, Callable[..., Family]] = {
     "md4": lambda **more: MD4(_transformer(), V, (N,), schedule=Linear(0.1), **more),
     "genmd4": lambda **more: GenMD4(_transformer(), V, (N,), **more),
@@ -63,6 +71,7 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "fuji": lambda **more: FujiLDDM(*_joint(), V, (N,), schedule=Linear(0.1), independent_clocks=True, **more),
     "seq, stage 1": lambda **more: SeqLDDM(*_joint(), _latent(), V, (N,), recipe=Recipe(stage1_steps=10**6), **more),
     "seq": lambda **more: SeqLDDM(*_joint(), _latent(), V, (N,), schedule=Linear(0.1), **more),
+    "diladd": _diladd,
     "blackout": lambda **more: Blackout(_transformer(), V, (N,), **{**_BLACKOUT, **_COUNTS, **more}),
     "ar": _ar,
     "markov": lambda **more: MarkovDiffusion(_transformer(), V, (N,), num_timesteps=10, **more),

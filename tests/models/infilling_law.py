@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ggm_lightning.exact import glauber, latent
 from ggm_lightning.exact.law import JointLaw
-from ggm_lightning.exact.networks import Deaths, HollowMasked, Masked, Reached, TimedMasked
+from ggm_lightning.exact.networks import Deaths, Exact, HollowMasked, Masked, Reached, TimedMasked
 from ggm_lightning.models.blackout import Blackout
+from ggm_lightning.models.diladd import DiLADD
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
@@ -56,6 +57,29 @@ INDEPENDENT = (TARGET.reshape(V, V).sum(1)[:, None] * TARGET.reshape(V, V).sum(0
 def filled(law: Tensor) -> Tensor:
     """Float64[9] of a law on all 81 states: what has another value at a known site is lost and seen in the sum."""
     return law[_agrees]
+
+
+class Coded(Exact):
+    """Di-LADD's: logits given tokens and the sign of CODE."""
+
+    num_latents, latent_dim = 1, 1
+
+    def forward(
+        self, z: Tensor, t: Tensor, label: Tensor | None = None, *, latent: Tensor, latent_time: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        agrees = ((z[:, None] == CLEAN) | (z[:, None] == V)).all(-1)
+        other = (latent.flatten(1) > 0) != (CODE > 0)
+        p = torch.where(agrees, P.log() - 1e3 * other, -torch.inf).softmax(-1)
+        return LAW.marginals(p).log(), latent
+
+
+def diladd(infill_latents: int = 16) -> DiLADD:
+    """Two codes: the sign of CODE."""
+    mass = torch.stack([P[CODE <= 0].sum(), P[CODE > 0].sum()])
+    prior = MD4(Masked(JointLaw(mass)), 2, (1,))
+    model = DiLADD(Coded(LAW), latent.Code(CLEAN, CODE), prior, V, (N,), num_codes=2, infill_latents=infill_latents)
+    model.codebook.vectors.copy_(torch.tensor([[-1.0], [1.0]]))
+    return model
 
 
 def md4() -> MD4:

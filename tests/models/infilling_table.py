@@ -170,6 +170,8 @@ LINES = (
     *(_latent_first("SEQ", sampler, models.seq) for sampler in ("ddim", "ddpm")),
     _hitting("FUJI", models.fuji),
     _hitting("SEQ", models.seq),
+    _latent_first("Di-LADD", "ancestral", models.diladd),
+    _hitting("Di-LADD", models.diladd),
     *(_blackout(sampler) for sampler in ("capped", "poisson", "stochastic", "posterior", "rounded")),
     *(_markov(process) for process in ("uniform", "absorbing", "gaussian")),
     Line("MarkovDiffusion", "first_hitting", f"absorbing ({DRAWS:,} draws)", EXACT, _ABSORBING),

@@ -13,12 +13,16 @@ B, N, V, S, D = 3, 5, 7, 2, 3
 SIZE = {"feature_dim": 4, "num_heads": 2, "num_layers": 1, "num_latents": S, "latent_dim": D}
 
 
-def small(family: type, **more):
-    """A family with tiny transformers whose zero-initialised parts are filled, so that everything matters."""
+def small(family: type, aligned: bool = False, **more):
+    """A family with tiny transformers whose zero-initialised parts are filled, so that everything matters. Aligned: a
+    latent per site, at its place."""
     torch.manual_seed(0)
-    parts = {"network": JointDenoiser(V, **SIZE), "encoder": LatentEncoder(V, **SIZE)}
+    size = SIZE | ({"num_latents": N} if aligned else {})
+    place = {"latent_positions": "aligned"} if aligned else {}
+    encoder = LatentEncoder(V, chunk=1 if aligned else None, **size)
+    parts = {"network": JointDenoiser(V, **size, **place), "encoder": encoder}
     if issubclass(family, SeqLDDM):
-        parts["latent_network"] = LatentDenoiser(**SIZE)
+        parts["latent_network"] = LatentDenoiser(**size)
     for part in parts.values():
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.3)

@@ -10,13 +10,13 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from ggm_lightning import GGM, MD4, Blackout, FujiLDDM, GenMD4, MarkovDiffusion, SeqLDDM
+from ggm_lightning import GGM, MD4, Blackout, DiLADD, FujiLDDM, GenMD4, MarkovDiffusion, SeqLDDM
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.rundir.building import parameters_of
 from tests.models.every_family import FAMILIES, small
 
-CLASSES = [MD4, GenMD4, GGM, FujiLDDM, SeqLDDM, Blackout, MarkovDiffusion]
+CLASSES = [MD4, GenMD4, GGM, FujiLDDM, SeqLDDM, DiLADD, Blackout, MarkovDiffusion]
 COMMON = {"optimizer": Optimizer, "label_dropout": float, "eval_samples": int, "seed": int, "eval_seed": int}
 
 
@@ -29,7 +29,7 @@ def classes_between(family: type[Family]) -> list[type]:
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_few_classes_stand_between_lightning_and_a_family(family: type[Family]) -> None:
-    assert len(classes_between(family)) <= (4 if family in (FujiLDDM, SeqLDDM) else 3)
+    assert len(classes_between(family)) <= (4 if family in (FujiLDDM, SeqLDDM, DiLADD) else 3)
 
 
 def test_each_class_between_is_counted() -> None:

@@ -35,7 +35,7 @@ def test_exactly_the_rows_below_the_rate_lose_their_label(name: str, rate: float
     expected = torch.where(dropped, LABELS, label)
     seen = labels_seen(small(name, label_dropout=rate), label, 4)
     # the latent's network is told, too; a hollow network is asked twice more, whether it is hollow
-    assert len(seen) == {"seq": 2, "ggm, all sites": 3}.get(name, 1)
+    assert len(seen) == {"seq": 2, "diladd": 2, "ggm, all sites": 3}.get(name, 1)
     for given in seen:  # GenMD4 asks for two states of each row
         assert torch.equal(given, expected.repeat(len(given) // ROWS))
     # the share itself, within 4 standard errors; 0 and 1 exactly. Control: the other way round

@@ -105,6 +105,25 @@ def test_latents_that_the_data_brings_replace_the_encoder() -> None:
         learning.loss(x, step=0)
 
 
+def test_what_a_recipe_leaves_open_is_what_was_released_for_its_encoder() -> None:
+    """Trained here: nothing hidden, nothing dropped. Given: 15 % dropped. Foreign: 15 % dropped, up to 90 % hidden."""
+
+    class Foreign(Code):
+        foreign = True
+
+    def settled(encoder: nn.Module, **recipe: object) -> tuple[float | None, ...]:
+        found = Recipe(**recipe).of(encoder, "clean")
+        return found.p_r, found.p_r_given, found.p_cfg, found.stage1_latent
+
+    own, foreign = Code(torch.zeros(4, 2), UNIT), Foreign(torch.zeros(4, 2), UNIT)
+    assert settled(own, stage1_steps=9) == (0.0, 0.0, 0.0, "clean")
+    assert settled(own) == (0.0, 0.0, 0.15, "clean")
+    assert settled(foreign) == (0.0, 0.9, 0.15, "clean")
+    assert settled(foreign, p_r_given=0.0, p_cfg=0.3, stage1_latent="all_levels") == (0.0, 0.0, 0.3, "all_levels")
+    assert small(FujiLDDM, recipe=Recipe(stage1_steps=2)).recipe.stage1_latent == "all_levels"
+    assert small(SeqLDDM, recipe=Recipe(stage1_steps=2)).recipe.stage1_latent == "clean"
+
+
 # ------------------------------------------------------------------ rows, paths, samplers
 
 
@@ -261,6 +280,7 @@ def test_wrong_arguments_are_refused_in_one_line() -> None:
         ({"p_cfg": 1.5}, "recipe.p_cfg is 1.5; it is a probability"),
         ({"stage1_steps": -1}, "recipe.stage1_steps is -1; it must be at least 0"),
         ({"token_loss": "mse"}, "recipe.token_loss is 'mse'; choose elbo or plain"),
+        ({"stage1_latent": "noisy"}, "recipe.stage1_latent is 'noisy'; choose clean or all_levels, or null"),
     ):
         with pytest.raises(ValueError, match=words):
             Recipe(**recipe)

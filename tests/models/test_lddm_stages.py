@@ -46,7 +46,13 @@ class Saves(Callback):
 
 
 def fitted(
-    model, folder: Path, *saved: int, resume: int | None = None, averaged: bool = True, accumulate: int = 1
+    model,
+    folder: Path,
+    *saved: int,
+    resume: int | None = None,
+    averaged: bool = True,
+    accumulate: int = 1,
+    length: int = N,
 ) -> dict[int, float]:
     """Losses by step, of several micro-batches the last one's; checkpoints lie in folder/<step>.ckpt."""
     saves = Saves(folder, *saved)
@@ -66,7 +72,7 @@ def fitted(
         num_sanity_val_steps=0,
     )
     rows = {"num_train": 40, "num_val": 4, "global_batch_size": 8, "max_batch_per_device": 8 // accumulate}
-    data = MarkovChain(num_symbols=V, length=N, **rows)
+    data = MarkovChain(num_symbols=V, length=length, **rows)
     path = None if resume is None else folder.parent / "whole" / f"{resume}.ckpt"
     trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
     return saves.losses

@@ -20,7 +20,8 @@ ROW = torch.arange(B)
 ZERO, ONE = torch.zeros(B).double(), torch.ones(B).double()
 T = times.stratified(seed=0, step=STEP, row=ROW, total=B)
 U = gaussian.independent_times(seed=0, step=STEP, row=ROW, total=B)
-FIRST_STAGE = Recipe(stage1_steps=STEP + 1, p_cfg=0.0)
+FIRST_STAGE = Recipe(stage1_steps=STEP + 1, p_r=0.9, stage1_latent="all_levels")
+RELEASED = Recipe(stage1_steps=STEP + 1)
 
 
 def drawn(family: type, **more: object) -> list[Tensor]:
@@ -37,7 +38,15 @@ def strata(t: Tensor) -> list[int]:
     return (t * len(t)).long().sort().values.tolist()
 
 
-def test_seq_in_stage_one_shows_the_tokens_every_level_of_the_latent() -> None:
+def test_stage_one_as_released_is_clean_for_seq_and_at_all_levels_for_fuji() -> None:
+    assert_times(drawn(SeqLDDM, recipe=RELEASED), T, ZERO, ZERO, ONE)
+    assert_times(drawn(FujiLDDM, recipe=RELEASED)[:3], T, T, T)
+    clean = Recipe(stage1_steps=STEP + 1, stage1_latent="clean")
+    assert_times(drawn(FujiLDDM, recipe=clean)[:3], T, ZERO, ZERO)
+    assert_times(drawn(FujiLDDM, recipe=Recipe(stage1_steps=STEP, stage1_latent="clean"))[:3], T, T, T)  # stage 2
+
+
+def test_seq_in_stage_one_at_all_levels_shows_the_tokens_every_level_of_the_latent() -> None:
     """So that the encoder spreads its codes: one level in each stratum, independent of the tokens' time; the latent's
     own loss is off. Controls: stage 2, and an encoder that is fixed already, show the cleanest."""
     found = drawn(SeqLDDM, recipe=FIRST_STAGE)
@@ -94,7 +103,8 @@ def what_the_network_sees(model: LatentFamily) -> tuple[Tensor, Tensor, Tensor, 
 STAGES = [
     ("fuji", FujiLDDM, {"recipe": Recipe(p_cfg=0.0)}, T),
     ("fuji, two clocks", FujiLDDM, {"recipe": Recipe(p_cfg=0.0), "independent_clocks": True}, U),
-    ("seq, stage 1", SeqLDDM, {"recipe": FIRST_STAGE}, U),
+    ("seq, stage 1", SeqLDDM, {"recipe": RELEASED}, ZERO),
+    ("seq, stage 1 at all levels", SeqLDDM, {"recipe": FIRST_STAGE}, U),
     ("seq, stage 2", SeqLDDM, {"recipe": Recipe(p_cfg=0.0)}, ZERO),
 ]
 

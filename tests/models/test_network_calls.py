@@ -16,6 +16,7 @@ import ggm_lightning
 from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
+from ggm_lightning.models.diladd import DiLADD
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
@@ -66,10 +67,13 @@ def models(family: str) -> list[Family]:
     """All ways in which the family calls."""
     shape = (H, W)
     encoder = Recorder(latents)
-    if family in ("FujiLDDM", "SeqLDDM"):
+    if family in ("FujiLDDM", "SeqLDDM", "DiLADD"):
         joint = Recorder(lambda z: (logits(z), latents(z)))
         if family == "FujiLDDM":
             return [FujiLDDM(joint, encoder, V, shape)]
+        if family == "DiLADD":
+            codes = MD4(Recorder(logits), V, (S,))
+            return [DiLADD(joint, encoder, codes, V, shape, num_codes=V)]
         return [SeqLDDM(joint, encoder, Recorder(latents), V, shape)]
     if family == "Blackout":
         law = {"output": "distribution", "loss": "cross_entropy", "network_input": "counts"}
@@ -104,7 +108,7 @@ def test_every_family_stands_in_the_table() -> None:
     families = {name for name in public if issubclass(getattr(ggm_lightning, name), Family)}
     assert {family for family, *_ in ROWS} == families - {"Family"}
     assert len(families) >= 7
-    assert len(ROWS) == 11
+    assert len(ROWS) == 13
 
 
 @pytest.mark.parametrize(("family", "call", "given", "back"), ROWS, ids=IDS)

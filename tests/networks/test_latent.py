@@ -144,7 +144,7 @@ def test_positions_are_flattened():
     assert torch.equal(image[1], flat[1])
 
 
-@pytest.mark.parametrize("latent_positions", ["rotary", "slots"])
+@pytest.mark.parametrize("latent_positions", ["rotary", "slots", "aligned"])
 def test_the_streams_hear_each_other(latent_positions: str):
     network, inputs = joint(latent_positions=latent_positions), batch()
     inputs["latent"].requires_grad_()
@@ -181,7 +181,22 @@ def test_one_attention_over_both_streams():
     assert (separate - whole).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("latent_positions", ["rotary", "slots"])
+def test_an_aligned_latent_stands_at_the_mean_position_of_its_chunk():
+    """Of n = 15 tokens and S = 3 latents those at 2, 7 and 12, which are also tokens' own; of n = 4 and S = 2 between
+    two tokens. Control: latents behind the text."""
+    network = joint(latent_positions="aligned")
+    cos, sin = network._tables(torch.zeros(1, 15, 1))
+    for table in (cos, sin):
+        assert len(table) == 15 + S
+        assert torch.equal(table[15:], table[[2, 7, 12]])
+    behind = joint()._tables(torch.zeros(1, 15, 1))
+    assert torch.equal(behind[0][:15], cos[:15])
+    assert (behind[0][15:] - cos[15:]).abs().max() > 0.1
+    between = joint(latent_positions="aligned", num_latents=2)._tables(torch.zeros(1, 4, 1))[0]
+    torch.testing.assert_close(between[4:, 0], torch.tensor([0.5, 2.5]).cos())
+
+
+@pytest.mark.parametrize("latent_positions", ["rotary", "slots", "aligned"])
 def test_slots_are_told_apart(latent_positions: str):
     """The same latent in another slot is another input; without slot vectors and positions it would not be."""
     network, inputs = joint(latent_positions=latent_positions), batch()

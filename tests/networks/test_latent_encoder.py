@@ -49,6 +49,34 @@ def test_every_token_reaches_every_latent(normalise: str, mlp: str):
         assert ((encoder(changed) - latent).abs().amax(-1) > 1e-4).all()
 
 
+def test_a_latent_of_a_chunk_is_one_map_of_its_own_positions():
+    """Of 3 chunks of 5 positions: the map's weights of one position reach no other chunk's, and the blocks alone carry
+    what stands elsewhere. Control: the queries' latents change all together."""
+    encoder = tiny(num_latents=3, chunk=5, normalise="none").double()
+    assert encoder.queries is None
+    assert encoder.project.weight.shape == (C, 5 * encoder.width)
+    x, seen = torch.randint(V, (B, 15)), []
+    encoder.final_norm.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    raw = encoder.raw(x)
+    by_hand = torch.stack([seen[0][:, 5 * s : 5 * s + 5].flatten(1) @ encoder.project.weight.T for s in range(3)], 1)
+    torch.testing.assert_close(raw, by_hand, rtol=0, atol=1e-12)
+    for block in encoder.blocks:
+        for parameter in block.parameters():
+            parameter.data.zero_()
+    changed = x.clone()
+    changed[:, 7] = (changed[:, 7] + 1) % V
+    moved = (encoder.raw(changed) - encoder.raw(x)).abs().amax((0, 2))
+    assert moved.gt(1e-4).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match=r"reads 3 chunks of 5 positions, the rows have 13; set num_latents and chunk"):
+        encoder.raw(x[:, :13])
+    with pytest.raises(ValueError, match="chunk is 0; it must be at least 1"):
+        tiny(chunk=0)
+    alone = tiny(num_latents=3, chunk=5, normalise="none", num_layers=0)
+    assert (alone.raw(changed) - alone.raw(x)).abs().amax((0, 2)).gt(1e-4).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="num_layers is 0"):
+        tiny(num_layers=0)
+
+
 def test_positions_and_slots_differ():
     encoder = tiny(normalise="none")
     x = torch.arange(N).expand(B, -1)

@@ -130,6 +130,27 @@ def test_the_stream_of_tokens_of_lddm_is_a_transformers() -> None:
     assert torch.equal(new.network.blocks[0].latents.attention.out.weight, latents)
 
 
+def test_the_token_network_of_diladd_starts_from_md4_and_its_codes_from_nothing() -> None:
+    """The stream of tokens is the Transformer's; encoder, codebook and the codes' own network stay as they were."""
+    from ggm_lightning.models.diladd import DiLADD
+
+    sizes = {"feature_dim": 4, "num_heads": 2, "num_layers": 1, "num_latents": 5, "latent_dim": 2}
+    old = built(MD4, 7, transformer(7))
+    encoder = LatentEncoder(7, chunk=1, normalise="none", **sizes)
+    network = JointDenoiser(7, mlp="glu", latent_positions="aligned", **sizes)
+    prior = MD4(transformer(3), 3, (5,))
+    new = built(DiLADD, 7, network, encoder=encoder, prior=prior, num_codes=3)
+    untouched = [name for name in new.state_dict() if name.startswith(("prior.", "encoder.", "codebook."))]
+    before = {name: new.state_dict()[name].clone() for name in untouched}
+    start.begin(new, weights(old, THEIRS), THEIRS)
+    ours, theirs = new.network.state_dict(), old.network.state_dict()
+    for name, value in theirs.items():
+        place = name.replace("blocks.0.", "blocks.0.tokens.").replace("condition.", "latent_condition.")
+        assert torch.equal(ours[place], value), name
+    assert all(torch.equal(new.state_dict()[name], value) for name, value in before.items())
+    assert len(untouched) > 20
+
+
 def test_a_trained_encoder_begins_with_stage_1_again() -> None:
     from ggm_lightning.models.lddm_stages import Recipe
 
