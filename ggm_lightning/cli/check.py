@@ -71,9 +71,8 @@ def check(name: str, family: str = "ggm_lightning.models.md4.MD4", text: Any = (
         print(f"  {_SIGNS[answer.passed]} {answer.asked}{came}")
     failed = [answer for answer in answers if answer.passed is False]
     if failed:
-        raise ValueError(
-            f"check {name}: {len(failed)} of {len(answers)} answers are wrong; the first: {failed[0].asked}"
-        )
+        first = ": ".join(text for text in (failed[0].asked, failed[0].came) if text)
+        raise ValueError(f"check {name}: {len(failed)} of {len(answers)} answers are wrong; the first: {first}")
     print("  all is as it has to be")
 
 
@@ -106,7 +105,10 @@ def _built(kind: type, name: str, given: dict[str, Any]) -> Any:
         inspect.signature(kind).bind(**arguments)
     except TypeError as error:
         raise ValueError(f"check {name}: {error}; give its arguments as --NAME VALUE") from None
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        raise ValueError(f"check {name}: {error} (its arguments are given as --NAME VALUE)") from None
 
 
 def checkpoint(

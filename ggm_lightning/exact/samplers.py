@@ -97,7 +97,7 @@ def _laws(subject: Subject, named: Named, title: str, wanted: Any) -> Iterator[C
     law, count = subject.law, subject.num_samples
     coarse = frequencies(_sampled(subject, named, COARSE).x, law.num_classes)
     chain = chain_of(subject, named, COARSE)
-    if chain is not None and wanted("draws"):
+    if chain is not None and _is_whole(chain) and wanted("draws"):
         off, state = standard_errors(coarse, chain, count)
         place = f"x = {row(law.x[state])}: {coarse[state]:.4f} of the draws, {chain[state]:.4f} by enumeration"
         equation = f"{COARSE} steps draw from reverse_law, standard errors"
@@ -261,8 +261,8 @@ def _off(subject: Subject, found: Tensor, expected: Tensor, known: Known, of_wha
 
 
 def _is_whole(law: Tensor) -> bool:
-    """Beside noised known sites a law with zeros meets states that cannot be, of which the exact network says nothing
-    and the enumeration loses the mass: there is nothing to compare."""
+    """False where steps that draw sites by themselves, under a law with zeros, reach states that cannot be: the exact
+    network says nothing of them, the enumeration loses their mass, and there is nothing to compare."""
     return abs(float(law.sum()) - 1) < 1e-6
 
 
