@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,9 @@ def _built(kind: type, name: str, given: dict[str, Any]) -> Any:
         arguments["network"] = Equal(arguments.get("num_classes", 3))
     if "shape" in arguments:
         arguments["shape"] = tuple(arguments["shape"])
+    if "encoder" in parameters and "encoder" not in given:
+        exact = _with_latent(arguments["num_classes"], arguments["shape"])
+        arguments |= {key: made for key, made in exact.items() if key in parameters and key not in given}
     try:
         inspect.signature(kind).bind(**arguments)
     except TypeError as error:
@@ -109,6 +113,15 @@ def _built(kind: type, name: str, given: dict[str, Any]) -> Any:
         return kind(**arguments)
     except ValueError as error:
         raise ValueError(f"check {name}: {error} (its arguments are given as --NAME VALUE)") from None
+
+
+def _with_latent(num_classes: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Networks and encoder of a family with a latent; prove() puts its own in their places."""
+    from ggm_lightning.core import gaussian
+    from ggm_lightning.exact import JointLaw, latent
+
+    law = JointLaw.random(math.prod(shape), num_classes)
+    return latent.networks(law, latent.linear_code(law), gaussian.Sqrt())
 
 
 def checkpoint(
