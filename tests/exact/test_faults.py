@@ -249,9 +249,9 @@ def test_infilling_is_compared_with_the_law_of_noised_known_sites() -> None:
     """Not with p(x | known), from which a right sampler is .2 away."""
     options = {"num_timesteps": 4, "num_classes": V, "shape": (2,)}
     only, law = ("infilling",), JointLaw.random(2, V, seed=1)
-    assert len(list(prove(MarkovDiffusion(Equal(V), **options), law, only=only, num_samples=3_000))) == 2
+    assert len(list(prove(MarkovDiffusion(Equal(V), **options), law, only=only, num_samples=2_000))) == 2
     with pytest.raises(Disproved, match="the unknown sites do not see the known ones") as found:
-        prove(Blind(Equal(V), **options), law, only=only, num_samples=3_000)
+        prove(Blind(Equal(V), **options), law, only=only, num_samples=2_000)
     failed = found.value.proof.failed
     assert [check.name for check in failed] == ["sampler ancestral: infilling"]
     assert failed[0].deviation > 10 * failed[0].tolerance
