@@ -181,7 +181,7 @@ def bound(model: GGM, law: JointLaw) -> Tensor:
     for t in range(1, steps + 1):
         q = law_at(model, law.x, model.sweeps.survival_at(torch.tensor([t]))[0])
         nats = model.terms(x0, zt, torch.full((S * S,), t)).reshape(S, S)
-        total += (q * nats).sum(1) / steps
+        total += torch.where(q > 0, q * nats, 0.0).sum(1) / steps
     return total + _prior(model, law)
 
 
@@ -194,7 +194,7 @@ def bound_over_orders(model: GGM, law: JointLaw) -> Tensor:
         q = law_at(model, law.x, model.sweeps.survival[r + visited.long()])
         t = torch.full((S * S,), r * n + 1)
         nats = model.terms(x0, zt, t, visited=visited.expand(S * S, n)).reshape(S, S).detach()
-        total += weight_of(visited) / R * (q * nats).sum(1)
+        total += weight_of(visited) / R * torch.where(q > 0, q * nats, 0.0).sum(1)
     return total + _prior(model, law)
 
 

@@ -322,6 +322,15 @@ def law_one_by_one(model: LatentFamily, kind: str, known: Known | None = None) -
     return _clean(model, law, states)
 
 
+def networks(law: JointLaw, code: Tensor, schedule: Schedule) -> dict[str, nn.Module]:
+    """The exact ones, by the names of the families' arguments."""
+    return {
+        "network": Joint(law, code, schedule),
+        "encoder": Code(law.x, code),
+        "latent_network": Latent(law, code, schedule),
+    }
+
+
 def fuji(law: JointLaw, code: Tensor, schedule: Schedule | None = None, **options: object) -> FujiLDDM:
     """FUJI of this law with exact networks."""
     schedule = gaussian.Sqrt() if schedule is None else schedule

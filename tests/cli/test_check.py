@@ -69,6 +69,15 @@ def test_a_schedule_and_a_sampler(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ok    sampler Everything: known" in told
 
 
+def test_a_family_with_networks_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """FUJI's encoder and network are not given: exact ones stand there."""
+    check.run(["ggm_lightning.models.lddm.FujiLDDM", "--num_classes", "2", "--shape", "[2]"])
+    told = capsys.readouterr().out
+    assert told.startswith("ggm_lightning.models.lddm.FujiLDDM: a family\n")
+    assert "ok    bound: off by" in told
+    assert told.endswith("all is as it has to be\n")
+
+
 def test_a_codec_and_a_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     check.run(["ggm_lightning.codecs.text.Bytes", "--text", "ä b"])
     told = capsys.readouterr().out
@@ -88,6 +97,7 @@ def test_a_codec_and_a_data_set(capsys: pytest.CaptureFixture[str]) -> None:
         (["mine_checked.Tiny", "--classes", "3"], "give its arguments as --NAME VALUE"),
         (["mine_checked.Tiny", "classes"], "classes is no option"),
         (["pathlib.PurePath"], "is no network"),
+        (["ggm_lightning.networks.unet.UNet"], "its arguments are given as --NAME VALUE"),
         (["--row", "1"], "name a class or a checkpoint first"),
     ],
 )

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import categorical
+from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.core.schedules import Linear
 from ggm_lightning.exact import Disproved, JointLaw, prove
 from ggm_lightning.exact.networks import Equal
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.ggm import GGM
-from ggm_lightning.models.markov import MarkovDiffusion
+from ggm_lightning.models.markov import MarkovDiffusion, StateLaw
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.sampling.plan import Ancestral, Sites
 from ggm_lightning.sampling.remasking import Remasking
@@ -132,6 +133,25 @@ class Uncompensated(Remasking):
         return Sites(categorical.choose_sites(run.reveal_probability(), run.uniform("site")), sites.hide)
 
 
+class Blind(MarkovDiffusion):
+    """In infilling the network is shown other values at the known sites: each has its own path, and nobody sees it."""
+
+    def reverse_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        sharpening: Sharpening = PLAIN,
+        known: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        right = super().reverse_law(zt, t, s, label, sharpening, known)
+        if known is None:
+            return right
+        others = super().reverse_law(torch.where(known[1], (zt + 1) % V, zt), t, s, label, sharpening)
+        return StateLaw(torch.where(known[1][..., None], right.log_p, others.log_p))
+
+
 class Doubled(Blackout):
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         return super().terms(x, zt, t, label) / (self.num_sites * math.log(2))
@@ -223,6 +243,18 @@ def test_a_fault_of_a_sampler_is_found_and_named(fault: str) -> None:
     with pytest.raises(Disproved, match=said) as found:
         prove(model, LAW, only=(name,), samplers=[wrong(**options)], num_samples=5_000)
     assert [check.name for check in found.value.proof.failed] == [f"sampler {wrong.__name__}: {name}"]
+
+
+def test_infilling_is_compared_with_the_law_of_noised_known_sites() -> None:
+    """Not with p(x | known), from which a right sampler is .2 away."""
+    options = {"num_timesteps": 4, "num_classes": V, "shape": (2,)}
+    only, law = ("infilling",), JointLaw.random(2, V, seed=1)
+    assert len(list(prove(MarkovDiffusion(Equal(V), **options), law, only=only, num_samples=2_000))) == 2
+    with pytest.raises(Disproved, match="the unknown sites do not see the known ones") as found:
+        prove(Blind(Equal(V), **options), law, only=only, num_samples=2_000)
+    failed = found.value.proof.failed
+    assert [check.name for check in failed] == ["sampler ancestral: infilling"]
+    assert failed[0].deviation > 10 * failed[0].tolerance
 
 
 def test_a_fault_shows_in_other_equations_too_and_all_are_named() -> None:
