@@ -142,7 +142,10 @@ class Deaths(Exact):
         """Of counts x Int64[b, n]."""
         reach = self.reach(x, f)
         if self.output == "distribution":
-            return self.law.posterior(reach, own=self.own).log()
+            law = self.law.posterior(reach, own=self.own)
+            # a kernel that draws sites independently may come to counts that no x_0 of a law with zeros explains
+            explained = (law * (reach > 0)).sum(-1, keepdim=True) > 0
+            return torch.where(explained, law, 1 / self.law.num_classes).log()
         counts = torch.arange(self.cap + 1, dtype=torch.float64)
         y = (self.law.posterior(reach) @ counts - x).clamp(min=0)
         if self.output == "deaths":
