@@ -53,8 +53,8 @@ def infill(
         top_k, nucleus, guidance: see `sample`.
         grid: times of the steps, cosine or uniform, for families that let you choose.
         sampler: by its name (an unknown one lists the family's, whose first is the default), or the path of a class of
-            your own. Its options follow as --sampler.NAME VALUE; --latent_steps is LDDM's. --particles K is that of
-            Blackout and MarkovDiffusion: what is known chooses among K states of each filling at every step.
+            your own. Its options follow as --sampler.NAME VALUE; --latent_steps is LDDM's, --particles K
+            Blackout's and MarkovDiffusion's: what is known chooses among K states of each filling at every step.
         label: class to condition on.
         seed: filling r is a function of (seed, r).
         batch_size: fillings drawn at once.

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ggm_lightning.cli import drawing
+from ggm_lightning.cli.commands import _without_options
 from ggm_lightning.core import noise
 from ggm_lightning.core.births import WITH_PROBABILITIES, BirthLaw
 from ggm_lightning.exact import chains, particles
@@ -149,6 +151,13 @@ def test_copies_of_a_row_have_noise_of_their_own() -> None:
     assert torch.equal(ids[:, :3].flatten(), noise.copies(row, 3))
     u = noise.uniform("state", seed=0, step=0, row=noise.copies(torch.zeros(1, dtype=torch.int64), 2_000), num_sites=2)
     assert abs(float(u.mean()) - 0.5) < 4 * (1 / 12 / u.numel()) ** 0.5
+
+
+def test_the_command_line_knows_the_option() -> None:
+    rest, options = _without_options(["--ckpt_path", "x", "--particles", "4"])
+    assert rest == ["--ckpt_path", "x"]
+    assert drawing.typed(models.blackout(), None, options) == {"particles": 4}
+    assert drawing.typed(models.markov(), "ancestral", options) == {"particles": 4}
 
 
 def test_mistakes() -> None:
