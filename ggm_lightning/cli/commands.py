@@ -100,7 +100,7 @@ def _without_options(args: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 _OPTION = "--sampler."
-_OPTIONS_BY_NAME = ("--latent_steps",)  # those that need no --sampler. before them
+_OPTIONS_BY_NAME = ("--latent_steps", "--particles")  # those that need no --sampler. before them
 
 
 _STRICT: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}

@@ -52,11 +52,11 @@ def infill(
         top_p: mass of the nucleus; 1 draws from the model.
         top_k, nucleus, guidance: see `sample`.
         grid: times of the steps, cosine or uniform, for families that let you choose.
-        sampler: by its name (an unknown one lists the family's, whose first is the default), or the path of a class of
-            your own. Its options follow as --sampler.NAME VALUE; --latent_steps is LDDM's.
+        sampler: its name (an unknown one lists them, the default first) or the path of your own class; its options as
+            --sampler.NAME VALUE. --latent_steps is LDDM's, --particles K Blackout's and MarkovDiffusion's: K states of
+            each filling, among which what is known chooses.
         label: class to condition on.
-        seed: filling r is a function of (seed, r).
-        batch_size: fillings drawn at once.
+        seed, batch_size: filling r is a function of (seed, r); so many are drawn at once.
         out: folder for the results; default infilled-<settings>/ beside the checkpoint.
         device, precision: see `sample`.
         again: fill again what is there already.

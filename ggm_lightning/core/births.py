@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float64, Int64
@@ -24,6 +24,7 @@ from torch import Tensor
 from ggm_lightning.core import categorical, counting, logs, watch
 
 KERNELS = ("capped", "poisson", "stochastic", "rounded", "posterior")
+WITH_PROBABILITIES = ("capped", "poisson", "posterior")  # to every count from x_t to the cap
 ROUNDED_BIAS = (
     "sampler 'rounded' is biased at any number of steps (total variation of exactly known laws: .30 for a coin of .3, "
     "which never comes up, .07 for a mixture on 0..20); 'capped' is right, this one is for comparison with publications"
@@ -102,6 +103,33 @@ class BirthLaw:
         )  # what would pass the cap stops at it
         v = births.long() - self.zt[..., None]
         return torch.where(v >= 0, law.gather(-1, v.clamp(min=0)), 0.0)
+
+    def log_prob(self, xs: Int64[Tensor, "b n"]) -> Float64[Tensor, "b n"]:
+        """log P(x_s = xs | x_t), -inf below x_t; for the kernels of `WITH_PROBABILITIES`."""
+        room = (self.cap - self.zt).double()
+        born = (xs - self.zt).double()
+        if self.kernel == "capped":
+            p = capped_probability(self.y, self.pi, self.cap - self.zt)
+            return counting.log_pmf(born, room, p, 1 - p)
+        if self.kernel == "poisson":
+            rate = self.pi[:, None] * self.y
+            n = born.clamp(min=0)
+            one = torch.xlogy(n, rate) - rate - torch.lgamma(n + 1)
+            # P(Poisson(rate) >= room): what would pass the cap stops at it; its first term where that underflows
+            rest = torch.maximum(torch.special.gammainc(room.clamp(min=1), rate).log(), one)
+            log_p = torch.where(born < room, one, torch.where(room > 0, rest, 0.0))
+            return torch.where(born >= 0, log_p, -torch.inf)
+        if self.kernel == "posterior" and self.log_posterior is not None:
+            x0 = torch.arange(self.cap + 1, device=self.zt.device)
+            trials = (x0 - self.zt[..., None]).clamp(min=0).double()  # below x_t the posterior is 0
+            pi = self.pi[:, None, None]
+            return logs.log_sum(self.log_posterior + counting.log_pmf(born[..., None], trials, pi, 1 - pi))
+        raise ValueError(f"kernel '{self.kernel}' gives some counts no probability; take {WITH_PROBABILITIES}")
+
+    def taken(self, rows: Int64[Tensor, " m"]) -> BirthLaw:
+        """The law of these rows."""
+        log_posterior = None if self.log_posterior is None else self.log_posterior[rows]
+        return replace(self, zt=self.zt[rows], y=self.y[rows], pi=self.pi[rows], log_posterior=log_posterior)
 
     def _mixed(self, births: Tensor, room: Tensor) -> Tensor:
         """Binomial(N, pi) averaged over the law of N."""

@@ -92,6 +92,14 @@ def uniform(stream: str, *, seed: int, step: int, row: Int64[Tensor, " b"], num_
     return (_shift_right(_bits(stream, seed, step, row, num_sites), 12).to(torch.float64) + 0.5) * 2.0**-52
 
 
+def copies(row: Int64[Tensor, " b"], count: int) -> Int64[Tensor, " c"]:
+    """Row numbers of `count` copies of each row, next to each other: the first is the row itself, copy k a hash of
+    (row, k), whatever `count` is. So copies have noise of their own, in every stream and step."""
+    copy = torch.arange(count, device=row.device)
+    hashed = _absorb(_absorb(torch.tensor(zlib.crc32(b"copy")), row)[:, None], copy)
+    return torch.where(copy > 0, hashed, row[:, None]).flatten()
+
+
 def integer_seed(stream: str, *, seed: int, step: int, row: int = 0) -> int:
     """A seed in [0, 2^63) for generators that are not ours (dropout, a library)."""
     h = key_of(stream, seed, step) & _WORD

@@ -52,6 +52,8 @@ class Blackout(Family):
 
     Infilling: its error has a floor with every sampler, between the model's marginal and its conditional law (total
     variation .14 with 50 steps, .12 with 400, on a law where ignoring what is known costs .33): sampling/births.py.
+    With `particles` of capped, poisson or posterior it has none: 50 steps are .05 away with 16 particles, and with ever
+    more particles the error falls as that of the steps (sampling/particles.py).
 
     The network is called as network(z, t, label=None) with z Float[b, *shape] = x_t - p (V-1)/2 and t as `time_input`
     says. It returns Float[b, *shape], read as `output` says, or for "distribution" Float[b, n, V] or [b, *shape, V].

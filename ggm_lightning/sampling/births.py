@@ -14,6 +14,8 @@ from torch import Tensor
 from ggm_lightning.core import births, death
 from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.sampling.contract import Denoises
+from ggm_lightning.sampling.particles import Particles, checked
+from ggm_lightning.sampling.request import Request
 from ggm_lightning.sampling.sampler import Run, Sampler, Step
 
 
@@ -37,27 +39,48 @@ class Births(Sampler):
     """num_steps network calls: that many times on the logit grid from t_end to t_0, any number, then 0.
 
     Known sites follow the death process of their value: thinned at t_end, bridged from step to step. The others see
-    them only as they are at the time, so that early births know little of them.
+    them only as they are at the time, so that early births know little of them. With particles what is known chooses
+    among K states at every step, by the probability of its next counts, and the error falls with K and the steps:
+
+        w^k  proportional to  product over known sites of p(y_s | x_t^k)                 sampling/particles.py, eq. (2)
 
     Args:
         kernel: of the births, see core/births.py.
+        particles: K, for infilling: each step sends K times the rows. 1 is the sampler without them.
     """
 
     only_where_offered = True
 
-    def __init__(self, kernel: str) -> None:
+    def __init__(self, kernel: str, particles: int = 1) -> None:
         self.kernel = kernel
+        self.particles = checked(particles)
+
+    def check(self, model: Denoises) -> None:
+        super().check(model)
+        if self.particles > 1 and self.kernel not in births.WITH_PROBABILITIES:
+            raise ValueError(
+                f"particles is {self.particles}, but sampler '{self.name}' gives some counts no probability; take "
+                f"sampler {' or '.join(births.WITH_PROBABILITIES)}"
+            )
 
     def start(self, run: Run) -> Tensor:
         if self.kernel == "rounded":
             warnings.warn(births.ROUNDED_BIAS, stacklevel=2)
         z = run.model.prior_sample(run.request.num_samples)
+        self._particles = None if self.particles == 1 else Particles(run, self.particles)
         if run.request.clamp is None:
             return z
-        values, known = (part.flatten(1) for part in run.request.clamp)
+        if self._particles is not None:
+            return self._particles.spread(self._with_known(run, self._particles.rows, z))
+        return self._with_known(run, run.request, z)
+
+    def _with_known(self, run: Run, request: Request, z: Tensor) -> Tensor:
+        """z at t_end, with what is known thinned."""
+        assert request.clamp is not None
+        values, known = (part.flatten(1) for part in request.clamp)
         self._cap = int(values.max()) if values.numel() else 0
-        uniform = partial(run.request.uniform(run.model.num_sites), step=run.request.num_steps + 1)
-        thinned = death.thin(values, run.request.times(_end(run))[0], uniform("known"), self._cap)
+        uniform = partial(request.uniform(run.model.num_sites), step=request.num_steps + 1)
+        thinned = death.thin(values, request.times(_end(run))[0], uniform("known"), self._cap)
         return torch.where(known, thinned, z.flatten(1)).reshape(z.shape)
 
     def steps(self, run: Run) -> Sequence[Step]:
@@ -66,14 +89,32 @@ class Births(Sampler):
 
     def move(self, run: Run) -> None:
         model, request = cast(Dies, run.model), run.request
+        if self._particles is not None:
+            self._particles.enter(run)
         law = model.reverse_law(run.shaped(run.z), run.t, run.s, request.label, request.sharpening, self.kernel)
-        born = law.draw(run.uniform)
-        if request.clamp is not None:
-            values, known = (part.flatten(1) for part in request.clamp)
-            state = torch.where(known, run.z, 0)
-            pi = death.bridge_probability(run.t, run.s)
-            born = torch.where(known, death.bridge(values, state, pi, run.uniform("known"), self._cap), born)
-        run.z = born
+        if request.clamp is None:
+            run.z = law.draw(run.uniform)
+            return
+        values, known = (part.flatten(1) for part in request.clamp)
+        state = torch.where(known, run.z, 0)
+        pi = death.bridge_probability(run.t, run.s)
+        if self._particles is None:
+            bridged = death.bridge(values, state, pi, run.uniform("known"), self._cap)
+        else:
+            first, u = self._particles.first, self._particles.uniform(run, "known")
+            bridged = self._particles.spread(death.bridge(first(values), first(state), first(pi), u, self._cap))
+            log_p = law.log_prob(torch.where(known, bridged, run.z))
+            law = law.taken(self._particles.ancestors(run, log_p))
+        run.z = torch.where(known, bridged, law.draw(run.uniform))
+
+    def state(self, run: Run) -> Tensor:
+        z = run.z if self._particles is None else self._particles.first(run.z)
+        return run.shaped(z)
+
+    def finish(self, run: Run) -> Tensor:
+        if self._particles is not None:
+            self._particles.keep(run)
+        return super().finish(run)
 
 
 def _end(run: Run) -> float:

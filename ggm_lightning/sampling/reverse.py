@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ggm_lightning.core import watch
 from ggm_lightning.sampling.contract import Denoises
+from ggm_lightning.sampling.particles import Particles, checked
+from ggm_lightning.sampling.request import Clamp
 from ggm_lightning.sampling.sampler import Run, Sampler
 
 
@@ -46,27 +48,66 @@ class Reverse(Sampler):
 class _Corrupts(Denoises, Protocol):
     def corrupt(self, x: Tensor, t: Tensor, u: Tensor) -> Tensor: ...
 
+    def bridge_law(self, zt: Tensor, t: Tensor, s: Tensor, known: Clamp) -> Any:
+        """The law of x_s at known sites, from zt Int64[b, n]; what it draws elsewhere is not used."""
+
 
 class Bridged(Reverse):
     """Known sites follow the bridge of their own value, so that the others see them only as they are at the time.
 
     The model's `reverse_law` takes `known` = (x_0 Int64[m, n], Bool[m, n]) and is that bridge there; its `corrupt`
-    brings them to t = 1. Law: as Reverse; of infilling the error has a floor.
+    brings them to t = 1. Law: as Reverse; of infilling the error has a floor, with particles it falls with their number
+    and the steps:
+
+        w^k  proportional to  product over known sites of p(y_s | x_t^k)                 sampling/particles.py, eq. (2)
+
+    Args:
+        particles: K, for infilling: each step sends K times the rows. 1 is the sampler without them.
     """
 
     only_where_offered = True
 
+    def __init__(self, particles: int = 1) -> None:
+        self.particles = checked(particles)
+
     def start(self, run: Run) -> Tensor:
+        rows, when = run.request, run.t
+        self._particles = None if self.particles == 1 else Particles(run, self.particles)
         uniform: Callable[[str], Tensor] = partial(run.request.uniform(run.model.num_sites), step=0)
         z = run.model.prior_sample(run.request.num_samples, uniform)
-        if run.request.clamp is None:
+        if rows.clamp is None:
             return z
-        values, known = run.request.clamp
-        at_end = cast(_Corrupts, run.model).corrupt(values, run.t, uniform("known"))
+        values, known = rows.clamp
+        u = rows.uniform(run.model.num_sites)("known", step=0)
+        at_end = cast(_Corrupts, run.model).corrupt(values, when, u)
+        if self._particles is not None:
+            at_end, known = self._particles.spread(at_end), self._particles.spread(known)
         return torch.where(known, at_end, z)
 
     def move(self, run: Run) -> None:
-        run.z = self.next_state(run)
+        run.z = self.next_state(run) if self._particles is None else self._chosen(run, self._particles)
+
+    def _chosen(self, run: Run, particles: Particles) -> Tensor:
+        """Int64[b K, n]: each particle's next state, after what is known has chosen among them."""
+        particles.enter(run)
+        model, request = cast(_Corrupts, run.model), run.request
+        values, known = (part.flatten(1) for part in cast(Clamp, request.clamp))
+        law = model.reverse_law(run.shaped(run.z), run.t, run.s, request.label, request.sharpening)
+        first = particles.first
+        bridge = model.bridge_law(first(run.z), first(run.t), first(run.s), (first(values), first(known)))
+        bridged = particles.spread(bridge.draw(partial(particles.uniform, run)))
+        log_p = law.log_prob(torch.where(known, bridged, run.z))
+        law = law.taken(particles.ancestors(run, log_p))
+        return torch.where(known, bridged, law.draw(run.uniform))
+
+    def state(self, run: Run) -> Tensor:
+        z = run.z if self._particles is None else self._particles.first(run.z)
+        return run.shaped(z)
+
+    def finish(self, run: Run) -> Tensor:
+        if self._particles is not None:
+            self._particles.keep(run)
+        return super().finish(run)
 
     def law(self, run: Run, rows: Tensor, **more: Any) -> Any:
         if run.request.clamp is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ggm_lightning.exact import chains, latent, states
+from ggm_lightning.exact import chains, latent, particles, states
 from ggm_lightning.exact.states import total_variation
 from ggm_lightning.models.base import Family
 from tests.models import infilling_law as models
@@ -139,6 +139,27 @@ def _markov(process: str) -> Line:
     return Line("MarkovDiffusion", "ancestral", f"{process}, T = 50, 400", FLOOR, cases)
 
 
+def _of_particles(chain: Callable[..., particles.Chain], law: Callable[..., Tensor], *more: Any) -> Any:
+    """A law of exact/particles.py, as a case has it."""
+    return lambda model: law(chain(model, *more, GIVEN))
+
+
+def _particles(line: Line, chain: Callable[..., particles.Chain], *more: Any) -> Line:
+    """K = 1, as the line has it, 2, and 16 by draws; `more`: arguments of the chain."""
+    first, model = line.cases[0], line.cases[0].model
+    two = Case(model, 50, _of_particles(chain, particles.law_of_two, *more), {"particles": 2})
+    cases = first, two, Case(model, 50, None, {"particles": 16})
+    setting = f"{line.setting.removesuffix(', 400')}, particles: 1, 2, 16 ({DRAWS:,} draws of 16)"
+    return Line(line.family, line.sampler, setting, VANISHES.format("K and T"), cases)
+
+
+def _many_particles() -> Line:
+    """64 are drawn where draws are compared."""
+    laws = {T: _of_particles(particles.deaths, particles.law_of_many, "capped", T) for T in (10, 20, 50)}
+    cases = tuple(Case(models.blackout, T, law, {"particles": 64}) for T, law in laws.items())
+    return Line("Blackout", "capped", "T = 10, 20, 50, particles: the limit", VANISHES.format("T"), cases)
+
+
 def _corrections() -> Line:
     """From one step, in which the unknown sites are independent given the known ones."""
     cases = tuple(Case(models.md4_hollow, 1, None, {"corrections": count}) for count in (0, 1))
@@ -173,7 +194,10 @@ LINES = (
     _latent_first("Di-LADD", "ancestral", models.diladd),
     _hitting("Di-LADD", models.diladd),
     *(_blackout(sampler) for sampler in ("capped", "poisson", "stochastic", "posterior", "rounded")),
+    _particles(_blackout("capped"), particles.deaths, "capped", 50),
+    _many_particles(),
     *(_markov(process) for process in ("uniform", "absorbing", "gaussian")),
+    _particles(_markov("uniform"), particles.markov, 50),
     Line("MarkovDiffusion", "first_hitting", f"absorbing ({DRAWS:,} draws)", EXACT, _ABSORBING),
 )
 

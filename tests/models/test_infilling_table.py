@@ -112,7 +112,8 @@ FAST = {"MD4 ancestral", "GenMD4 ancestral", "GGM heat_bath", "GGM gated", "Blac
 
 
 def marks_of(line: Line) -> list[pytest.MarkDecorator]:
-    return [] if f"{line.family} {line.sampler}" in FAST else [pytest.mark.slow]
+    quick = f"{line.family} {line.sampler}" in FAST and "particles" not in line.setting
+    return [] if quick else [pytest.mark.slow]
 
 
 OF_DRAWS = [
@@ -126,7 +127,7 @@ OF_DRAWS = [
 def test_sample_draws_the_enumerated_law(line: Line) -> None:
     """20,000 draws are .0066 from their law in the mean, with a deviation of .002; 5,000 are .013."""
     case, draws = line.cases[0], DRAWS
-    if len(line.cases) == 3:  # the middle one: a single candidate, the first, is not resampled
+    if len(line.cases) == 3:  # the middle one: a single candidate or particle, the first, is not resampled
         case, draws = line.cases[1], 5_000
     law, drawn = case.law(case.model()), line.drawn(case, draws)
     assert float(law.sum()) == pytest.approx(1.0, abs=1e-9)
