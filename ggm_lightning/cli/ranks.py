@@ -252,7 +252,8 @@ def _start(number: int, args: Sequence[str]) -> int:
 
 
 def _exit_code(children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Of rank 0 if it has failed, else of the first one that has; those that do not end by themselves are ended."""
+    """Of the first one that has failed by itself: 1 is also that of a rank which ends because another one has. Those
+    that do not end by themselves are ended."""
     deadline = None
     while any(child.poll() is None for child in children):
         if deadline is None and any(child.poll() for child in children):
@@ -261,9 +262,8 @@ def _exit_code(children: Sequence[subprocess.Popen[bytes]]) -> int:
             _terminate(children)
         time.sleep(0.05)
     failed = [child.returncode for child in children if child.returncode != 0]
-    if not failed:
-        return 0
-    return failed[0] if failed[0] > 0 else 128 - failed[0]
+    code = next((code for code in failed if code != 1), 1 if failed else 0)
+    return code if code >= 0 else 128 - code
 
 
 def _terminate(children: Sequence[subprocess.Popen[bytes]]) -> None:
