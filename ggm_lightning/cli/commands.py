@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from ggm_lightning.cli import ranks
 from ggm_lightning.cli.evaluate import evaluate
 from ggm_lightning.cli.evaluation_command import run as run_evaluation
 from ggm_lightning.cli.export import export
@@ -52,7 +53,9 @@ def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
         further = {"named": trusted_names(None, experiment)}
     if command in ("sample", "infill"):
         args, further["options"] = _without_options(args)
-    COMMANDS[command](**parser.parse_args(args).as_dict(), **further)
+    if command in ranks.DIVIDED:
+        ranks.add_option(parser)
+    COMMANDS[command](**ranks.without_option(parser.parse_args(args).as_dict()), **further)
 
 
 def _refuse_another_length(command: str, args: list[str]) -> None:

@@ -17,8 +17,9 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from ggm_lightning.cli import infill_input
+from ggm_lightning.cli import infill_input, ranks
 from ggm_lightning.cli.loading import Loaded
+from ggm_lightning.cli.parts import batches, divided
 from ggm_lightning.cli.results import Results, excerpt, folder_name, place, said
 from ggm_lightning.codecs.grids import DrawsPictures
 from ggm_lightning.core.categorical import Sharpening
@@ -54,12 +55,16 @@ def draw_samples(loaded: Loaded, asked: Asked, batch_size: int, out: str | None,
     model = loaded.model
     labels = labels_of(model, asked.label, asked.num_samples)
     results = results_of("samples", loaded, asked, labels, "", out, again)
-    if results.done:
-        show(results, model, asked.num_samples)
+    here = ranks.current()
+    if here.agree(lambda: results.done):
+        if here.is_first:
+            show(results, model, asked.num_samples)
         return
     begin = time.monotonic()
     with loaded.computing():
         drawn = in_batches(model, results, asked, asked.num_samples, batch_size, labels, None)
+    if drawn is None:  # rank 0 goes on
+        return
     facts = {"step": str(loaded.step), "sampler": results.settings["sampler"], "num_steps": asked.num_steps}
     facts |= {**asked.options, "seed": asked.seed}
     with results.writing() as folder:
@@ -87,6 +92,7 @@ def fill(
     begin = time.monotonic()
     with loaded.computing():
         drawn = in_batches(model, results, asked, count, batch_size, labels, (values, known))
+    assert drawn is not None, "an infilling is not divided over ranks"
     if len(model.shape) == 1:  # what the model added behind a text that is shorter than its window is cut off
         drawn.x = drawn.x[:, : given.length]
         drawn.trace = [state[:, : given.length] for state in drawn.trace or []]
@@ -199,9 +205,9 @@ def in_batches(
     batch_size: int,
     labels: Tensor | None,
     clamp: tuple[Tensor, Tensor] | None,
-) -> Samples:
+) -> Samples | None:
     """All rows, `batch_size` at a time, each batch kept on the disk when it is finished; the trace is that of the
-    first."""
+    first. Of several ranks rank 0 has them, the others None."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
 
@@ -228,10 +234,9 @@ def in_batches(
             "trace": np.array([state.numpy() for state in drawn.trace or []]),
         }
 
-    parts = []
-    for start in range(0, count, batch_size):
-        stop = min(start + batch_size, count)
-        parts.append(results.part(start, stop, lambda: draw(start, stop)))  # noqa: B023 - called at once
+    parts = divided(results.parts, batches(count, batch_size), draw)
+    if parts is None:
+        return None
     calls, rows = np.sum([part["calls"] for part in parts], axis=0).tolist()
     others: Counter[str] = Counter()
     for part in parts:

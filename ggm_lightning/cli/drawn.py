@@ -19,6 +19,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ggm_lightning.cli import drawing
+from ggm_lightning.cli.parts import batches, divided
 from ggm_lightning.cli.results import Results, folder_name, place
 from ggm_lightning.cli.sweep_grid import Cell
 from ggm_lightning.data.fingerprints import hash_of_ids
@@ -101,7 +102,8 @@ def results_of(cell: Cell, draws: Draws, folder: Path) -> Results:
 
 
 def draw(cell: Cell, draws: Draws, results: Results) -> None:
-    """Draws all batches, each kept when it is finished, and then samples.npz."""
+    """Draws all batches, each kept when it is finished, and then samples.npz. Of several ranks each draws its share,
+    and rank 0 writes."""
     model = cell.contender.loaded.model
     labels = drawing.labels_of(model, draws.label, draws.num_samples)
     # a GPU works while the process waits, and a CPU may be shared with others
@@ -127,10 +129,9 @@ def draw(cell: Cell, draws: Draws, results: Results) -> None:
         cost = np.array([drawn.network_calls, drawn.rows, clock() - begin])
         return {"x": x.astype(np.int32), "cost": cost}
 
-    parts = []
-    for start in range(0, draws.num_samples, draws.batch_size):
-        stop = min(start + draws.batch_size, draws.num_samples)
-        parts.append(results.part(start, stop, lambda: part(start, stop)))  # noqa: B023 - called at once
+    parts = divided(results.parts, batches(draws.num_samples, draws.batch_size), part)
+    if parts is None:
+        return
     with results.writing() as folder:
         cost = np.sum([one["cost"] for one in parts], axis=0)
         np.savez_compressed(folder / "samples.npz", x=np.concatenate([one["x"] for one in parts]), cost=cost)

@@ -7,10 +7,12 @@ rounding. With the defaults it is what `lightning validate` calls val/nelbo.
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ggm_lightning.cli import protocols
+from ggm_lightning.cli import protocols, ranks
 from ggm_lightning.cli.bound_files import Bound, BoundFile, Settings
 from ggm_lightning.cli.bound_table import table
 from ggm_lightning.cli.evaluation_sets import (
@@ -32,6 +34,7 @@ from ggm_lightning.cli.evaluation_sets import (
     sections,
 )
 from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
+from ggm_lightning.cli.parts import Parts, batches, divided
 from ggm_lightning.cli.results import folder_name
 from ggm_lightning.core import noise
 from ggm_lightning.data.base import Benchmark
@@ -94,8 +97,10 @@ def evaluate(
     settings = checked_settings(loaded.model, split, num_samples, seed, batch_size, limit, estimator, protocol)
     sets = ready(loaded, settings, data, section, overrides, prepare, trusted)
     files = files_of_sets(loaded, sets, settings, Path(out) if out else default_folder(loaded, settings))
-    found = [bound_of(loaded, one, settings, file, again) for one, file in zip(sets, files, strict=True)]
-    print(table(found, f"{type(loaded.model).__name__} of {ckpt_path}", settings, loaded.model.exact))
+    bounds = [bound_of(loaded, one, settings, file, again) for one, file in zip(sets, files, strict=True)]
+    found = [bound for bound in bounds if bound is not None]
+    if ranks.current().is_first:
+        print(table(found, f"{type(loaded.model).__name__} of {ckpt_path}", settings, loaded.model.exact))
     return found
 
 
@@ -142,7 +147,7 @@ def ready(
     for one in sets:
         protocols.check_set(one, settings.protocol)
     for one in sets:
-        make_ready(one, prepare)
+        ranks.first_alone(partial(make_ready, one, prepare))
     for one in sets:
         check(one, loaded.model)
     return sets
@@ -161,20 +166,33 @@ def files_of_sets(loaded: Loaded, sets: Sequence[EvaluationSet], settings: Setti
     return found
 
 
-def bound_of(loaded: Loaded, one: EvaluationSet, settings: Settings, file: BoundFile, again: bool) -> Bound:
-    """The bounds on a set, written when they are measured, or read where they were measured before."""
-    if losses := one.data.losses():
+def bound_of(loaded: Loaded, one: EvaluationSet, settings: Settings, file: BoundFile, again: bool) -> Bound | None:
+    """The bounds on a set, written when they are measured, or read where they were measured before. Of several ranks
+    each measures its share of the rows, and rank 0 alone has the bounds."""
+    here = ranks.current()
+    losses = one.data.losses()
+    if losses and here.is_first:
         print(f"{one.name}: {losses}", file=sys.stderr)
     bound = None if again else file.read(loaded.model)
-    if bound is not None:
-        print(f"measured already: {file.path}; --again true does it again", file=sys.stderr)
-        if one.data.characters_per_token is None:  # older versions gave figures per character in any case
-            return replace(bound, characters_per_token=None)
-        return bound
+    if here.agree(lambda: bound is not None):
+        return _measured_already(bound, one, file) if here.is_first else None
+    parts = Parts(file.path.with_name(f".parts-{file.path.stem}"), json.dumps(file.what, sort_keys=True))
+    if again and here.is_first:
+        parts.remove()  # what a stopped command left is done again, too
     with loaded.computing():
-        bound = _measure(loaded.model, one, replace(settings, seed=file.what["set_seed"]))
+        bound = _measure(loaded.model, one, replace(settings, seed=file.what["set_seed"]), parts)
+    if bound is None:
+        return None
     file.write(bound, how(loaded))
+    parts.remove()
     print(f"figures: {file.path}", file=sys.stderr)
+    return bound
+
+
+def _measured_already(bound: Bound | None, one: EvaluationSet, file: BoundFile) -> Bound | None:
+    print(f"measured already: {file.path}; --again true does it again", file=sys.stderr)
+    if bound is not None and one.data.characters_per_token is None:
+        return replace(bound, characters_per_token=None)  # older versions gave figures per character in any case
     return bound
 
 
@@ -213,11 +231,13 @@ def default_folder(loaded: Loaded, settings: Settings) -> Path:
     return loaded.results / name
 
 
-def _measure(model: Family, one: EvaluationSet, settings: Settings) -> Bound:
+def _measure(model: Family, one: EvaluationSet, settings: Settings, parts: Parts) -> Bound | None:
     rows = one.data.rows(rows_of(one))
     begin = time.monotonic()
     variances: list[Tensor] = []
-    nats = nats_of_rows(model, rows, settings, one.name, variances)
+    nats = nats_in_parts(model, rows, settings, one.name, variances, parts)
+    if nats is None:
+        return None
     seconds = time.monotonic() - begin
     departures = protocols.departures(one, settings.protocol, settings.num_samples, settings.estimator)
     of_test = settings.split == "test" and "test" in one.data.splits and not isinstance(one.data, Benchmark)
@@ -242,26 +262,77 @@ def nats_of_rows(
 ) -> Tensor:
     """Float64[rows], nats: the bound of each of the first `limit` rows, with the noise of its own number. Where the
     family tells them, the variances of these estimates are added to `variances`."""
+    nats = nats_in_parts(model, rows, settings, name, variances, None)
+    assert nats is not None  # nothing is divided without files
+    return nats
+
+
+def nats_in_parts(
+    model: Family,
+    rows: RowSource,
+    settings: Settings,
+    name: str,
+    variances: list[Tensor] | None,
+    parts: Parts | None,
+) -> Tensor | None:
+    """As nats_of_rows, batch by batch, each kept in `parts`. Of several ranks rank 0 has them, the others None."""
     count = min(len(rows), settings.limit or len(rows))
-    step = settings.batch_size
-    parts = []
     # a family of the user's need not know of these
     options: dict[str, Any] = {} if settings.estimator == "times" else {"estimator": settings.estimator}
-    if "variances" in inspect.signature(model.nelbo).parameters:
-        options["variances"] = variances
-    options["seed"] = settings.seed
-    begin = shown = time.monotonic()
-    with tqdm(total=count, unit="row", desc=name, dynamic_ncols=True, disable=None) as bar:
-        for start in range(0, count, step):
-            index = np.arange(start, min(start + step, count))
-            batch = {key: value.to(model.device) for key, value in rows[index].items()}
-            row = torch.from_numpy(index).to(model.device)
-            found = model.nelbo(batch["x"], model.label_of(batch), settings.num_samples, row=row, **options)
-            parts.append(found.detach().double().cpu())
-            bar.update(len(index))
-            now = time.monotonic()
-            if bar.disable and start + step < count and now - shown >= _PLAIN_SECONDS:
-                shown, done = now, start + step
-                left = (now - begin) / done * (count - done)
-                print(f"{name}: {done:,} of {count:,} rows, {left:.0f} s left", file=sys.stderr, flush=True)
-    return torch.cat(parts)
+    tells_variances = "variances" in inspect.signature(model.nelbo).parameters
+    progress = _Progress(name)
+
+    def measured(start: int, stop: int) -> dict[str, np.ndarray]:
+        index = np.arange(start, stop)
+        batch = {key: value.to(model.device) for key, value in rows[index].items()}
+        row = torch.from_numpy(index).to(model.device)
+        of_batch: list[Tensor] = []
+        more = {**options, "variances": of_batch} if tells_variances else options
+        nats = model.nelbo(batch["x"], model.label_of(batch), settings.num_samples, row=row, seed=settings.seed, **more)
+        progress.add(stop - start)
+        arrays = {"nats": nats.detach().double().cpu().numpy()}
+        if of_batch:
+            arrays["variances"] = torch.cat(of_batch).cpu().numpy()
+        return arrays
+
+    with progress:
+        found = divided(parts, batches(count, settings.batch_size), measured, begun=progress.begin)
+    if found is None:
+        return None
+    if variances is not None:
+        variances += [torch.from_numpy(one["variances"]) for one in found if "variances" in one]
+    return torch.cat([torch.from_numpy(one["nats"]) for one in found])
+
+
+class _Progress:
+    """A bar, or where there is no terminal a line from time to time, for the rows of this rank.
+
+    Args:
+        name: of the set.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bar: tqdm[Any] = tqdm(unit="row", desc=name, dynamic_ncols=True, disable=None)
+        self.began = self.shown = time.monotonic()
+        self.done = self.of = 0
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def begin(self, spans: Sequence[tuple[int, int]]) -> None:
+        self.of = sum(stop - start for start, stop in spans)
+        self.bar.reset(total=self.of)
+        self.began = self.shown = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self.done += count
+        self.bar.update(count)
+        now = time.monotonic()
+        if self.bar.disable and self.done < self.of and now - self.shown >= _PLAIN_SECONDS:
+            self.shown = now
+            left = (now - self.began) / self.done * (self.of - self.done)
+            print(f"{self.name}: {self.done:,} of {self.of:,} rows, {left:.0f} s left", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from ggm_lightning.cli import config as config_files
-from ggm_lightning.cli import several_values
+from ggm_lightning.cli import ranks, several_values
 from ggm_lightning.cli.evaluate import evaluate
 from ggm_lightning.cli.evaluation_arguments import joined, take_overrides
 from ggm_lightning.cli.loading import trusted_names
@@ -98,7 +98,8 @@ def _parsed(args: list[str]) -> dict[str, Any]:
     parser.add_class_arguments(Sampling, as_group=False, skip={"options"})
     for measure in MEASURES.values():
         parser.add_class_arguments(measure, as_group=False)
-    given = parser.parse_args(args).as_dict()
+    ranks.add_option(parser)
+    given = ranks.without_option(parser.parse_args(args).as_dict())
     given.pop("measures")
     return given
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ggm_lightning.cli import ranks
 from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import exported, restore
@@ -60,7 +61,8 @@ class Loaded:
 
 
 def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = (), precision: str = "auto") -> Loaded:
-    """Reads a checkpoint and builds its model; device auto is cuda where there is one, precision auto is there that of
+    """Reads a checkpoint and builds its model; device auto is cuda where there is one (of several ranks
+    each takes its own), precision auto is there that of
     the training, and 32 elsewhere.
 
     Raises:
@@ -70,6 +72,8 @@ def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = (),
         raise ValueError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        ranks.take_own_gpu()
     try:
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:  # torch's words for no such device, and for a build without it

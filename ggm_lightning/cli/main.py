@@ -23,7 +23,7 @@ import yaml
 
 import ggm_lightning
 from ggm_lightning.cli import config as config_files
-from ggm_lightning.cli import errors, launcher, own_code, packaged, together
+from ggm_lightning.cli import errors, launcher, own_code, packaged, ranks, together
 from ggm_lightning.rundir.endings import Stopped
 from ggm_lightning.rundir.hub import Apart
 
@@ -78,6 +78,7 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         sys.exit(_reported(error, args))
     finally:
+        ranks.end()
         together.close_session()
 
 
@@ -144,6 +145,8 @@ def _dispatch(args: list[str]) -> None:
         close = difflib.get_close_matches(command, commands, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known commands: {', '.join(commands)}"
         raise ValueError(f"unknown command '{command}'; {hint}")
+    if command in _CHECKPOINT_COMMANDS:
+        args = [command, *ranks.begin(launcher.place(), args)]
     if command in _PACKAGE_COMMANDS or command in _RUN_COMMANDS:
         importlib.import_module(f"ggm_lightning.cli.{command}").run(args[1:])
         return
@@ -153,7 +156,6 @@ def _dispatch(args: list[str]) -> None:
         from ggm_lightning.cli import commands as checkpoint_commands
         from ggm_lightning.cli.loading import trusted_names
 
-        launcher.refuse_several(launcher.place(), command)
         if command != "inspect":  # which builds nothing
             own_code.open_folder(trusted_names(_behind_trust(rest), merged))
         checkpoint_commands.run(command, merged, rest)

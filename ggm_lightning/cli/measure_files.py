@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ggm_lightning.cli import ranks
 from ggm_lightning.cli.bound_files import Settings
 from ggm_lightning.cli.loading import Loaded
 from ggm_lightning.cli.results import folder_name
@@ -44,17 +45,29 @@ class CellFile:
             return None
         if not isinstance(content, dict) or (content.get("format"), content.get("depends")) != (FORMAT, self.depends):
             return None
-        return [Row(Key(**row["key"]), row["figures"], row["about"]) for row in content["rows"]]
+        return _rows(content["rows"])
 
     def write(self, rows: Sequence[Row]) -> None:
         """As a whole, or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, "depends": self.depends, "rows": [_plain(row) for row in rows]}
+        content = {"format": FORMAT, "depends": self.depends, "rows": list(map(_plain, rows))}
         write_whole(self.path, f"{json.dumps(content, indent=1)}\n".encode())
 
 
 def _plain(row: Row) -> dict[str, Any]:
     return {"key": asdict(row.key), "figures": finite(row.figures), "about": dict(row.about)}
+
+
+def _rows(plain: Sequence[Mapping[str, Any]]) -> list[Row]:
+    return [Row(Key(**row["key"]), row["figures"], row["about"]) for row in plain]
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    return json.dumps(list(map(_plain, rows)))
+
+
+def from_text(text: str) -> list[Row]:
+    return _rows(json.loads(text))
 
 
 def place(loaded: Loaded, settings: Settings, out: str | None) -> Path:
@@ -78,11 +91,16 @@ def place(loaded: Loaded, settings: Settings, out: str | None) -> Path:
     taken = [name for name in (WHOLE, *_OTHERS) if (folder / name).exists()]
     if identity is None and taken:
         raise ValueError(f"--out {folder}: holds a {taken[0]} that is none of an evaluation; name a new folder")
+    if ranks.current().is_first:
+        _refuse_unwritable(folder)
+    return folder
+
+
+def _refuse_unwritable(folder: Path) -> None:
     before = folder.is_dir()
     refuse_unwritable(folder, "choose another folder by --out")
     if not before:
         folder.rmdir()
-    return folder
 
 
 def _default(loaded: Loaded, settings: Settings) -> Path:

@@ -94,11 +94,12 @@ class Image(Measure):
             for plan in context.plans:
                 depends = {**context.depends_on(plan), "reference": self._key(one, identity)}
                 compute = self._of_drawn(context, one, plan, network, identity)
-                found.append(Cell(context.key(one, plan).told, depends, compute))
+                # rank 0 alone: all need the features of one reference
+                found.append(Cell(context.key(one, plan).told, depends, compute, samples=plan, whose="first"))
             if self.pictures is not None:
                 depends = {"pictures": self._stream(context).fingerprint, "reference": self._key(one, identity)}
                 compute = self._of_files(context, one, network, identity)
-                found.append(Cell(f"{one.name}, {self.pictures}", depends, compute))
+                found.append(Cell(f"{one.name}, {self.pictures}", depends, compute, whose="first"))
         return found
 
     def _of_drawn(self, context: Context, one: EvaluationSet, plan: Plan, network: nn.Module, identity: str) -> Compute:

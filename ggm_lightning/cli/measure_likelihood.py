@@ -31,13 +31,15 @@ class Likelihood(Measure):
         files = files_of_sets(context.loaded, context.sets, context.settings, folder)
 
         def cell(one: EvaluationSet, file: BoundFile) -> Cell:
-            return Cell(one.name, {}, lambda: [_row(context, one, file)], kept=False)
+            return Cell(one.name, {}, lambda: _rows(context, one, file), kept=False, whose="all")
 
         return [cell(one, file) for one, file in zip(context.sets, files, strict=True)]
 
 
-def _row(context: Context, one: EvaluationSet, file: BoundFile) -> Row:
+def _rows(context: Context, one: EvaluationSet, file: BoundFile) -> list[Row]:
     bound = bound_of(context.loaded, one, context.settings, file, context.again)
+    if bound is None:  # rank 0 has it
+        return []
     kind = "-log p" if context.loaded.model.exact else "upper bound on -log p"
     about = {
         "what": f"{kind}: nelbo in nats per example, bpd in bits per token or dimension",
@@ -55,4 +57,4 @@ def _row(context: Context, one: EvaluationSet, file: BoundFile) -> Row:
         "departures": list(bound.departures),
         **file.how(),
     }
-    return Row(context.key(one), bound.figures(), about)
+    return [Row(context.key(one), bound.figures(), about)]

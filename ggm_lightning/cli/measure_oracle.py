@@ -73,7 +73,8 @@ class Oracle(Measure):
             found.append(Cell(f"{one.name} {REAL}", section | rows, _of_real(context, one)))
             for plan in context.plans:
                 depends = section | {"plan": context.depends_on(plan)}
-                found.append(Cell(f"{one.name} {plan.label}", depends, _of_samples(context, one, plan)))
+                work = _of_samples(context, one, plan)
+                found.append(Cell(f"{one.name} {plan.label}", depends, work, samples=plan))
                 if self.denoiser == "exact":
                     name = f"{one.name} {plan.label} exact"
                     depends = depends | {"denoiser": "exact"}

@@ -45,7 +45,7 @@ class Speed(Measure):
         found = []
         for plan in context.plans:
             depends = {"plan": context.depends_on(plan), **machine}
-            found.append(Cell(plan.label, depends, self._work(context, plan)))
+            found.append(Cell(plan.label, depends, self._work(context, plan), whose="first"))
         return found
 
     def _work(self, context: Context, plan: Plan) -> Callable[[], list[Row]]:

@@ -75,7 +75,9 @@ class Text(Measure):
                 found.append(Cell(f"{key.set}, {Path(str(self.samples)).name}", depends, _foreign(trial, key)))
             for plan in context.plans if self.draws else ():
                 depends = {**trial.depends, "samples": context.depends_on(plan)}
-                found.append(Cell(f"{trial.one.name}, {plan.label}", depends, _plan(trial, context, plan)))
+                found.append(
+                    Cell(f"{trial.one.name}, {plan.label}", depends, _plan(trial, context, plan), samples=plan)
+                )
         return found
 
     def _trials(self, context: Context) -> list[Trial]:

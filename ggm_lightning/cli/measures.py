@@ -25,11 +25,13 @@ All measures look at the same sets, at the same samples (`context.drawn`), and a
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,13 +40,14 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ggm_lightning import __version__
-from ggm_lightning.cli import drawn, measure_files, sweep_grid
+from ggm_lightning.cli import drawn, measure_files, ranks, sweep_grid
 from ggm_lightning.cli.bound_files import Settings
 from ggm_lightning.cli.drawn import Drawn, Draws
 from ggm_lightning.cli.evaluate import checked_settings, how, ready
 from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
 from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
-from ggm_lightning.cli.measure_files import place
+from ggm_lightning.cli.measure_files import CellFile, place
+from ggm_lightning.cli.parts import Arrays, Parts, divided
 from ggm_lightning.report.evaluation_page import write_evaluation
 from ggm_lightning.report.evaluation_rows import Key, Row
 
@@ -94,12 +97,17 @@ class Cell:
             options.
         compute: the rows; each is completed by the frame with what is known of all.
         kept: False where the measure keeps them itself.
+        samples: the plan whose samples it asks for. Of several ranks all draw them before it is computed.
+        whose: of several ranks "any" computes it; "first": rank 0, when the others are done; "all": they come to it
+            together and divide what is in it, and rank 0 has the rows.
     """
 
     name: str
     depends: Mapping[str, Any]
     compute: Callable[[], list[Row]]
     kept: bool = True
+    samples: Plan | None = None
+    whose: str = "any"
 
 
 @dataclass(frozen=True)
@@ -249,23 +257,99 @@ def _plans(
     return draws, plans
 
 
+def _common(loaded: Loaded) -> dict[str, Any]:
+    return {"checkpoint_identity": loaded.identity, "step": loaded.step, **loaded.noted}
+
+
+def _file(context: Context, measure: Measure, cell: Cell) -> CellFile:
+    depends = {**_common(context.loaded), "measure": measure.name, "options": options_of(measure), **cell.depends}
+    return CellFile.of(context.folder, measure.name, cell.name, depends)
+
+
+def _kept(context: Context, cell: Cell, file: CellFile) -> list[Row] | None:
+    """Rows that were measured before."""
+    return file.read() if cell.kept and not context.again else None
+
+
+def _divide(context: Context, work: list[tuple[Measure, Cell]]) -> dict[int, list[Row]]:
+    """What several ranks do together: first what they divide row by row, bounds and samples, then cells, each of which
+    one rank computes. The rows of cells by their numbers, on rank 0."""
+    here = ranks.current()
+    files = [_file(context, measure, cell) for measure, cell in work]
+
+    def missing() -> list[int]:
+        return [i for i, (_, cell) in enumerate(work) if _kept(context, cell, files[i]) is None]
+
+    waiting: list[int] = here.agree(missing)
+    found = {i: _computed(context, *work[i]) for i in waiting if work[i][1].whose == "all"}
+    _draw_together(context, [work[i][1] for i in waiting])
+    of_one = [i for i in waiting if work[i][1].whose == "any"]
+    parts = Parts(context.folder / ".parts", json.dumps([files[i].path.name for i in of_one]))
+    if context.again and here.is_first:
+        parts.remove()
+
+    def make(start: int, stop: int) -> Arrays:
+        measure, cell = work[of_one[start]]
+        if cell.samples is not None:  # another node's files may be seen late
+            ranks.see(partial(_has_samples, context, cell.samples), cell.name)
+        with ranks.alone():
+            rows = _computed(context, measure, cell)
+        return {"rows": np.array(measure_files.as_text(rows))}
+
+    made = divided(parts, [(i, i + 1) for i in range(len(of_one))], make)
+    for i, arrays in zip(of_one, made or [], strict=False):
+        found[i] = measure_files.from_text(str(arrays["rows"]))
+        files[i].write(found[i])
+    if here.is_first:
+        parts.remove()
+    return found
+
+
+def _draw_together(context: Context, cells: Sequence[Cell]) -> None:
+    """The samples that these cells ask for, each rank a share of the rows."""
+    plans: list[Plan] = []
+    for cell in cells:
+        if cell.samples is not None and not any(cell.samples is plan for plan in plans):
+            plans.append(cell.samples)
+    for plan in plans:
+        results = drawn.results_of(plan, context.draws, context.folder / "draws")
+        if not ranks.current().agree(lambda: results.done):  # noqa: B023 - called at once
+            drawn.draw(plan, context.draws, results)
+
+
+def _has_samples(context: Context, plan: Plan) -> bool:
+    return drawn.results_of(plan, context.draws, context.folder / "draws").done
+
+
 def _run(context: Context, work: list[tuple[Measure, Cell]]) -> list[Row]:
-    """The cells one after the other; the files of the whole are written anew after each."""
+    here = ranks.current()
+    done = _divide(context, work) if here.count > 1 else {}
+    if not here.is_first:
+        return []
+    with ranks.alone():
+        return _one_by_one(context, work, done)
+
+
+def _one_by_one(context: Context, work: list[tuple[Measure, Cell]], done: dict[int, list[Row]]) -> list[Row]:
+    """The cells one after the other; the files of the whole are written anew after each. `done`: what several ranks
+    have computed, by the number of the cell."""
     loaded = context.loaded
-    common = {"checkpoint_identity": loaded.identity, "step": loaded.step, **loaded.noted}
+    common = _common(loaded)
     rows: list[Row] = []
     kept = 0
     for number, (measure, cell) in enumerate(work, 1):
-        depends = {**common, "measure": measure.name, "options": options_of(measure), **cell.depends}
-        file = measure_files.CellFile.of(context.folder, measure.name, cell.name, depends)
-        found = file.read() if cell.kept and not context.again else None
+        file = _file(context, measure, cell)
+        found = done.get(number - 1)
+        is_kept = False
+        if found is None:
+            found = _kept(context, cell, file)
+            is_kept = found is not None
         if found is None:
             print(f"{number} of {len(work)}: {measure.name}, {cell.name}", file=sys.stderr, flush=True)
             found = _computed(context, measure, cell)
             if cell.kept:
                 file.write(found)
-        else:
-            kept += 1
+        kept += is_kept
         rows += found
         about = {**common, "checkpoint": str(loaded.path), "model": type(loaded.model).__name__}
         about |= {"done": number, "of": len(work)}

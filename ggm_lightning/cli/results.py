@@ -11,16 +11,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ggm_lightning.cli import ranks
+from ggm_lightning.cli.parts import Parts
 from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
 from ggm_lightning.rundir.terminal import visible
 
@@ -68,25 +67,12 @@ class Results:
                 os.replace(file, self.folder / file.name)
             text = json.dumps({"format": FORMAT, **self.settings}, indent=1)
             write_whole(self.folder / SETTINGS, f"{text}\n".encode())
-        shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+        self.parts.remove()
 
-    def part(self, start: int, stop: int, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The arrays of rows start..stop-1: those of a command that was stopped, or made now and kept until the end."""
-        folder, file = self.folder / _PARTS, self.folder / _PARTS / f"rows-{start}-{stop}.npz"
-        whose = json.dumps({"format": FORMAT, **self.settings}, sort_keys=True)
-        try:
-            with np.load(file, allow_pickle=False) as found:
-                arrays = dict(found)
-            if str(arrays.pop("settings")) == whose:
-                return arrays
-        except (OSError, ValueError, KeyError, EOFError):
-            pass  # none, or one that was being written
-        arrays = make()
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{os.getpid()}.npz"
-        np.savez(temporary, **{**arrays, "settings": np.array(whose)})  # type: ignore[arg-type]
-        os.replace(temporary, file)
-        return arrays
+    @property
+    def parts(self) -> Parts:
+        """Of rows that are finished, kept until all are."""
+        return Parts(self.folder / _PARTS, json.dumps({"format": FORMAT, **self.settings}, sort_keys=True))
 
 
 def place(parent: Path, name: str, settings: dict[str, Any], out: str | None, again: bool) -> Results:
@@ -109,12 +95,12 @@ def place(parent: Path, name: str, settings: dict[str, Any], out: str | None, ag
             # equal names of unequal results: of a model that was trained anew, above all
             folder = parent / f"{name}-{settings['checkpoint_identity'][:8]}"
             _refuse_occupied(folder, plain, str(folder))
-    done = _settings_of(folder) == plain and not again
-    if not done:
+    results = Results(folder, plain, done=_settings_of(folder) == plain and not again)
+    if not results.done and ranks.current().is_first:
         _refuse_unwritable(folder)
-    if again:
-        shutil.rmtree(folder / _PARTS, ignore_errors=True)  # what a stopped command left is done again, too
-    return Results(folder, plain, done)
+    if again and ranks.current().is_first:
+        results.parts.remove()  # what a stopped command left is done again, too
+    return results
 
 
 def _refuse_unwritable(folder: Path) -> None:

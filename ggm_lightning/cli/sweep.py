@@ -13,14 +13,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 from jsonargparse import ArgumentParser
 
-from ggm_lightning.cli import drawn, several_values, sweep_cells, sweep_grid, sweep_judges
+from ggm_lightning.cli import drawn, ranks, several_values, sweep_cells, sweep_grid, sweep_judges
 from ggm_lightning.cli.drawn import Draws
 from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
+from ggm_lightning.cli.parts import Arrays, Parts, divided
 from ggm_lightning.cli.sweep_grid import Cell
 from ggm_lightning.cli.sweep_judges import Court
 from ggm_lightning.metrics.frontier import Figures, figures_of
@@ -96,9 +99,55 @@ def sweep(
     for cell in cells:
         drawn.check(cell, draws)
     court = _court(checkpoints, judge, order, draws, data, prepare, device, trusted)
-    _mark(folder, {"checkpoints": list(ckpt_path), "judge": court.judge.title})
-    print(summary(Progress(cells, draws, court, folder).run()))
-    print(f"{folder}/sweep.html", file=sys.stderr)
+    _compute(Progress(cells, draws, court, folder), {"checkpoints": list(ckpt_path), "judge": court.judge.title})
+
+
+def _compute(progress: Progress, about: dict[str, object]) -> None:
+    """Of several ranks each draws and judges its cells, which rank 0 then finds."""
+    here = ranks.current()
+    if here.is_first:
+        _mark(progress.folder, about)
+    if here.count > 1:
+        _divide(progress.cells, progress.draws, progress.court, progress.folder)
+    if not here.is_first:
+        return
+    with ranks.alone():
+        print(summary(progress.run()))
+    print(f"{progress.folder}/sweep.html", file=sys.stderr)
+
+
+def _divide(cells: Sequence[Cell], draws: Draws, court: Court, folder: Path) -> None:
+    """Each rank draws and judges its cells, which lie in the folder when this ends on rank 0."""
+    here = ranks.current()
+    results = [drawn.results_of(cell, draws, folder / "cells") for cell in cells]
+    named = [one.folder.name for one in results]
+    parts = Parts(folder / ".parts", json.dumps([court.judge.key, len(court.real), *named]))
+    if here.is_first:
+        parts.remove()  # the cells themselves are what a stopped sweep goes on with
+
+    def make(number: int, stop: int) -> Arrays:
+        cell = cells[number]
+        print(f"cell {number + 1} of {len(cells)}: {cell.label}", file=sys.stderr, flush=True)
+        try:
+            with ranks.alone():
+                sweep_cells.measured(cell, draws, court, folder / "cells")
+        except ValueError:  # rank 0 will say so, and leave it out
+            return {"measured": np.array(False)}
+        return {"measured": np.array(True)}
+
+    spans = [(number, number + 1) for number in range(len(cells))]
+    found = divided(parts, spans, make, costs=[float(cell.steps_told) for cell in cells])
+    if found is None:
+        return
+    for cell, one in zip(cells, found, strict=True):
+        if one["measured"]:  # another node's files may be seen late
+            ranks.see(partial(_is_there, cell, draws, court, folder / "cells"), cell.label)
+    parts.remove()
+
+
+def _is_there(cell: Cell, draws: Draws, court: Court, folder: Path) -> bool:
+    results = drawn.results_of(cell, draws, folder)
+    return results.done and sweep_cells.read_figures(sweep_cells.figures_file(results, court), court) is not None
 
 
 def _refuse_settings(
@@ -117,7 +166,9 @@ def _refuse_settings(
 
 
 def refuse_other_folder(folder: Path) -> None:
-    """Before anything is computed: it can be written, and holds nothing but a sweep."""
+    """Before anything is computed: it can be written, and holds nothing but a sweep. Of several ranks, rank 0 looks."""
+    if not ranks.current().is_first:
+        return
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder}: a file is there; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
@@ -269,7 +320,9 @@ def run(args: list[str], named: Sequence[str], options: Mapping[str, str]) -> No
         allow_abbrev=False,
     )
     parser.add_function_arguments(sweep, as_group=False, skip={"named", "options"})
-    sweep(**parser.parse_args(joined(args)).as_dict(), named=named, options=options)
+    ranks.add_option(parser)
+    given = parser.parse_args(joined(args)).as_dict()
+    sweep(**ranks.without_option(given), named=named, options=options)
 
 
 def joined(args: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ggm_lightning.cli import drawn
 from ggm_lightning.cli.drawn import Draws
+from ggm_lightning.cli.results import Results
 from ggm_lightning.cli.sweep_grid import Cell
 from ggm_lightning.cli.sweep_judges import Court
 from ggm_lightning.metrics.frontier import Figures, figures_of
@@ -39,7 +40,7 @@ def measured(cell: Cell, draws: Draws, court: Court, folder: Path) -> Measured:
     results = drawn.results_of(cell, draws, folder)
     if not results.done:
         drawn.draw(cell, draws, results)
-    file = results.folder / f"figures-{court.judge.key}.json"
+    file = figures_file(results, court)
     found = read_figures(file, court)
     if found is not None:
         return Measured(found, new=not results.done)
@@ -52,6 +53,10 @@ def measured(cell: Cell, draws: Draws, court: Court, folder: Path) -> Measured:
     }
     write_figures(file, court, figures)
     return Measured(figures, new=True)
+
+
+def figures_file(results: Results, court: Court) -> Path:
+    return results.folder / f"figures-{court.judge.key}.json"
 
 
 def write_figures(file: Path, court: Court, figures: Figures) -> None:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from ggm_lightning.cli import ranks
 from ggm_lightning.cli.evaluation_sets import EvaluationSet, check, make_ready, opened, rows_of, sections
 from ggm_lightning.cli.loading import Loaded, load_family
 from ggm_lightning.codecs.text import Bytes, Characters
@@ -166,7 +167,7 @@ def held_out(
         raise ValueError(f"--data names {len(sources)} data sets; a sweep has one")
     (name, source), *_ = sources.items()
     one = opened(name, source, loaded.model, "val", loaded.config.get("seed_everything", 0), trust)
-    make_ready(one, prepare)
+    ranks.first_alone(lambda: make_ready(one, prepare))
     check(one, loaded.model)
     rows = one.data.rows(rows_of(one))
     return one, rows[np.arange(len(rows))]["x"].long().cpu()

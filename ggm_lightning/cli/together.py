@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,18 +40,19 @@ class Session:
         place: of this process (cli/launcher.py).
         folder: of the run.
         fits: whether it trains, and so writes checkpoints.
+        labelled: the streams whose lines begin with the rank, where SLURM does not see to it.
     """
 
-    def __init__(self, place: Place, folder: Path, fits: bool) -> None:
-        self.place, self.folder, self.fits = place, folder, fits
+    def __init__(self, place: Place, folder: Path, fits: bool, labelled: Sequence[str] = ("stdout", "stderr")) -> None:
+        self.place, self.folder, self.fits, self.labelled = place, folder, fits, labelled
         self.lock: FolderLock | None = None
 
     def begin(self) -> None:
         """Raises Apart where the ranks do not find each other."""
         place = self.place
         if place.is_together and not os.environ.get("SLURM_LABELIO"):
-            sys.stdout = Labelled(sys.stdout, f"rank {place.rank}: ")  # type: ignore[assignment]
-            sys.stderr = Labelled(sys.stderr, f"rank {place.rank}: ")  # type: ignore[assignment]
+            for name in self.labelled:
+                setattr(sys, name, Labelled(getattr(sys, name), f"rank {place.rank}: ", has_bars=place.rank == 0))
         if place.job is not None and self.fits and place.launcher != "lightning":
             if place.rank == 0:
                 lives.begin(self.folder, place.job, place.restart, ranks=place.ranks, version=ggm_lightning.__version__)
@@ -163,10 +165,11 @@ class Labelled(io.TextIOBase):
     Args:
         stream: that is written to.
         label: of every line.
+        has_bars: whether bars may be drawn on it, if it is a terminal: those of several ranks would mix.
     """
 
-    def __init__(self, stream: Any, label: str) -> None:
-        self.stream, self.label = stream, label
+    def __init__(self, stream: Any, label: str, has_bars: bool = True) -> None:
+        self.stream, self.label, self.has_bars = stream, label, has_bars
         self._at_start = True
 
     def write(self, text: str) -> int:
@@ -186,7 +189,7 @@ class Labelled(io.TextIOBase):
         self.stream.flush()
 
     def isatty(self) -> bool:
-        return bool(self.stream.isatty())
+        return self.has_bars and bool(self.stream.isatty())
 
     def fileno(self) -> int:
         return int(self.stream.fileno())
@@ -249,10 +252,10 @@ def session() -> Session | None:
     return _session
 
 
-def open_session(place: Place, folder: Path, fits: bool) -> Session:
+def open_session(place: Place, folder: Path, fits: bool, labelled: Sequence[str] = ("stdout", "stderr")) -> Session:
     """Begins it, too."""
     global _session
-    _session = Session(place, folder, fits)
+    _session = Session(place, folder, fits, labelled)
     _session.begin()
     return _session
 

@@ -52,6 +52,7 @@ class Hub:
         self._said_bye: set[int] = set()
         self._heard: dict[int, float] = {}
         self._told: dict[str, Any] = {}
+        self._arrived: dict[str, set[int]] = {}
         self._failed: queue.Queue[str] = queue.Queue()
         self._change = threading.Condition()
         self._writing = threading.Lock()
@@ -158,10 +159,27 @@ class Hub:
     def hear(self, name: str) -> Any:
         """What rank 0 tells of that name, however long that takes. Raises Apart when rank 0 is gone."""
         with self._change:
-            self._change.wait_for(lambda: name in self._told or self.is_over.is_set())
+            self._change.wait_for(lambda: name in self._told or self.is_over.is_set() or 0 in self._said_bye)
             if name not in self._told:
                 raise Apart("")
             return self._told.pop(name)
+
+    def arrive(self, name: str) -> None:
+        """To rank 0: this rank has come to the place of that name."""
+        self._write(0, {"arrived": name})
+
+    def gather(self, name: str, seconds: float) -> list[int]:
+        """Rank 0: waits until all others have come to the place of that name; those that have not within so many
+        seconds. Raises Apart when a rank is gone."""
+        others = set(range(1, self.ranks))
+        with self._change:
+            self._change.wait_for(lambda: self._arrived.get(name) == others or self.is_over.is_set(), seconds)
+            if self.is_over.is_set():
+                raise Apart("")
+            return sorted(others - self._arrived.pop(name, set()))
+
+    def node_of(self, rank: int) -> str:
+        return self._nodes.get(rank, "?")
 
     def fail(self, line: str) -> str:
         """This rank cannot go on, and `line` says why: ends all of them. The line that is to be printed here, or "".
@@ -202,8 +220,14 @@ class Hub:
             with self._change:
                 self._told[message["tell"]] = message["value"]
                 self._change.notify_all()
+        if "arrived" in message:
+            with self._change:
+                self._arrived.setdefault(message["arrived"], set()).add(rank)
+                self._change.notify_all()
         if "bye" in message:
-            self._said_bye.add(rank)
+            with self._change:
+                self._said_bye.add(rank)
+                self._change.notify_all()
         if "failed" in message:
             self._said_bye.add(rank)
             self._failed.put(message["failed"])

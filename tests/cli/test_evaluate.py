@@ -270,7 +270,7 @@ def test_a_set_that_is_missing_is_noticed_before_any_is_measured(
 ) -> None:
     write(place / "absent.yaml", "ggm_lightning.data.zeroshot.ZeroShotText", {"dataset": "lm1b", "path": "nowhere"})
     measured: list[str] = []
-    monkeypatch.setattr(evaluation, "nats_of_rows", lambda model, rows, settings, name, _: measured.append(name))
+    monkeypatch.setattr(evaluation, "nats_in_parts", lambda model, rows, settings, name, *_: measured.append(name))
     files = ["--data", str(place / "ptb.yaml"), str(place / "absent.yaml")]
     assert "absent: data.path: 'nowhere'" in error_of(
         capsys, ["--ckpt_path", checkpoint(place), "--prepare", "true", *files]
@@ -284,14 +284,14 @@ def test_a_set_that_is_missing_is_noticed_before_any_is_measured(
 def test_what_is_finished_is_kept_when_a_later_set_fails(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = evaluation.nats_of_rows
+    real = evaluation.nats_in_parts
 
-    def fail(model: Any, rows: Any, settings: Any, name: str, variances: Any) -> Tensor:
+    def fail(model: Any, rows: Any, settings: Any, name: str, *more: Any) -> Tensor | None:
         if name == "lambada":
             raise ValueError("the second set fails")
-        return real(model, rows, settings, name, variances)
+        return real(model, rows, settings, name, *more)
 
-    monkeypatch.setattr(evaluation, "nats_of_rows", fail)
+    monkeypatch.setattr(evaluation, "nats_in_parts", fail)
     files = ["--data", str(place / "ptb.yaml"), str(place / "lambada.yaml"), "--out", str(place / "kept")]
     command = ["evaluate", "--ckpt_path", checkpoint(place), "--prepare", "true", "--limit", "2", *files]
     with pytest.raises(SystemExit):
@@ -299,7 +299,7 @@ def test_what_is_finished_is_kept_when_a_later_set_fails(
     assert "the second set fails" in capsys.readouterr().err
     assert json.loads((place / "kept" / "ptb.json").read_text())["rows"] == 2
     measured: list[str] = []
-    monkeypatch.setattr(evaluation, "nats_of_rows", lambda *given: measured.append(given[3]) or real(*given))
+    monkeypatch.setattr(evaluation, "nats_in_parts", lambda *given: measured.append(given[3]) or real(*given))
     main(command)
     gone_on, undisturbed = capsys.readouterr().out, [*command[:-1], str(place / "undisturbed")]
     assert measured == ["lambada"]

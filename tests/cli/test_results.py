@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ggm_lightning.cli.main import main
-from ggm_lightning.cli.results import folder_name, place
+from ggm_lightning.cli.parts import divided
+from ggm_lightning.cli.results import Results, folder_name, place
 from ggm_lightning.models.md4 import MD4
 from tests.fixtures.v1 import unpacked
 
@@ -165,10 +166,15 @@ def test_a_stopped_command_goes_on_where_it_was(run: Path, monkeypatch: pytest.M
 def test_parts_of_other_settings_are_not_gone_on_with(tmp_path: Path) -> None:
     """Of the same rows: the settings stand in the part itself."""
     results = place(tmp_path, "x", {"seed": 1, "checkpoint_identity": "0" * 16}, str(tmp_path / "out"), False)
-    results.part(0, 2, lambda: {"x": np.array([1, 2])})
-    assert results.part(0, 2, lambda: {"x": np.array([3, 4])})["x"].tolist() == [1, 2]
+
+    def part(of: Results, value: int) -> list[int]:
+        found = divided(of.parts, [(0, 2)], lambda start, stop: {"x": np.array([value])})
+        return [int(one["x"][0]) for one in found or []]
+
+    assert part(results, 1) == [1]
+    assert part(results, 3) == [1]
     other = place(tmp_path, "x", {"seed": 2, "checkpoint_identity": "0" * 16}, str(tmp_path / "out"), False)
-    assert other.part(0, 2, lambda: {"x": np.array([3, 4])})["x"].tolist() == [3, 4]
+    assert part(other, 3) == [3]
 
 
 def test_a_failure_while_writing_leaves_nothing_half(tmp_path: Path) -> None:

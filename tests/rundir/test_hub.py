@@ -128,3 +128,20 @@ def test_a_port_that_is_taken_and_one_of_another_job(tmp_path) -> None:
             one.leave()
     assert len(set(hubs.ports(token))) > 10
     assert hubs.ports("17 0 0") != hubs.ports("18 0 0")
+
+
+def test_rank_0_knows_who_has_come_so_far(three: list[Hub]) -> None:
+    three[1].arrive("here")
+    assert three[0].gather("here", 0.5) == [2]
+    for one in three[1:]:
+        one.arrive("there")
+    assert three[0].gather("there", 10.0) == []
+    assert three[0].gather("nowhere", 0.01) == [1, 2]
+
+
+def test_who_has_left_tells_nothing_more(three: list[Hub]) -> None:
+    three[0].tell("early", 1)
+    three[0].leave()
+    assert three[1].hear("early") == 1
+    (raised,) = together([lambda: three[1].hear("late")])
+    assert isinstance(raised, Apart)

@@ -156,21 +156,21 @@ class Job:
         """As SLURM itself does: to the tasks of the steps, and not to the script."""
         self.cluster.run("scancel", f"--signal={name}", self.number)
 
-    def process(self, rank: int) -> int:
+    def process(self, rank: int, command: str = "fit") -> int:
         """The pid of a rank's interpreter."""
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 words = (folder / "environ").read_bytes().split(b"\0")
-                command = (folder / "cmdline").read_bytes()
+                line = (folder / "cmdline").read_bytes()
             except OSError:
                 continue
             wanted = {f"SLURM_JOB_ID={self.number}".encode(), f"SLURM_PROCID={rank}".encode()}
-            if b"ggm_lightning" in command and b"\0fit\0" in command and wanted < set(words):
+            if b"ggm_lightning" in line and f"\0{command}\0".encode() in line and wanted < set(words):
                 return int(folder.name)
         raise AssertionError(f"{self.name}: no process of rank {rank}")
 
-    def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
-        os.kill(self.process(rank), number)
+    def kill(self, rank: int, number: int = signal.SIGKILL, command: str = "fit") -> None:
+        os.kill(self.process(rank, command), number)
 
     def errors(self) -> list[str]:
         return [line for line in self.output.splitlines() if "lightning: error:" in line]

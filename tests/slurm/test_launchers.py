@@ -29,9 +29,9 @@ CASES: dict[str, tuple[tuple[str, ...], str, str]] = {
         f"{LABELLED} --trainer.strategy={STRATEGY}",
         "ModelParallelStrategy, which divides the weights",
     ),
-    "evaluating": (
+    "infilling": (
         TWO_NODES,
-        "srun --label lightning evaluate --ckpt_path x",
+        "srun --label lightning infill --ckpt_path x",
         "write `srun --nodes=1 --ntasks=1 lightning",
     ),
 }
