@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ggm_lightning import __version__
+from ggm_lightning.cli import ranks
 from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
 from ggm_lightning.codecs.codec import dict_hash
 from ggm_lightning.data.fingerprints import hash_of_rows
@@ -130,7 +131,8 @@ class BoundFile:
         """
         if folder.is_file():
             raise OSError(f"--out {folder}: a file is there; name a folder for the figures")
-        refuse_unwritable(folder, "choose another folder by --out")
+        if ranks.current().is_first:  # the others write nothing but parts
+            refuse_unwritable(folder, "choose another folder by --out")
         about = {**about, "name": one.name, "data": one.section, "split": one.split}
         rows = one.data.rows(rows_of(one))  # the same section may by now mean other rows
         about |= {"rows_hash": rows_hash(rows), "measured_rows_hash": hash_of_rows(rows, about["limit"])}
