@@ -53,6 +53,7 @@ def largest_difference(one: Path, two: Path) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path: Path) -> None:
     ddp = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     one = fit(tmp_path, "one", "--trainer.max_steps=4")

@@ -249,9 +249,9 @@ def foreign_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def on_a_cpu(path: Path) -> Any:
-    """ggm_ffhq_vqgan is ggm_celebahq_vqgan on other pictures; each fills in 256 sites, one after the other. mdlm_owt is
-    md4_owt with another network, and 50,257 tokens are as many there."""
-    twins = ("ggm_ffhq_vqgan", "mdlm_owt")
+    """Long ones whose like is there: the VQGANs fill in 256 sites, one after the other, as ggm_digits_vqgan does 16;
+    lddm_seq_owt and lddm_lm1b are near lddm_owt; mdlm_owt is md4_owt with another network."""
+    twins = ("ggm_ffhq_vqgan", "ggm_celebahq_vqgan", "mdlm_owt", "lddm_lm1b", "lddm_seq_owt")
     return pytest.param(path, id=ids(path), marks=pytest.mark.slow if path.stem in twins else ())
 
 

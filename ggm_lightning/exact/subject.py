@@ -18,6 +18,7 @@ from ggm_lightning.exact.noise import Noise
 from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
+from ggm_lightning.models.diladd import DiLADD
 from ggm_lightning.models.genmd4 import GenMD4
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
@@ -65,6 +66,11 @@ def of(
     its noise nor a network is known."""
     if not isinstance(model, Family):
         raise ValueError(f"prove: a {type(model).__name__} came; give a model of a class derived from Family")
+    if isinstance(model, DiLADD):
+        raise ValueError(
+            "prove: DiLADD holds a family of its own for its codes and knows no exact network here; give that family, "
+            "model.prior, and the family of its tokens, MD4"
+        )
     n, V = model.num_sites, model.num_classes
     if V**n > _MOST:
         raise ValueError(

@@ -58,7 +58,7 @@ def together(work: Callable[[], object], count: int = 2) -> list[object]:
         except Exception as error:
             found[rank] = error
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -196,6 +196,7 @@ def _hold(folder: Path, ready: Any, go: Any) -> None:
         go.wait(60)
 
 
+@pytest.mark.slow
 def test_the_second_preparation_says_whom_it_waits_for(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     ready, go = context.Event(), context.Event()

@@ -132,6 +132,7 @@ def test_shards_that_were_just_written_are_not_remembered(folder: Path, compared
     assert not list(folder.glob(".verified-*"))
 
 
+@pytest.mark.slow
 def test_where_the_folder_cannot_be_written_each_process_compares_for_itself(
     folder: Path, compared: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def test_inspect_names_the_classes_and_imports_none(trained: tuple[str, Path], c
     assert MODULES[page] not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_codec_that_cannot_be_loaded_again_ends_fit_and_prepare_at_once(tmp_path: Path) -> None:
     """The page's own codec, with the line left out that keeps the argument."""
     files, (fit, *_) = blocks("codec")

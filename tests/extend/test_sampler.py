@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.extend import pages
 
 N = 64
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
     page = "sampler.md"
     pages.write(page, tmp_path)

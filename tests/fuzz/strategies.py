@@ -213,7 +213,7 @@ def configurations(draw: st.DrawFn, files: Path, kind: str | None = None) -> Tre
     labelled = kind in (None, "arrays.ArrayData") and draw(st.integers(0, 3)) == 0
     top = mapping(
         seed_everything=st.integers(0, 2**32 - 1),
-        name=st.sampled_from(["toy", "a-b_c.d", "sweep/1"]),
+        name=st.sampled_from(["toy", "a-b_c.d", "sweep-1"]),
         runs=st.sampled_from(["runs", "elsewhere/runs"]),
         logger=st.sampled_from([["csv"], []]),
         checkpoint_every_n_steps=st.integers(1, 5),

@@ -27,7 +27,7 @@ def together(work: list[Callable[[], object]]) -> list[object]:
         except Exception as error:
             found[number] = error
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(work))]
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(work))]
     for thread in threads:
         thread.start()
     for thread in threads:
