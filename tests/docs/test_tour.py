@@ -28,3 +28,12 @@ def test_the_tour(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "4 of 4 hold" in printed
     assert "all are 2 times what they should be" in printed
+
+
+def test_what_it_keeps_is_no_machine_s() -> None:
+    """Warnings of the run that filled it in, with its paths, are left out."""
+    cells = json.loads(TOUR.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+    assert any(output["output_type"] == "stream" for output in outputs)
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert "site-packages" not in TOUR.read_text(encoding="utf-8")
