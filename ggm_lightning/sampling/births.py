@@ -14,9 +14,9 @@ from torch import Tensor
 from ggm_lightning.core import births, death
 from ggm_lightning.core.categorical import PLAIN, Sharpening
 from ggm_lightning.sampling.contract import Denoises
-from ggm_lightning.sampling.particles import Particles, checked
+from ggm_lightning.sampling.particles import Filtered
 from ggm_lightning.sampling.request import Request
-from ggm_lightning.sampling.sampler import Run, Sampler, Step
+from ggm_lightning.sampling.sampler import Run, Step
 
 
 class Dies(Denoises, Protocol):
@@ -35,7 +35,7 @@ class Dies(Denoises, Protocol):
     ) -> Any: ...
 
 
-class Births(Sampler):
+class Births(Filtered):
     """num_steps network calls: that many times on the logit grid from t_end to t_0, any number, then 0.
 
     Known sites follow the death process of their value: thinned at t_end, bridged from step to step. The others see
@@ -52,8 +52,8 @@ class Births(Sampler):
     only_where_offered = True
 
     def __init__(self, kernel: str, particles: int = 1) -> None:
+        super().__init__(particles)
         self.kernel = kernel
-        self.particles = checked(particles)
 
     def check(self, model: Denoises) -> None:
         super().check(model)
@@ -67,7 +67,7 @@ class Births(Sampler):
         if self.kernel == "rounded":
             warnings.warn(births.ROUNDED_BIAS, stacklevel=2)
         z = run.model.prior_sample(run.request.num_samples)
-        self._particles = None if self.particles == 1 else Particles(run, self.particles)
+        self.begin(run)
         if run.request.clamp is None:
             return z
         if self._particles is not None:
@@ -106,15 +106,6 @@ class Births(Sampler):
             log_p = law.log_prob(torch.where(known, bridged, run.z))
             law = law.taken(self._particles.ancestors(run, log_p))
         run.z = torch.where(known, bridged, law.draw(run.uniform))
-
-    def state(self, run: Run) -> Tensor:
-        z = run.z if self._particles is None else self._particles.first(run.z)
-        return run.shaped(z)
-
-    def finish(self, run: Run) -> Tensor:
-        if self._particles is not None:
-            self._particles.keep(run)
-        return super().finish(run)
 
 
 def _end(run: Run) -> float:

@@ -32,12 +32,7 @@ from torch import Tensor
 from ggm_lightning.core import noise, watch
 from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.sampling.request import Request
-from ggm_lightning.sampling.sampler import Run
-
-
-def checked(particles: int) -> int:
-    """The option, or ValueError."""
-    return whole_number("particles", particles, 1)
+from ggm_lightning.sampling.sampler import Run, Sampler
 
 
 def systematic(log_w: Tensor, u: Tensor) -> Tensor:
@@ -112,3 +107,28 @@ class Particles:
                 "values, and all were kept; give more particles or steps",
                 stacklevel=2,
             )
+
+
+class Filtered(Sampler):
+    """Base of the samplers that may fill in by particles.
+
+    Args:
+        particles: K, for infilling: each step sends K times the rows. 1 is the sampler without them.
+    """
+
+    def __init__(self, particles: int = 1) -> None:
+        self.particles = whole_number("particles", particles, 1)
+        self._particles: Particles | None = None
+
+    def begin(self, run: Run) -> None:
+        """The first thing that `start` does: from here on the run has K rows for each one."""
+        self._particles = None if self.particles == 1 else Particles(run, self.particles)
+
+    def state(self, run: Run) -> Tensor:
+        z = run.z if self._particles is None else self._particles.first(run.z)
+        return run.shaped(z)
+
+    def finish(self, run: Run) -> Tensor:
+        if self._particles is not None:
+            self._particles.keep(run)
+        return super().finish(run)

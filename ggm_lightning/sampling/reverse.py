@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ggm_lightning.core import watch
 from ggm_lightning.sampling.contract import Denoises
-from ggm_lightning.sampling.particles import Particles, checked
+from ggm_lightning.sampling.particles import Filtered, Particles
 from ggm_lightning.sampling.request import Clamp
 from ggm_lightning.sampling.sampler import Run, Sampler
 
@@ -52,7 +52,7 @@ class _Corrupts(Denoises, Protocol):
         """The law of x_s at known sites, from zt Int64[b, n]; what it draws elsewhere is not used."""
 
 
-class Bridged(Reverse):
+class Bridged(Filtered, Reverse):
     """Known sites follow the bridge of their own value, so that the others see them only as they are at the time.
 
     The model's `reverse_law` takes `known` = (x_0 Int64[m, n], Bool[m, n]) and is that bridge there; its `corrupt`
@@ -67,12 +67,9 @@ class Bridged(Reverse):
 
     only_where_offered = True
 
-    def __init__(self, particles: int = 1) -> None:
-        self.particles = checked(particles)
-
     def start(self, run: Run) -> Tensor:
         rows, when = run.request, run.t
-        self._particles = None if self.particles == 1 else Particles(run, self.particles)
+        self.begin(run)
         uniform: Callable[[str], Tensor] = partial(run.request.uniform(run.model.num_sites), step=0)
         z = run.model.prior_sample(run.request.num_samples, uniform)
         if rows.clamp is None:
@@ -99,15 +96,6 @@ class Bridged(Reverse):
         log_p = law.log_prob(torch.where(known, bridged, run.z))
         law = law.taken(particles.ancestors(run, log_p))
         return torch.where(known, bridged, law.draw(run.uniform))
-
-    def state(self, run: Run) -> Tensor:
-        z = run.z if self._particles is None else self._particles.first(run.z)
-        return run.shaped(z)
-
-    def finish(self, run: Run) -> Tensor:
-        if self._particles is not None:
-            self._particles.keep(run)
-        return super().finish(run)
 
     def law(self, run: Run, rows: Tensor, **more: Any) -> Any:
         if run.request.clamp is not None:
