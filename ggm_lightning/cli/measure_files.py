@@ -17,7 +17,7 @@ from ggm_lightning.cli.loading import Loaded
 from ggm_lightning.cli.results import folder_name
 from ggm_lightning.codecs.codec import dict_hash
 from ggm_lightning.report.evaluation_rows import Key, Row, by_key, finite, said, tables
-from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
+from ggm_lightning.rundir.folder import refuse_unwritable_results, write_whole
 
 FORMAT = 1
 WHOLE = "evaluation.json"
@@ -92,15 +92,8 @@ def place(loaded: Loaded, settings: Settings, out: str | None) -> Path:
     if identity is None and taken:
         raise ValueError(f"--out {folder}: holds a {taken[0]} that is none of an evaluation; name a new folder")
     if ranks.current().is_first:
-        _refuse_unwritable(folder)
+        refuse_unwritable_results(folder)
     return folder
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    before = folder.is_dir()
-    refuse_unwritable(folder, "choose another folder by --out")
-    if not before:
-        folder.rmdir()
 
 
 def _default(loaded: Loaded, settings: Settings) -> Path:

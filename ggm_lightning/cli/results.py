@@ -20,7 +20,7 @@ from typing import Any
 
 from ggm_lightning.cli import ranks
 from ggm_lightning.cli.parts import Parts
-from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
+from ggm_lightning.rundir.folder import refuse_unwritable_results, write_whole
 from ggm_lightning.rundir.terminal import visible
 
 FORMAT = 1  # of settings.json and of what lies beside it; before there was none
@@ -97,18 +97,10 @@ def place(parent: Path, name: str, settings: dict[str, Any], out: str | None, ag
             _refuse_occupied(folder, plain, str(folder))
     results = Results(folder, plain, done=_settings_of(folder) == plain and not again)
     if not results.done and ranks.current().is_first:
-        _refuse_unwritable(folder)
+        refuse_unwritable_results(folder)
     if again and ranks.current().is_first:
         results.parts.remove()  # what a stopped command left is done again, too
     return results
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    """Without leaving an empty folder behind, should something else be wrong with the command."""
-    before = folder.is_dir()
-    refuse_unwritable(folder, "choose another folder by --out")
-    if not before:
-        folder.rmdir()
 
 
 def _occupied(folder: Path) -> bool:

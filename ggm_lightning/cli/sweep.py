@@ -29,7 +29,7 @@ from ggm_lightning.cli.sweep_judges import Court
 from ggm_lightning.metrics.frontier import Figures, figures_of
 from ggm_lightning.report.sweep_page import Row, Sweep, summary, write_sweep
 from ggm_lightning.rundir.exported import results_folder
-from ggm_lightning.rundir.folder import refuse_unwritable, write_whole
+from ggm_lightning.rundir.folder import refuse_unwritable_results, write_whole
 
 STEPS = (8, 16, 32, 64, 128, 256, 512, 1024)
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
@@ -173,10 +173,7 @@ def refuse_other_folder(folder: Path) -> None:
         raise ValueError(f"--out {folder}: a file is there; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
         raise ValueError(f"--out {folder}: holds files that are no sweep; name a new folder")
-    before = folder.is_dir()
-    refuse_unwritable(folder, "choose another folder by --out")
-    if not before:
-        folder.rmdir()
+    refuse_unwritable_results(folder)
 
 
 def _mark(folder: Path, about: dict[str, object]) -> None:

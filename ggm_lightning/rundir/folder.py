@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -34,6 +35,16 @@ def refuse_unwritable(folder: Path, remedy: str = "choose another folder by --ru
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"{folder}: cannot be written ({reason}); {remedy}") from None
+
+
+def refuse_unwritable_results(folder: Path) -> None:
+    """The same for a folder that a command will write at its end: no empty one is left behind, should something else be
+    wrong with the command."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    refuse_unwritable(folder, "choose another folder by --out")
+    with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+        for place in made:
+            place.rmdir()
 
 
 def unused_path(path: Path, content: bytes) -> Path:
