@@ -10,47 +10,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class Reconstruction(Metric):
+class CodeUse(Metric):
     """Sums over all batches and ranks, exact whatever their sizes.
 
-        mse               mean (x - x_hat)^2 over pixels and channels, of values in -1..1
-        psnr              10 log10(4 / mse), decibels: 4 is the square of the range
         code_perplexity   exp(-sum_k p_k ln p_k), p_k the share of code k: how many codes seem to be in use
         codes_used        share of the codebook that occurs at all
-
-    Args:
-        num_codes: of the codebook.
-    """
-
-    higher_is_better = False
-
-    def __init__(self, num_codes: int) -> None:
-        super().__init__()
-        self.num_codes = num_codes
-        self.squares: Tensor
-        self.values: Tensor
-        self.counts: Tensor
-        self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("values", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(num_codes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, x: Float[Tensor, " b *s"], x_hat: Float[Tensor, " b *s"], codes: Int64[Tensor, " b *g"]) -> None:
-        self.squares += (x - x_hat).double().square().sum()
-        self.values += x.numel()
-        self.counts += torch.bincount(codes.reshape(-1), minlength=self.num_codes)
-
-    def compute(self) -> dict[str, Tensor]:
-        mse = self.squares / self.values
-        return {
-            "mse": mse,
-            "psnr": 10 * torch.log10(4 / mse),
-            "code_perplexity": perplexity(self.counts),
-            "codes_used": (self.counts > 0).double().mean(),
-        }
-
-
-class CodeUse(Metric):
-    """Sums over all batches and ranks: code_perplexity and codes_used, as Reconstruction has them.
 
     Args:
         num_codes: of the codebook.
@@ -69,6 +33,34 @@ class CodeUse(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         return {"code_perplexity": perplexity(self.counts), "codes_used": (self.counts > 0).double().mean()}
+
+
+class Reconstruction(CodeUse):
+    """Beside the use of the codes, of pictures:
+
+    mse               mean (x - x_hat)^2 over pixels and channels, of values in -1..1
+    psnr              10 log10(4 / mse), decibels: 4 is the square of the range
+    """
+
+    higher_is_better = False
+
+    def __init__(self, num_codes: int) -> None:
+        super().__init__(num_codes)
+        self.squares: Tensor
+        self.values: Tensor
+        self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("values", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(  # type: ignore[override]
+        self, x: Float[Tensor, " b *s"], x_hat: Float[Tensor, " b *s"], codes: Int64[Tensor, " b *g"]
+    ) -> None:
+        super().update(codes)
+        self.squares += (x - x_hat).double().square().sum()
+        self.values += x.numel()
+
+    def compute(self) -> dict[str, Tensor]:
+        mse = self.squares / self.values
+        return {"mse": mse, "psnr": 10 * torch.log10(4 / mse), **super().compute()}
 
 
 def perplexity(counts: Int64[Tensor, " codes"]) -> Float[Tensor, ""]:
