@@ -18,6 +18,7 @@ from ggm_lightning import __version__
 from ggm_lightning.cli import ranks
 from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
 from ggm_lightning.codecs.codec import dict_hash
+from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.data.fingerprints import hash_of_rows
 from ggm_lightning.data.latents import rows_hash
 from ggm_lightning.metrics.likelihood import Likelihood
@@ -45,8 +46,8 @@ class Settings:
             raise ValueError(f"--split is {self.split!r}; choose val or test")
         counts = {"num_samples": self.num_samples, "batch_size": self.batch_size, "limit": self.limit}
         for key, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"--{key} is {value}; it must be at least 1")
+            if value is not None:
+                whole_number(f"--{key}", value, 1)
 
 
 @dataclass(frozen=True)

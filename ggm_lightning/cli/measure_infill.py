@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
 from ggm_lightning.cli.measures import Cell, Context, Measure, Plan
+from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.data.fingerprints import hash_of_ids
 from ggm_lightning.metrics import infilling
 from ggm_lightning.metrics.infilling import Fill, Infilling
@@ -50,9 +51,8 @@ class Infill(Measure):
 
     def check(self, context: Context) -> None:
         model = context.loaded.model
-        for name, value in (("infill_rows", self.infill_rows), ("infill_states", self.infill_states)):
-            if value < 1:
-                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        whole_number("--infill_rows", self.infill_rows, 1)
+        whole_number("--infill_states", self.infill_states, 1)
         if not self.shares:
             raise ValueError("--shares is empty; give at least one")
         for pattern in self.patterns_of(model):

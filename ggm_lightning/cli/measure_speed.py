@@ -10,6 +10,7 @@ import torch
 
 from ggm_lightning.cli import drawing
 from ggm_lightning.cli.measures import Cell, Context, Measure, Plan
+from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.metrics import speed
 from ggm_lightning.report.evaluation_rows import Row
 from ggm_lightning.sampling.request import Samples
@@ -34,9 +35,8 @@ class Speed(Measure):
         return True
 
     def check(self, context: Context) -> None:
-        for name, value in (("repeats", self.repeats), ("timed_samples", self.timed_samples)):
-            if value < 1:
-                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        whole_number("--repeats", self.repeats, 1)
+        whole_number("--timed_samples", self.timed_samples, 1)
 
     def cells(self, context: Context) -> list[Cell]:
         """No set has a part in it; the figures stand on the lines of the first."""

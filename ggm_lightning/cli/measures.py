@@ -48,6 +48,7 @@ from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
 from ggm_lightning.cli.loading import Loaded, load_family, trusted_names
 from ggm_lightning.cli.measure_files import CellFile, place
 from ggm_lightning.cli.parts import Arrays, Parts, divided
+from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.report.evaluation_page import write_evaluation
 from ggm_lightning.report.evaluation_rows import Key, Row
 
@@ -83,8 +84,7 @@ class Sampling:
         for name, values in lists.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} {list(values)}: give at least one value, and none twice")
-        if self.num_drawn < 2:
-            raise ValueError(f"--num_drawn is {self.num_drawn}; it must be at least 2")
+        whole_number("--num_drawn", self.num_drawn, 2)
 
 
 @dataclass(frozen=True)
