@@ -58,3 +58,10 @@ def write(path: Path, family: str, seed: int = 0, codec: Codec | None = None) ->
     about = checkpoint_files.describe(model)
     torch.save({"state_dict": model.state_dict(), "global_step": 3, checkpoint_files.KEY: about}, path)
     return str(path)
+
+
+def model_and_judge(folder: Path) -> Path:
+    """runs/md4 and, of the same data, runs/ar in the folder."""
+    write(folder / "runs" / "md4" / "last.ckpt", "md4")
+    write(folder / "runs" / "ar" / "last.ckpt", "ar")
+    return folder

@@ -25,7 +25,7 @@ from ggm_lightning.data.rows import Rows
 from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.metrics.jensen_shannon import jensen_shannon
 from ggm_lightning.report.evaluation_rows import Key, Row
-from tests.cli.small_checkpoints import SOURCE, N, V, write
+from tests.cli.small_checkpoints import SOURCE, N, V, model_and_judge, write
 from tests.cli.test_sweep import Killer, linear_calls
 
 MD4 = ["--ckpt_path", "runs/md4/last.ckpt"]
@@ -37,9 +37,7 @@ _TIMES = ("_seconds", "_date")
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    write(Path("runs/md4/last.ckpt"), "md4")
-    write(Path("runs/ar/last.ckpt"), "ar")
-    return tmp_path
+    return model_and_judge(tmp_path)
 
 
 def run(*arguments: str) -> None:

@@ -20,15 +20,13 @@ from ggm_lightning.cli.main import main
 from ggm_lightning.cli.sweep import joined
 from ggm_lightning.codecs.text import Characters, Integers
 from ggm_lightning.models.base import Family
-from tests.cli.small_checkpoints import N, V, write
+from tests.cli.small_checkpoints import N, V, model_and_judge, write
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    write(Path("runs/md4/last.ckpt"), "md4")
-    write(Path("runs/ar/last.ckpt"), "ar")
-    return tmp_path
+    return model_and_judge(tmp_path)
 
 
 SMALL = ["--num_steps", "2", "5", "--temperature", ".5", "1", "--num_samples", "6", "--out", "out"]
