@@ -137,7 +137,7 @@ def model_of(path: Path, num_classes: int, shape: tuple[int, ...], device: str =
 def step_bytes(model: Family, rows: int) -> int:
     """The most at a time beside the weights and the optimiser: gradients, activations, logits."""
     x = torch.zeros(rows, *model.shape, dtype=torch.int64, device="meta")
-    for family in (model, getattr(model, "prior", model)):
+    for family in (part for part in model.modules() if isinstance(part, Family)):  # the model, and a prior within it
         family.looked_at = Everything()
     number = property(lambda sites: sites.mask.numel() // 2)  # the mean of a linear schedule
     thin = mock.patch.object(counting, "thin", lambda x, p, q, u, cap: x * 1)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"feature_dim": 8, "num_heads": 2, "num_layers": 1, "num_latents": 4, "latent_dim": 4}
+# 8 latents, each of a chunk of 8 of the 64 tokens
+SMALL = {"feature_dim": 8, "num_heads": 2, "num_layers": 1, "num_latents": 8, "latent_dim": 4}
 
 
 def lightning(folder: Path, *arguments: str, fails: bool = False) -> str:
