@@ -227,7 +227,9 @@ def test_rare_tokens_and_reveal_rate_are_exact(num_steps: int) -> None:
     assert abs(mass) < 4
 
 
-@pytest.mark.parametrize(("num_steps", "sites"), [(100, 12_000_000), (1000, 6_000_000)])
+@pytest.mark.parametrize(
+    ("num_steps", "sites"), [pytest.param(100, 12_000_000, marks=pytest.mark.slow), (1000, 6_000_000)]
+)
 def test_control_the_float32_race_fails_the_same_check(num_steps: int, sites: int) -> None:
     rate, mass = deviations(*float32_race(1 / num_steps, sites), reveal=1 / num_steps)
     assert min(rate, mass) < -40  # ten times the tolerance of the test above

@@ -145,6 +145,7 @@ def test_where_the_folder_cannot_be_written_each_process_compares_for_itself(
         assert len(compared) == times * BLOCKS
 
 
+@pytest.mark.slow
 def test_nothing_is_left_in_the_folder_of_another_user(
     folder: Path, compared: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

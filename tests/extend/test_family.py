@@ -89,6 +89,7 @@ def test_its_last_step_proves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {"bound", "equal", "reverse_law"} <= set(printed.getvalue().split())
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
     page = "family.md"
     pages.write(page, tmp_path)

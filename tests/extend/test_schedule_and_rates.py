@@ -139,6 +139,7 @@ def test_lddm_takes_two_of_them(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["rates"], indirect=True)
+@pytest.mark.slow
 def test_rates_from_an_empty_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train, save, train_from_file, sample, sample_of_file = commands("rates")
     for words in (train, save, train_from_file):

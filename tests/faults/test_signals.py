@@ -35,7 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("number", "until", "scenario"),
     [
-        (signal.SIGTERM, "ttttt", "no workers"),
+        pytest.param(signal.SIGTERM, "ttttt", "no workers", marks=pytest.mark.slow),
         (signal.SIGUSR1, "ttttt", "accumulation"),
         (signal.SIGINT, "tttt", "two workers"),
         (signal.SIGTERM, "tttt", "two workers"),

@@ -69,6 +69,7 @@ def logged_steps(file: Path, last: int) -> list[int]:
     return steps
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_and_an_evaluation_does_not(tmp_path: Path) -> None:
     run = fit(tmp_path, "fit", 5)
     (run / "last.ckpt").rename(run / "earlier.ckpt")
