@@ -122,15 +122,17 @@ class Deaths(Exact):
         super().__init__(law)
         self.output, self.own, self.counts = output, own, counts
         self.cap = law.num_classes - 1
+        x_0 = torch.arange(self.cap + 1, dtype=torch.float64)
+        self.gone = (x_0 - x_0[:, None]).clamp(min=0)  # [x_t, x_0]
+        self.log_choose = torch.lgamma(x_0 + 1) - torch.lgamma(x_0 + 1)[:, None] - torch.lgamma(self.gone + 1)
+        self.possible = x_0 >= x_0[:, None]
 
     def reach(self, x: Tensor, f: Tensor) -> Tensor:
         """P(x_t | x_0) Float64[b, n, V] of x_t Int64[b, n] at p = sigmoid(f), f Float64[b]."""
         f = f.double()[:, None, None]
-        m, x_t = torch.arange(self.cap + 1, dtype=torch.float64), x[..., None].double()
-        gone = (m - x_t).clamp(min=0)
-        choose = torch.lgamma(m + 1) - torch.lgamma(x_t + 1) - torch.lgamma(gone + 1)
         log_p, log_q = nn.functional.logsigmoid(f), nn.functional.logsigmoid(-f)
-        return torch.where(m >= x_t, torch.exp(choose + x_t * log_p + gone * log_q), 0.0)
+        log_reach = self.log_choose[x] + x[..., None].double() * log_p + self.gone[x] * log_q
+        return torch.where(self.possible[x], log_reach.exp(), 0.0)
 
     def forward(self, z: Tensor, f: Tensor, label: Tensor | None = None) -> Tensor:
         z = z.flatten(1)

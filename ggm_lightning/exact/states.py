@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_FEW = 256  # rows whose answers are computed sooner than it is found out which are equal
 Known = tuple[Tensor, Tensor]  # (values Int64[n], Bool[n]): sites that are given, and what they are
 
 
@@ -94,7 +95,10 @@ def quadrature(pieces: int = 28, nodes: int = 20, first: float = 1e-7) -> tuple[
 
 def distinct(t: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
     """(first, back): one row of each kind of (t, whole numbers >= 0), and for every row its kind. Thousands of samples
-    are in few states, so that an exact network has few answers to compute."""
+    are in few states, so that an exact network has few answers to compute. Few rows are not worth the search."""
+    if len(t) <= _FEW:
+        every = torch.arange(len(t), device=t.device)
+        return every, every
     code = t.unique(return_inverse=True)[1]
     for column in torch.cat(columns, 1).unbind(1):
         whole = column.long()
