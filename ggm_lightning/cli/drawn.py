@@ -10,7 +10,7 @@ settings.json is written last; batches that a stopped command has drawn are gone
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +19,37 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ggm_lightning.cli import drawing
+from ggm_lightning.cli.evaluation_sets import EvaluationSet
 from ggm_lightning.cli.parts import batches, divided
 from ggm_lightning.cli.results import Results, folder_name, place
 from ggm_lightning.cli.sweep_grid import Cell
 from ggm_lightning.data.fingerprints import hash_of_ids
+from ggm_lightning.models.base import Family
+from ggm_lightning.networks.labels import labels_known
 from ggm_lightning.sampling import naming
 from ggm_lightning.sampling.request import checked
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What all cells have in common: how many samples, with which seed, of which class, how many at once."""
+    """What all cells have in common: how many samples, with which seed, of which class, how many at once.
+
+    `classes` are those of label data: one for each sample.
+    """
 
     num_samples: int
     seed: int
     label: int | str | None
     batch_size: int
+    classes: tuple[int, ...] = ()
+
+    def labels(self, model: Family, count: int | None = None) -> Int64[Tensor, " count"] | None:
+        """Of `count` samples, by default of all; None leaves the class to the model."""
+        count = self.num_samples if count is None else count
+        if not self.classes:
+            return drawing.labels_of(model, self.label, count)
+        spread = np.arange(count) * len(self.classes) // count
+        return torch.tensor(self.classes, device=model.device)[spread]
 
 
 @dataclass(frozen=True)
@@ -58,10 +73,24 @@ class Drawn:
         return hash_of_ids(self.x)
 
 
+def of_classes(draws: Draws, model: Family, one: EvaluationSet, split: str) -> Draws:
+    """With label data or none: each class as often as among the rows of that split, of which as many are taken, evenly
+    spaced. Where model or data know no classes nothing changes; ValueError if label data was asked for."""
+    if draws.label not in (None, "data"):
+        return draws
+    rows = one.data.rows(split) if split in one.data.splits else None
+    if not labels_known(model.network) or rows is None or "label" not in rows[[0]]:
+        if draws.label == "data":
+            raise ValueError(f"--label data: the model or {one.name} ({split}) knows no classes; leave it out")
+        return draws
+    label = rows[np.arange(draws.num_samples) * len(rows) // draws.num_samples]["label"]
+    return replace(draws, label="data", classes=tuple(label.tolist()))
+
+
 def check(cell: Cell, draws: Draws) -> None:
     """ValueError for a request that the family cannot mean, before anything is drawn."""
     model = cell.contender.loaded.model
-    labels = drawing.labels_of(model, draws.label, draws.num_samples)
+    labels = draws.labels(model)
     checked(model, draws.num_samples, cell.steps_told, labels, seed=draws.seed)
     naming.sharpening({"temperature": cell.temperature, "top_p": cell.top_p, **cell.contender.options})
 
@@ -83,6 +112,8 @@ def results_of(cell: Cell, draws: Draws, folder: Path) -> Results:
         "num_samples": draws.num_samples,
         **one.loaded.noted,
     }
+    if draws.classes:
+        settings["classes"] = hash_of_ids(torch.tensor(draws.classes))
     top_p = None if cell.top_p == 1 else cell.top_p
     name = folder_name(
         one.checkpoint.replace("/", "_"),
@@ -105,7 +136,7 @@ def draw(cell: Cell, draws: Draws, results: Results) -> None:
     """Draws all batches, each kept when it is finished, and then samples.npz. Of several ranks each draws its share,
     and rank 0 writes."""
     model = cell.contender.loaded.model
-    labels = drawing.labels_of(model, draws.label, draws.num_samples)
+    labels = draws.labels(model)
     # a GPU works while the process waits, and a CPU may be shared with others
     clock = time.process_time if model.device.type == "cpu" else time.perf_counter
 

@@ -53,6 +53,11 @@ class Image(Measure):
     reference_count: int = 50_000
     pictures: str | None = None
     name: ClassVar[str] = "image"
+    num_drawn: ClassVar[int] = 50_000
+
+    @property
+    def real(self) -> str:
+        return self.reference
 
     @property
     def draws(self) -> bool:  # type: ignore[override]

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 
-from ggm_lightning.cli import drawing
 from ggm_lightning.cli.measures import Cell, Context, Measure, Plan
 from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.metrics import speed
@@ -51,7 +50,7 @@ class Speed(Measure):
     def _work(self, context: Context, plan: Plan) -> Callable[[], list[Row]]:
         one, draws = plan.contender, context.draws
         model = one.loaded.model
-        labels = drawing.labels_of(model, draws.label, self.timed_samples)
+        labels = draws.labels(model, self.timed_samples)
 
         def draw() -> Samples:
             with one.loaded.computing():

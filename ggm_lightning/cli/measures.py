@@ -65,8 +65,10 @@ class Sampling:
         num_steps: reverse steps, several; samplers that do not ask have one row.
         temperature: several; 1 draws from the model.
         top_p: masses of the nucleus, several; 1 draws from the model.
-        num_drawn: how many samples each of them draws. (--num_samples is the number of states of a bound.)
-        label: class to condition on, or `each` for all of them in turn.
+        num_drawn: how many samples each of them draws: 256, of pictures 50,000. (--num_samples is the number of states
+            of a bound.)
+        label: class to condition on; `each` for all of them in turn; or `data`, each as often as among the real rows,
+            the default where model and data know classes.
         options: (library) of the samplers, as texts.
     """
 
@@ -74,7 +76,7 @@ class Sampling:
     num_steps: list[int] = field(default_factory=lambda: [256])
     temperature: list[float] = field(default_factory=lambda: [1.0])
     top_p: list[float] = field(default_factory=lambda: [1.0])
-    num_drawn: int = 256
+    num_drawn: int | None = None
     label: int | str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
 
@@ -84,7 +86,8 @@ class Sampling:
         for name, values in lists.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} {list(values)}: give at least one value, and none twice")
-        whole_number("--num_drawn", self.num_drawn, 2)
+        if self.num_drawn is not None:
+            whole_number("--num_drawn", self.num_drawn, 2)
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ class Context:
             "sampler": plan.contender.called,
             "sampler_options": {key: str(value) for key, value in plan.contender.options.items()},
             "samples": len(samples.x),
+            "label": self.draws.label,
             "rows_per_sample": samples.rows / len(samples.x),
             "network_calls": samples.network_calls,
             "sampling_seconds": samples.seconds,
@@ -175,9 +179,16 @@ class Measure(ABC):
 
     Attributes:
         name: behind --measures.
+        num_drawn: how many samples it wants where the user does not say.
     """
 
     name: ClassVar[str]
+    num_drawn: ClassVar[int] = 256
+
+    @property
+    def real(self) -> str:
+        """The split whose rows the samples are compared with."""
+        return "train"
 
     @property
     def draws(self) -> bool:
@@ -233,6 +244,9 @@ def evaluate_measures(
     settings = checked_settings(loaded.model, split, num_samples, seed, batch_size, limit, estimator, protocol)
     draws, plans = _plans(loaded, measures, sampling or Sampling(), settings)
     sets = ready(loaded, settings, data, section, overrides, prepare, trusted)
+    if plans:
+        splits = [measure.real for measure in measures if measure.real != "train"]
+        draws = drawn.of_classes(draws, loaded.model, sets[0], splits[0] if splits else "train")
     folder = place(loaded, settings, out)
     context = Context(loaded, sets, settings, plans, draws, Path(out) if out else None, folder, again, device, trusted)
     for measure in measures:
@@ -245,7 +259,9 @@ def _plans(
 ) -> tuple[Draws, list[Plan]]:
     if not measures:
         raise ValueError("--measures names no measure; give at least one")
-    draws = Draws(sampling.num_drawn, settings.seed, sampling.label, settings.batch_size)
+    count = sampling.num_drawn or max(measure.num_drawn for measure in measures)
+    draws = Draws(count, settings.seed, sampling.label, settings.batch_size)
+    checked = replace(draws, label=None if draws.label == "data" else draws.label)  # the data are not ready
     if not any(measure.draws for measure in measures):
         if sampling != Sampling():
             raise ValueError("--sampler and its like are given, but no measure looks at samples; leave them out")
@@ -253,7 +269,7 @@ def _plans(
     found = sweep_grid.contenders({loaded.results.resolve().name: loaded}, sampling.sampler or [], sampling.options)
     plans = sweep_grid.cells(found, sampling.num_steps, sampling.temperature, sampling.top_p)
     for plan in plans:
-        drawn.check(plan, draws)
+        drawn.check(plan, checked)
     return draws, plans
 
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from ggm_lightning.cli import drawn
 from ggm_lightning.cli.main import main
 from ggm_lightning.data.toy.digits import Digits
 from ggm_lightning.metrics import images
 from ggm_lightning.metrics.images import Features
 from ggm_lightning.models.base import Family
+from ggm_lightning.models.md4 import MD4
 from ggm_lightning.rundir import building
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from tests.cli import small_checkpoints
@@ -57,10 +59,11 @@ EVALUATE = [
 OWN = ["--extractor", "halves:Halves"]
 
 
-def write_model(path: Path) -> None:
+def write_model(path: Path, num_labels: int = 0) -> None:
     """MD4 of the digits with a tiny transformer of random weights."""
     network = {"class_path": "ggm_lightning.networks.transformer.Transformer"}
     network["init_args"] = {"num_classes": 17, "feature_dim": 4, "num_heads": 2, "num_layers": 1}  # type: ignore[assignment]
+    network["init_args"] |= {"num_labels": num_labels}  # type: ignore[operator]
     section = {"class_path": "ggm_lightning.models.md4.MD4"}
     section["init_args"] = {"network": network, "num_classes": 17, "shape": [1, 8, 8]}  # type: ignore[assignment]
     torch.manual_seed(0)
@@ -111,6 +114,47 @@ def test_the_figures_are_those_of_the_samples(capsys: pytest.CaptureFixture[str]
     assert sum(calls[before:]) < 50, "the real pictures went through once"
     shown = capsys.readouterr().out
     assert "fid" in shown
+
+
+@pytest.mark.usefixtures("folder")
+def test_classes_are_drawn_as_in_the_reference(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the split that is the reference; in turn and one alone are drawn where they are asked for."""
+    write_model(Path("runs/c/last.ckpt"), num_labels=10)
+    told: list[int] = []
+
+    def sample(model: MD4, count: int, *args: Any, label: torch.Tensor, **options: Any) -> Any:
+        told.extend(label.tolist())
+        return original(model, count, *args, label=label, **options)
+
+    original = MD4.sample
+    monkeypatch.setattr(MD4, "sample", sample)
+    command = ["runs/c/last.ckpt" if word == "runs/d/last.ckpt" else word for word in EVALUATE]
+    cases = (("train", []), ("train", ["--label", "data"]), ("val", ["--reference", "val"]))
+    for seed, (split, more) in enumerate(cases):
+        main([*command, *OWN, *more, "--num_drawn", "200", "--num_steps", "1", "--seed", str(seed)])
+        rows = Digits().load(split)
+        share = np.bincount(rows[np.arange(len(rows))]["label"], minlength=10) / len(rows)
+        assert abs(np.bincount(told, minlength=10) / 200 - share).max() < 0.05
+        assert told != [i % 10 for i in range(200)]
+        told.clear()
+    for label, expected in (("each", [i % 10 for i in range(40)]), ("3", [3] * 40)):
+        main([*command, *OWN, "--label", label])
+        assert told == expected
+        told.clear()
+    refused = error_of(capsys, [*EVALUATE, *OWN, "--label", "data"])
+    assert "--label data: the model or Digits (train) knows no classes" in refused
+
+
+@pytest.mark.usefixtures("folder")
+def test_as_many_pictures_as_published_where_the_user_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(drawn, "drawn", lambda plan, draws, folder: asked.append(draws.num_samples) or 1 / 0)
+    for count, more in ((50_000, []), (300, ["--num_drawn", "300"])):
+        with pytest.raises(SystemExit):
+            main([*EVALUATE[:5], *OWN, "--num_steps", "2", *more])
+        assert asked.pop() == count
 
 
 @pytest.mark.usefixtures("folder")
