@@ -1,7 +1,10 @@
-"""Each family trained for a few steps by one rank or by two (gloo), in float64, and samples of it drawn by all of them;
-what each rank has in the end is written to FOLDER/<rank>-of-<ranks>.pt:
+"""Each family trained for a few steps by one rank or by two (gloo), and samples of it drawn by all of them; what each
+rank has in the end is written to FOLDER/<rank>-of-<ranks>.pt:
 
-python -m tests.models.all_families_on_ranks RANKS FOLDER
+python -m tests.models.all_families_on_ranks RANKS FOLDER [64 | 32 | 32-adam]
+
+In 64 bits with the family's own optimiser; in 32 with an AdamW whose eps is larger than what rounding leaves of a
+gradient that should be zero; 32-adam: with the usual eps.
 """
 
 from __future__ import annotations
@@ -47,13 +50,16 @@ class Encoder(Callback):
             self.seen.append(torch.cat([p.detach().flatten().clone() for p in pl_module.encoder.parameters()]))
 
 
-def trained(name: str, ranks: int, data: Path) -> dict[str, Any]:
+def trained(name: str, ranks: int, data: Path, bits: str) -> dict[str, Any]:
     model, encoder = family(name), Encoder()
+    if bits != "64":
+        adam = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-3 if bits == "32" else 1e-8)
+        model.configure_optimizers = lambda: adam  # type: ignore[method-assign]
     trainer = Trainer(
         accelerator="cpu",
         devices=ranks,
         strategy=DDPStrategy(find_unused_parameters=model.unused_parameters) if ranks > 1 else "auto",
-        precision="64-true",
+        precision="64-true" if bits == "64" else "32-true",
         max_steps=STEPS,
         limit_val_batches=0,
         logger=False,
@@ -72,10 +78,11 @@ def trained(name: str, ranks: int, data: Path) -> dict[str, Any]:
 def main() -> None:
     ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    torch.set_default_dtype(torch.float64)
+    bits = sys.argv[3] if len(sys.argv) > 3 else "64"
+    torch.set_default_dtype(torch.float64 if bits == "64" else torch.float32)
     data, drawn = folder / f"{rank}-of-{ranks}.npz", np.random.default_rng(0)
     np.savez(data, x=drawn.integers(0, V, (40, N)), label=drawn.integers(0, LABELS, 40))
-    torch.save({name: trained(name, ranks, data) for name in NAMES}, folder / f"{rank}-of-{ranks}.pt")
+    torch.save({name: trained(name, ranks, data, bits) for name in NAMES}, folder / f"{rank}-of-{ranks}.pt")
 
 
 if __name__ == "__main__":
