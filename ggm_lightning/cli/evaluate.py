@@ -39,6 +39,7 @@ from ggm_lightning.cli.results import folder_name
 from ggm_lightning.core import noise
 from ggm_lightning.data.base import Benchmark
 from ggm_lightning.data.rows import RowSource
+from ggm_lightning.metrics.likelihood import error_of_states
 from ggm_lightning.models.base import Family
 from ggm_lightning.sampling.arguments import check_estimator
 
@@ -234,8 +235,8 @@ def default_folder(loaded: Loaded, settings: Settings) -> Path:
 def _measure(model: Family, one: EvaluationSet, settings: Settings, parts: Parts) -> Bound | None:
     rows = one.data.rows(rows_of(one))
     begin = time.monotonic()
-    variances: list[Tensor] = []
-    nats = nats_in_parts(model, rows, settings, one.name, variances, parts)
+    states: list[Tensor] = []
+    nats = nats_in_parts(model, rows, settings, one.name, states, parts)
     if nats is None:
         return None
     seconds = time.monotonic() - begin
@@ -253,16 +254,16 @@ def _measure(model: Family, one: EvaluationSet, settings: Settings, parts: Parts
         seconds=seconds,
         words=protocols.words(one, rows, len(nats)) if settings.protocol == "words" else None,
         departures=tuple(departures),
-        masks_stderr=float(torch.cat(variances).sum().sqrt()) / len(nats) if variances else None,
+        masks_stderr=error_of_states(torch.cat(states)) if states else None,
     )
 
 
 def nats_of_rows(
-    model: Family, rows: RowSource, settings: Settings, name: str = "", variances: list[Tensor] | None = None
+    model: Family, rows: RowSource, settings: Settings, name: str = "", states: list[Tensor] | None = None
 ) -> Tensor:
     """Float64[rows], nats: the bound of each of the first `limit` rows, with the noise of its own number. Where the
-    family tells them, the variances of these estimates are added to `variances`."""
-    nats = nats_in_parts(model, rows, settings, name, variances, None)
+    family tells it, what each state came to is added to `states`, Float64[b, num_samples]."""
+    nats = nats_in_parts(model, rows, settings, name, states, None)
     assert nats is not None  # nothing is divided without files
     return nats
 
@@ -272,14 +273,14 @@ def nats_in_parts(
     rows: RowSource,
     settings: Settings,
     name: str,
-    variances: list[Tensor] | None,
+    states: list[Tensor] | None,
     parts: Parts | None,
 ) -> Tensor | None:
     """As nats_of_rows, batch by batch, each kept in `parts`. Of several ranks rank 0 has them, the others None."""
     count = min(len(rows), settings.limit or len(rows))
     # a family of the user's need not know of these
     options: dict[str, Any] = {} if settings.estimator == "times" else {"estimator": settings.estimator}
-    tells_variances = "variances" in inspect.signature(model.nelbo).parameters
+    tells_states = "states" in inspect.signature(model.nelbo).parameters
     progress = _Progress(name)
 
     def measured(start: int, stop: int) -> dict[str, np.ndarray]:
@@ -287,20 +288,20 @@ def nats_in_parts(
         batch = {key: value.to(model.device) for key, value in rows[index].items()}
         row = torch.from_numpy(index).to(model.device)
         of_batch: list[Tensor] = []
-        more = {**options, "variances": of_batch} if tells_variances else options
+        more = {**options, "states": of_batch} if tells_states else options
         nats = model.nelbo(batch["x"], model.label_of(batch), settings.num_samples, row=row, seed=settings.seed, **more)
         progress.add(stop - start)
         arrays = {"nats": nats.detach().double().cpu().numpy()}
         if of_batch:
-            arrays["variances"] = torch.cat(of_batch).cpu().numpy()
+            arrays["states"] = torch.cat(of_batch).cpu().numpy()
         return arrays
 
     with progress:
         found = divided(parts, batches(count, settings.batch_size), measured, begun=progress.begin)
     if found is None:
         return None
-    if variances is not None:
-        variances += [torch.from_numpy(one["variances"]) for one in found if "variances" in one]
+    if states is not None:
+        states += [torch.from_numpy(one["states"]) for one in found if "states" in one]
     return torch.cat([torch.from_numpy(one["nats"]) for one in found])
 
 

@@ -36,6 +36,11 @@ def stratified_per_row(*, seed: int, row: Int64[Tensor, " b"], num_samples: int)
     return torch.remainder(u + stratum / num_samples, 1.0)
 
 
+def by_time(values: list[Float64[Tensor, " b"]], t: Float64[Tensor, "m b"]) -> Float64[Tensor, "b m"]:
+    """What m states of each row came to, from the row's earliest time to its latest."""
+    return torch.stack(values, 1).gather(1, t.T.argsort(1))
+
+
 GRIDS = ("uniform", "cosine")
 
 

@@ -13,10 +13,37 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 from torchmetrics import Metric
 
 _ROUNDING = 1e-4  # nats per site that float32 losses times the weights of early times may be off by
+
+
+def error_of_states(nats: Float64[Tensor, "n m"]) -> float | None:
+    """Standard error of the mean of all nats that comes of the states that were drawn, and not of the rows; None of one
+    row or of one state for each.
+
+    Row i has m states, one from each of m equal parts of the times, all at the same place of their part:
+
+        d_ij = y_ij - mean_j,    sigma^2 = sum (d_ij+1 - d_ij)^2 / (2 (n - 1)(m - 1))
+        error^2 = (sigma^2 / m + trend^2 / (12 m^2)) / n,    trend = m / (m - 1) (mean_m - mean_1)
+
+    What changes with t, of all rows (mean_j) or slowly within one (differences of neighbours), is no noise: each row
+    has one state in each part. What is left of it is the place within the parts, uniform on [0, 1/m): the second term.
+    Where rows of few sites jump from part to part, each in its own way, the error is too large.
+
+    Args:
+        nats: in the order of their times.
+    """
+    n, m = nats.shape
+    if n < 2 or m < 2:
+        return None
+    part = nats.mean(0)
+    steps = (nats - part).diff(dim=1)
+    variance = float(steps.square().sum()) / (2 * (n - 1) * (m - 1))
+    trend = float(part[-1] - part[0]) * m / (m - 1)
+    return math.sqrt((variance / m + trend**2 / (12 * m**2)) / n)
 
 
 class Likelihood(Metric):

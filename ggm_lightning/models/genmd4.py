@@ -167,14 +167,14 @@ class GenMD4(Family):
         num_samples: int = 1,
         seed: int = 0,
         row: Tensor | None = None,
-        variances: list[Tensor] | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Float64[b], nats: diffusion term averaged over num_samples (t, z_t), plus reconstruction and prior.
 
         t is stratified over a row's own samples, so the estimate of a row is a function of (seed, row) alone.
         There is no estimator by counts, as MD4 has one: the masks of l sites are not equally probable, since each class
         has its own times.
-        variances: see MD4.
+        states: see MD4.
         """
         x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         nats, samples = torch.zeros(len(x), dtype=torch.float64, device=x.device), []
@@ -185,8 +185,8 @@ class GenMD4(Family):
                 u = noise.uniform("eval mask", seed=seed, step=j, row=row, num_sites=self.num_sites)
                 samples.append(self.terms(x, self.corrupt(x, t, u), t, label).double())
                 nats += samples[-1]
-            if variances is not None and num_samples > 1:
-                variances.append(self.jacobian**2 * torch.stack(samples).var(0) / num_samples)
+            if states is not None:
+                states.append(self.jacobian * times.by_time(samples, t_all))
             return self.jacobian * nats / num_samples + self.reconstruction(x) + self.prior_nats
 
     # ------------------------------------------------------------------ reverse step

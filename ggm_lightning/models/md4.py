@@ -140,7 +140,7 @@ class MD4(Family):
         seed: int = 0,
         row: Tensor | None = None,
         estimator: str = "times",
-        variances: list[Tensor] | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Float64[b], nats: diffusion term averaged over num_samples states, plus reconstruction and prior.
 
@@ -149,9 +149,8 @@ class MD4(Family):
         Args:
             estimator: what is drawn of a state: "times" t, of which the number l of masked sites follows; "counts" l
                 itself, from which t follows (core/counts.py). The mean is the same, the noise of "counts" far smaller.
-            variances: a list to which the variance of each row's estimate is added, Float64[b], nats^2, by that of its
-                num_samples > 1 samples. It is too large, if anything: how the samples' law changes with t is in it,
-                and stratification takes that from the estimate.
+            states: a list to which what each state came to is added, Float64[b, num_samples], nats, in the order of
+                their times: of it comes the error (metrics/likelihood.py).
         """
         x, label, row = arguments.of_bound(self, x, label, row, num_samples, seed)
         arguments.check_estimator(self, estimator)
@@ -163,8 +162,8 @@ class MD4(Family):
                 u = noise.uniform("eval mask", seed=seed, step=j, row=row, num_sites=self.num_sites)
                 samples.append(estimate(x, t, u, label).double())
                 nats += samples[-1]
-        if variances is not None and num_samples > 1:
-            variances.append(torch.stack(samples).var(0) / num_samples)
+        if states is not None:
+            states.append(times.by_time(samples, t_all))
         constant = self.reconstruction_nats + (self.prior_nats if self.count_prior else 0.0)
         return nats / num_samples + constant
 

@@ -17,6 +17,9 @@ from ggm_lightning.cli import evaluate as evaluation
 from ggm_lightning.cli.bound_files import BoundFile
 from ggm_lightning.cli.evaluate import Bound, Settings, nats_of_rows, table
 from ggm_lightning.data.rows import Rows
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.networks import Masked
+from ggm_lightning.metrics.likelihood import error_of_states
 from ggm_lightning.models.md4 import MD4
 from tests.cli.test_evaluate import independent
 
@@ -35,14 +38,14 @@ def model() -> MD4:
 
 def measured(model: MD4, x: Tensor, estimator: str, num_samples: int = 4, times: int = 1) -> list[dict[str, Any]]:
     """The figures of x, measured so many times: with rows' numbers of its own, each has noise of its own."""
-    variances: list[Tensor] = []
+    states: list[Tensor] = []
     settings = Settings("val", num_samples, 0, times * len(x), None, estimator)
-    nats = nats_of_rows(model, Rows(x.repeat(times, 1).numpy()), settings, "known", variances)
-    return [figures(*one) for one in zip(nats.chunk(times), torch.cat(variances).chunk(times), strict=True)]
+    nats = nats_of_rows(model, Rows(x.repeat(times, 1).numpy()), settings, "known", states)
+    return [figures(*one) for one in zip(nats.chunk(times), torch.cat(states).chunk(times), strict=True)]
 
 
-def figures(nats: Tensor, variances: Tensor) -> dict[str, Any]:
-    masks = float(variances.sum().sqrt()) / len(nats)
+def figures(nats: Tensor, states: Tensor) -> dict[str, Any]:
+    masks = error_of_states(states)
     return Bound("known", {}, "val", nats, N, True, len(nats), None, 0.0, masks_stderr=masks).figures()
 
 
@@ -78,6 +81,20 @@ def test_the_printed_error_and_its_parts_are_those_of_the_figure(model: MD4, est
         assert rows == pytest.approx(float(true.std()) / math.sqrt(101), rel=0.1)
 
 
+@pytest.mark.parametrize("num_samples", [2, 4, 16])
+def test_the_masks_part_where_sites_are_nearly_copies(num_samples: int) -> None:
+    """All that is to be said of a row is said where all its sites are masked: a state's nats follow its time."""
+    table = torch.zeros(3, 3, 3, 3)
+    for value in range(3):
+        table[value, value, value, value] = 1
+    law = JointLaw(table + 1e-3)
+    copies = MD4(Masked(law), 3, (4,))
+    x = law.x[torch.multinomial(law.p, 101, True, generator=torch.Generator().manual_seed(0))]
+    found = measured(copies, x, "times", num_samples, times=100)
+    spread = float(torch.tensor([one["nelbo"] for one in found], dtype=torch.float64).std())
+    assert 0.8 < spread / quadratic_mean(found, "nelbo_stderr_masks") < 1.25
+
+
 @pytest.mark.parametrize("estimator", ["times", "counts"])
 def test_the_printed_error_is_that_of_other_rows_too(model: MD4, estimator: str) -> None:
     """Rows drawn anew 400 times: the truth is the law's entropy; the spread is known to 3.5 %."""
@@ -85,7 +102,7 @@ def test_the_printed_error_is_that_of_other_rows_too(model: MD4, estimator: str)
     generator = torch.Generator().manual_seed(0)
     x = torch.stack([torch.multinomial(one, 400 * 53, True, generator=generator) for one in LAW], 1)
     nats = nats_of_rows(model, Rows(x.numpy()), Settings("val", 4, 0, len(x), None, estimator))
-    found = [figures(one, torch.zeros(53)) for one in nats.chunk(400)]
+    found = [figures(one, torch.zeros(53, 4)) for one in nats.chunk(400)]
     errors = torch.tensor([one["nelbo"] for one in found], dtype=torch.float64) - entropy
     printed = torch.tensor([one["nelbo_stderr"] for one in found], dtype=torch.float64)
     assert int((errors.abs() < 2 * printed).sum()) >= 360
@@ -105,9 +122,11 @@ def test_both_parts_are_printed_where_they_are_known(model: MD4) -> None:
     alone = replace(bound, masks_stderr=None)
     assert "of masks" not in table([alone], "MD4", settings)
     assert "nelbo_stderr_masks" not in alone.figures()
-    variances: list[Tensor] = []
-    nats_of_rows(model, Rows(X[:5].numpy()), Settings("val", 1, 0, 5, None), "known", variances)
-    assert variances == []
+    for rows, num_samples in ((1, 4), (5, 1)):
+        states: list[Tensor] = []
+        settings = Settings("val", num_samples, 0, 5, None)
+        nats_of_rows(model, Rows(X[:rows].numpy()), settings, "known", states)
+        assert error_of_states(torch.cat(states)) is None
 
 
 def test_several_sets_have_independent_noise_and_one_alone_that_of_validation(model: MD4) -> None:
