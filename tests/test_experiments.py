@@ -299,8 +299,12 @@ def test_full_size_network_on_the_meta_device(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)
-def test_what_the_data_gives_is_what_the_table_says(path: Path, tmp_path: Path) -> None:
-    """At full size, from constructor arguments and header files alone."""
+def test_what_the_data_gives_is_what_the_table_says(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At full size, from constructor arguments and header files alone: nothing is prepared. The codec, too, which
+    `--init_from` compares before the preparation."""
+    monkeypatch.chdir(tmp_path)
     case, section = CASES[path.stem], config.load_file(str(path))["data"]
     case.files(tmp_path)
     module, _, name = section["class_path"].rpartition(".")
@@ -308,6 +312,7 @@ def test_what_the_data_gives_is_what_the_table_says(path: Path, tmp_path: Path) 
     paths = {k: str(v).replace("{tmp}", str(tmp_path)) for k, v in case.data.items() if "{tmp}" in str(v)}
     data = kind(**(section.get("init_args", {}) | paths))
     assert (data.num_classes, tuple(data.shape)) == (case.num_classes, case.shape)
+    assert data.codec.num_classes == case.num_classes
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=ids)

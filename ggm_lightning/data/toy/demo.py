@@ -104,6 +104,7 @@ class DemoText(PreparedData):
         self.encoding, self.vocab_size, self.length, self.stride = encoding, vocab_size, length, stride
         self._given_folder = folder
         self._shards: TokenShards | None = None
+        self._codec: Codec | None = None
 
     @property
     def num_classes(self) -> int:
@@ -131,7 +132,13 @@ class DemoText(PreparedData):
 
     @property
     def codec(self) -> Codec:
-        return self.shards.codec
+        """That of the shards; where there are none yet, the one they will be made with."""
+        if self._codec is None:
+            self._codec = self.shards.codec if self.unprepared() is None else self._codec_of(reference_text()[0])
+        return self._codec
+
+    def _codec_of(self, train: str) -> Codec:
+        return Subwords(train_bpe(train, self.vocab_size)) if self.encoding == "bpe" else Characters()
 
     @property
     def expected_tokenizer(self) -> None:
@@ -151,10 +158,8 @@ class DemoText(PreparedData):
         """Train the tokenizer and write the shards."""
         train, held_out = opened
         note = ""
-        if self.encoding == "bpe":
-            codec: Codec = Subwords(train_bpe(train, self.vocab_size))
-        else:
-            codec = Characters()
+        codec = self._codec or self._codec_of(train)
+        if self.encoding == "characters":
             train, of_train = printable(train)
             held_out, of_held_out = printable(held_out)
             note = f"; the text has U+FFFD for {of_train + of_held_out:,} characters outside the alphabet"
