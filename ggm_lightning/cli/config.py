@@ -227,6 +227,7 @@ def take_config_arguments(args: list[str]) -> tuple[list[str], list[str]]:
 # ---------------------------------------------------------------------------------------------- errors in one line
 
 
+_OF_TEXT = ("data.train", "data.tokenizer", "data.val")
 TOP_KEYS = (
     *("model", "data", "trainer", "seed_everything", "name", "runs", "logger", "include", "ckpt_path", "config"),
     *("init_from", "freeze"),
@@ -250,6 +251,10 @@ def one_line(message: str, known: Sequence[str] = TOP_KEYS, experiment: dict[str
         full = [] if experiment is None else keys.meant(whole, experiment, known)
         if full:
             return f"unknown key '{whole}'; did you mean {' or '.join(f'--{one}' for one in full)}?"
+        if whole in _OF_TEXT:
+            return (
+                f"unknown key '{whole}' of this data; a text of your own: --config text_file after the first --config"
+            )
         return f"unknown key '{whole}'{_guess(unknown, classes, known)}"
     wrong = re.search(r"Expected an? <class '([\w.]+)'>[.,:]? Got value: (.+)", message)
     if wrong:

@@ -66,6 +66,8 @@ def sections(
     named: dict[str, Source] = {}
     patterns = [path for given in files or [] for path in packaged.expand(given)]
     for file in map(packaged.find_data, patterns):
+        if Path(file).is_file() and Path(file).suffix not in (".yaml", ".yml"):
+            raise ValueError(f"--data {file}: is no .yaml; a text of your own: --data text_file --data.train {file}")
         found = config_files.without_appends(config_files.load_file(file)).get("data")
         if not isinstance(found, dict):
             raise ValueError(f"--data {file}: no section `data` in it; give class_path and init_args below data:")

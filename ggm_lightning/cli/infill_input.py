@@ -18,7 +18,6 @@ from ggm_lightning.data.picture_bytes import SUFFIXES, channels_of, pixels_of
 from ggm_lightning.models.base import Family
 
 HALVES = ("left", "right", "top", "bottom")
-_LACKING = "holds symbols that the model's vocabulary lacks"
 _SIGNS = "_|§†¤"  # that stand for a blank while a text is encoded
 
 
@@ -102,7 +101,7 @@ def _sites(codec: Codec, text: str, blank: str) -> list[int | None]:
     for number, part in enumerate(text.split(blank)):
         ids = codec.encode(part) if part else []
         if not _same(codec, codec.decode(np.array([ids], dtype=np.int64))[0], part):
-            raise ValueError(f"infill: {part[:40]!r} {_LACKING}")
+            raise ValueError(_lacking(codec, part))
         sites += [None, *ids] if number else ids
     return sites
 
@@ -116,7 +115,7 @@ def _sites_of_the_whole(codec: Codec, text: str, blank: str) -> list[int | None]
     """
     _, loss = codec.encode_measured([text.replace(blank, " ")])
     if loss.lost:
-        raise ValueError(f"infill: {text[:40]!r} {_LACKING}")
+        raise ValueError(_lacking(codec, text.replace(blank, " ")))
     signs = [blank, *(sign for sign in _SIGNS if sign not in text)]
     for sign in signs:
         sites = _between_words(codec, text.replace(blank, sign), sign)
@@ -141,6 +140,19 @@ def _between_words(codec: Codec, text: str, sign: str) -> list[int | None] | Non
         sites += [None] * text[max(start, done) : end].count(sign)
         done = max(done, end)
     return sites if sites.count(None) == text.count(sign) else None
+
+
+def _lacking(codec: Codec, text: str) -> str:
+    """Names the first symbol that no token holds, and where it stands."""
+    for i, symbol in enumerate(text):
+        alone = codec.decode(np.array([codec.encode(symbol)], dtype=np.int64))[0]
+        if not symbol.isspace() and not _same(codec, alone, symbol):
+            near = text[max(0, i - 20) : i + 20]
+            return (
+                f"infill: the model's vocabulary lacks {symbol!r} (in {near!r}); write another symbol, or train "
+                "on bytes (data.tokenizer: bytes)"
+            )
+    return f"infill: the model's vocabulary cannot hold {text[:40]!r}; write it with other words"
 
 
 def _same(codec: Codec, decoded: str, text: str) -> bool:

@@ -24,8 +24,11 @@ def meant(name: str, experiment: dict[str, Any], top: Sequence[str]) -> list[str
     """
     name = name.replace(".init_args", "")
     known = list(_known(experiment, top))
-    own_section = [key for key in known if key.startswith(f"{name.split('.')[0]}.")]
-    for keys in (own_section, known):
+    section, _, below = name.partition(".")
+    own_section = [key for key in known if key.startswith(f"{section}.")]
+    # below data or model a word is meant as it stands: data.train is no part of limit_train_batches
+    others = [key for key in known if _last(key) == _last(name)] if below and own_section else known
+    for keys in (own_section, others):
         found = _alike(_last(name), keys)
         if found:
             return found[:_MOST]

@@ -158,6 +158,9 @@ def _loaded(name: str) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
         raise ValueError("--judge needs the package transformers: pip install 'ggm_lightning[eval]'") from None
+    is_path = name.endswith(".ckpt") or name.count("/") > 1  # names of models have one / at most
+    if is_path and not Path(name).exists():
+        raise ValueError(f"--judge {name}: there is no such file or folder; train it, or name a language model")
     options = {"local_files_only": Path(name).is_dir(), "trust_remote_code": False}
     try:
         return AutoTokenizer.from_pretrained(name, **options), AutoModelForCausalLM.from_pretrained(name, **options)

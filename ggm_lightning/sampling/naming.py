@@ -10,11 +10,13 @@ them; else they are an error.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from ggm_lightning.core.arguments import shown
@@ -82,7 +84,10 @@ def imported(path: str) -> type[Sampler]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"sampler '{path}' is not found ({error}); give package.module.Class") from None
+        remedy = "give package.module.Class"
+        if isinstance(error, ModuleNotFoundError) and Path(f"{module.split('.')[0]}.py").is_file():
+            remedy = f"files of this folder are imported only where they are trusted: --trust {module.split('.')[0]}"
+        raise ValueError(f"sampler '{path}' is not found ({error}); {remedy}") from None
     if not (isinstance(found, type) and issubclass(found, Sampler)):
         raise ValueError(f"sampler '{path}' is no sampler; derive it from ggm_lightning.sampling.plan.Plan")
     return found
@@ -110,12 +115,18 @@ def _of_denoiser(model: Denoises, sampler: Sampler, given: Mapping[str, Any]) ->
         if name not in model.denoiser_options or not sampler.asks_denoiser:
             raise ValueError(
                 f"{name} is {shown(value)}, but {type(model).__name__}'s '{sampler.name}' has no "
-                f"{_CALLED.get(name, name)}; {_who_has(model, name)}"
+                f"{_CALLED.get(name, name)}; {_meant(sampler, name) or _who_has(model, name)}"
             )
         if name in settled and value != settled[name]:
             raise ValueError(f"{name} is {shown(value)}, but sampler '{sampler.name}' settles it; leave it out")
         settled[name] = model.denoiser_options[name](name, value)
     return settled
+
+
+def _meant(sampler: Sampler, option: str) -> str:
+    """A name near to one that is mistyped."""
+    close = difflib.get_close_matches(option, parameters(type(sampler)), n=1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def _who_has(model: Denoises, option: str) -> str:

@@ -33,6 +33,14 @@ def test_meant(given: str, meant: list[str]) -> None:
     assert keys.meant(given, MARKOV, config.TOP_KEYS) == meant
 
 
+def test_a_text_where_the_data_has_none_names_the_file_that_does() -> None:
+    """It is no part of trainer.limit_train_batches."""
+    demo = config.load_file("experiments/md4_demo.yaml")
+    said = config.one_line("unrecognized arguments: --data.train=my.txt", experiment=demo)
+    assert said.endswith("a text of your own: --config text_file after the first --config")
+    assert "known there: encoding" in config.one_line("unrecognized arguments: --data.foo=x", experiment=demo)
+
+
 def test_only_sections_that_the_command_has() -> None:
     assert keys.meant("max_steps", MARKOV, ("data", "verify")) == []
     assert keys.meant("length", MARKOV, ("data", "verify")) == ["data.length"]

@@ -178,3 +178,10 @@ def test_a_judge_of_the_command_is_loaded_once_and_known_by_its_weights(
         nameless: Any = SimpleNamespace(codec=codec, device="cpu")
         with pytest.raises(ValueError, match="reads texts, and the checkpoint's ids have none"):
             text_judges.find("a_judge", nameless, "x", "mdlm", None, 8, "auto", ())
+
+
+@pytest.mark.parametrize("name", ["runs/ar_demo/last.ckpt", "last.ckpt", "a/b/c"])
+def test_a_file_that_is_not_there_is_no_name_of_a_model(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"--judge {name}: there is no such file or folder"):
+        text_judge._loaded(name)

@@ -72,6 +72,7 @@ KNOWN = torch.tensor([True, False, True, False, False])
         ({"latent_steps": 2.5}, "latent_steps is 2.5", "no steps of a latent; leave it out"),
         ({"zeta": 0.02}, "zeta is 0.02, but MD4's 'ancestral' has no zeta", "leave it out"),
         ({"sampler": "no.such.Sampler"}, "sampler 'no.such.Sampler' is not found", "give package.module.Class"),
+        ({"sampler": "ordered", "gama": 0.1}, "gama is 0.1, but MD4's 'ordered' has no gama", "did you mean gamma?"),
         ({"sampler": "pathlib.Path"}, "sampler 'pathlib.Path' is no sampler", "derive it from"),
         ({"row": 4}, "row has shape ()", "[2]"),
         ({"row": [0.5, 1.5]}, "row is a tensor of float32", "in whole numbers"),
@@ -82,6 +83,17 @@ def test_sample(options: dict[str, object], came: str, wanted: str) -> None:
     model = md4()
     refused(lambda: model.sample(**{"num_samples": B, "num_steps": 3, **options}), came, wanted)
     assert model.network_calls == 0
+
+
+def test_a_sampler_in_a_file_of_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there and is not imported: only what is trusted is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "surest_of_all.py").write_text("raise SystemExit('imported')")
+    refused(
+        lambda: md4().sample(B, 3, sampler="surest_of_all.Surest"),
+        "sampler 'surest_of_all.Surest' is not found (No module named 'surest_of_all')",
+        "--trust surest_of_all",
+    )
 
 
 def test_labels_for_a_network_without_labels() -> None:
