@@ -242,6 +242,10 @@ def one_line(message: str, known: Sequence[str] = TOP_KEYS, experiment: dict[str
         known: keys that may stand at the top.
         experiment: what the --config files say; its classes say which keys there are below model and data.
     """
+    bare = re.search(r"unrecognized arguments: ([^-\s]\S*)", message)
+    if bare:
+        is_checkpoint = "config" not in known or bare[1].endswith(".ckpt")
+        return f"'{bare[1]}' stands alone; did you mean --{'ckpt_path' if is_checkpoint else 'config'} {bare[1]}?"
     named = re.findall(r'(?:Parser key|Option|key) "([\w.+]+)"', message)
     key = ".".join(dict.fromkeys(named)) if named else ""
     classes = re.findall(r"class_path '([\w.]+)'", message)

@@ -219,7 +219,8 @@ class LatentEncoder(BlockNetwork):
         if self.chunk is not None and len(x) and n != self.num_latents * self.chunk:
             raise ValueError(
                 f"the encoder reads {self.num_latents} chunks of {self.chunk} positions, the rows have {n}; set "
-                f"num_latents and chunk so that their product is {n}"
+                f"num_latents and chunk so that their product is {n} (model.encoder.num_latents, and as many in "
+                "model.network.num_latents)"
             )
         tokens = self.embedding(x.flatten(1))
         if hidden is not None:

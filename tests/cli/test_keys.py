@@ -38,7 +38,14 @@ def test_a_text_where_the_data_has_none_names_the_file_that_does() -> None:
     demo = config.load_file("experiments/md4_demo.yaml")
     said = config.one_line("unrecognized arguments: --data.train=my.txt", experiment=demo)
     assert said.endswith("a text of your own: --config text_file after the first --config")
-    assert "known there: encoding" in config.one_line("unrecognized arguments: --data.foo=x", experiment=demo)
+    assert "text_file" not in config.one_line("unrecognized arguments: --data.foo=x", experiment=demo)
+
+
+def test_a_file_without_its_option() -> None:
+    message = "unrecognized arguments: runs/demo/last.ckpt"
+    assert config.one_line(message, ("ckpt_path", "num_samples")).endswith("mean --ckpt_path runs/demo/last.ckpt?")
+    assert config.one_line(message, config.TOP_KEYS).endswith("did you mean --ckpt_path runs/demo/last.ckpt?")
+    assert config.one_line("unrecognized arguments: md4_demo", config.TOP_KEYS).endswith("--config md4_demo?")
 
 
 def test_only_sections_that_the_command_has() -> None:

@@ -25,17 +25,29 @@ RUNS = {
     "ar_demo": "ar_demo",
     "md4_sawtooth": "md4_sawtooth",
 }
-_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)[^)]*\)|!\[[^\]]*\]\(([^)]+)\)")
+_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)[^)]*\)|!\[[^\]]*\]\(([^)]+)\)")
 _MAKE_TARGET = re.compile(r"^([\w-]+):", re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    for link, picture in _LINK.findall(text):
-        target = link or picture
-        if not target.startswith(("http", "mailto:")):
-            assert ((ROOT / page).parent / target).exists(), target
+    for link, picture in _LINK.findall(prose(ROOT / page)):
+        name, _, anchor = (link or picture).partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        if not name.startswith(("http", "mailto:")):
+            assert target.exists(), name
+            if anchor and target.suffix == ".md":
+                assert anchor in anchors(target), f"{name}#{anchor}"
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as the site and GitHub name them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES)
