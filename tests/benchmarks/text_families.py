@@ -2,11 +2,13 @@
 thread's CPU.
 
     python -m tests.benchmarks.text_families [--seconds 110] [--seeds 0 1 2] [--texts demo shakespeare] [--models ...]
+        [--name text_latents]
 
 Characters, windows of 32, width 64, 3 blocks each (hollow: 1 + 1 streams and 1 merge; with a latent: text_latents.py).
-Each run of a model is kept below runs/ as soon as it ends; the same command goes on with what is missing and puts all
-that is there into results/text_families.json, in the place of earlier runs of the same model, text and seed. Seconds
-are those of the process (time.process_time), so that other programs count little; stage 1 of a latent's encoder counts.
+Each run of a model is kept below runs/ as soon as it ends. The same command goes on with what is missing, and puts all
+that is there of these models into results/NAME.json, in the place of earlier runs of the same model, text and seed.
+Seconds are those of the process (time.process_time), so that other programs count little; stage 1 of a latent's encoder
+counts. What is to be compared is run on one machine: results/text_latents.json has MD4 and the models with a latent.
 
 What is compared: the bound on the same held-out rows, whose difference from MD4's is taken row by row; and samples, by
 a model of order 3 of the held-out text, by the autoregressive model (seed 0; not itself), by the share of n-grams that
@@ -44,7 +46,7 @@ from ggm_lightning.networks.transformer import Transformer
 from tests.benchmarks import text_latents
 from tests.benchmarks.markov_source import ROOT, measured
 
-RESULTS = Path(__file__).parent / "results" / "text_families.json"
+RESULTS = Path(__file__).parent / "results"
 KEPT = ROOT / "runs" / "benchmarks" / "text_families"
 LENGTH, BATCH, HELD_OUT, SAMPLES, STATISTICS = 32, 32, 512, 256, 2048
 LEARNING_RATE, AVERAGED, WARM_UP, CONSTANT = 4e-3, 0.99, 50, 0.3
@@ -295,17 +297,18 @@ def show(table: list[dict[str, Any]]) -> None:
             )
 
 
-def write(about: dict[str, Any]) -> None:
-    """results/ out of all runs that are kept, and the earlier ones of what is not."""
-    earlier = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else []
+def write(about: dict[str, Any], results: Path, models: list[str]) -> None:
+    """The table of all runs of these models that are kept, and of the earlier ones of what is not."""
+    earlier = json.loads(results.read_text())["runs"] if results.is_file() else []
     here = [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))]
+    here = [run for run in here if run["model"] in models]
     runs = list({(run["text"], run["model"], run["seed"]): run for run in (*earlier, *here)}.values())
     runs.sort(key=lambda run: (run["text"], MODELS.index(run["model"]), run["seed"]))
     table = compared(runs)
     show(table)
     lines = [json.dumps(run) for run in runs]
     body = ",\n ".join(lines)
-    RESULTS.write_text(
+    results.write_text(
         f'{{"about": {json.dumps(about)},\n"table": {json.dumps(table, indent=1)},\n"runs": [\n {body}]}}\n'
     )
 
@@ -324,6 +327,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--texts", nargs="+", default=["demo", "shakespeare"])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--name", default="text_families")
     given = parser.parse_args()
     torch.set_num_threads(1)
     KEPT.mkdir(parents=True, exist_ok=True)
@@ -345,7 +349,7 @@ def main() -> None:
         "device": platform.processor() or platform.machine(),
         "real_rows": {name: truth(text) for name, text in known.items()},
     }
-    write(about)
+    write(about, RESULTS / f"{given.name}.json", given.models)
 
 
 if __name__ == "__main__":
