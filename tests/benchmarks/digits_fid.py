@@ -1,11 +1,13 @@
 """One FID for each picture family, on 8x8 digits: as far from the training set as its own halves are from one another?
 
-    python -m tests.benchmarks.digits_fid [--runs FOLDER]
+    python -m tests.benchmarks.digits_fid [--runs FOLDER] [--steps 5 10 20 50 200 1000]
 
 trains the experiments of RUNS in that folder (20 minutes of one thread; or takes the runs that it holds), draws 1,500
 pictures of each, classes as often as in the training set, and keeps FID, KID and IS in results/digits_fid.json.
 Features are the 32 hidden numbers of a small classifier that is trained here on the same pictures: these figures are
 comparable with one another, and with no table of Inception's.
+
+With --steps Blackout is drawn in so many steps instead, and added to the same file.
 
 FID is larger of fewer pictures. So each half of the drawn pictures is compared with each half of the training set, 750
 and 750, and the mean of the four stands beside the distance of the two halves. The spread is that of the four.
@@ -107,15 +109,18 @@ def controls(ids: np.ndarray) -> dict[str, Tensor]:
     }
 
 
-def drawn(name: str, network: Classifier, train: list[Features]) -> dict[str, dict[str, float]]:
+def drawn(
+    name: str, network: Classifier, train: list[Features], steps: int | None = None
+) -> dict[str, dict[str, float]]:
     """Of the samples of a trained run, and of what its codec makes of the training set."""
     model: Any = ggm_lightning.load(f"runs/{name}/last.ckpt")
     num_steps, options = RUNS[name]
+    num_steps = steps or num_steps
     label = Digits().load("train")[np.arange(TRAIN)]["label"]
     samples, seconds = measured(lambda: model.sample(TRAIN, num_steps, label=label, seed=0, **options))
     row = distances(train, halves(network, as_batches(np.asarray(model.codec.decode(samples.x)))))
     row |= {"num_steps": num_steps, "rows_per_picture": samples.rows / TRAIN, "seconds": round(seconds, 1)}
-    table = {", ".join([name, *options.values()]): row}
+    table = {", ".join([name, *options.values(), *([f"{steps} steps"] if steps else [])]): row}
     if name == "md4_digits_vqgan":
         real = decoded(digits()[0][:TRAIN])
         codes = model.codec.encode_pictures(real[:, :1].numpy())
@@ -128,7 +133,9 @@ def drawn(name: str, network: Classifier, train: list[Features]) -> dict[str, di
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", default=None)
-    folder = Path(parser.parse_args().runs or tempfile.mkdtemp())
+    parser.add_argument("--steps", type=int, nargs="+", default=[])
+    given = parser.parse_args()
+    folder = Path(given.runs or tempfile.mkdtemp())
     torch.set_num_threads(1)
     os.chdir(folder)
     ids, label = digits()
@@ -139,13 +146,17 @@ def main() -> None:
     train = halves(network, real[:TRAIN])
     table = {"the training set's own halves": distances(train, train)}
     table |= {name: distances(train, halves(network, x)) for name, x in controls(ids[:TRAIN]).items()}
-    for name in (VQGAN, *RUNS):
+    for steps in given.steps:
+        table |= drawn("blackout_digits", network, train, steps)
+    for name in () if given.steps else (VQGAN, *RUNS):
         if not Path("runs", name, "last.ckpt").is_file():
             lightning(["fit", "--config", name, "--name", name, "--trainer.max_time", "null"])
         if name != VQGAN:
             table |= drawn(name, network, train)
     about = {"command": "python -m tests.benchmarks.digits_fid", "version": ggm_lightning.__version__}
     about |= {"torch": torch.__version__, "threads": 1, "device": platform.machine(), "classifier": round(right, 4)}
+    if given.steps:
+        table = json.loads(RESULTS.read_text())["table"] | table
     RESULTS.write_text(json.dumps({"about": about, "table": table}, indent=1) + "\n")
     for name, row in table.items():
         print(f"{name:>35}: " + ", ".join(f"{key} {value}" for key, value in row.items()))
