@@ -336,10 +336,10 @@ class _CLI(LightningCLI):
         resume.refuse_other_freeze(resumed, config.freeze)
         data = resume.changed_data(resumed, self.model.resolved_config or {})
         self.model.started_from = resumed.started_from
-        max_steps = config.trainer.max_steps
-        if resume.is_finished(resumed, max_steps) and not config.trainer.fast_dev_run:
+        end = None if config.trainer.fast_dev_run else resume.finished(resumed, self.trainer)
+        if end is not None:
             self.is_finished = True
-            rank_zero_info(resume.finished(resumed, max_steps, self.folder, changed=bool(settings or data)))
+            rank_zero_info(resume.nothing_left(resumed, end, self.folder, changed=bool(settings or data)))
             return
         if settings:
             self.trainer.callbacks.insert(0, ChangedOptimizer())  # type: ignore[attr-defined]
