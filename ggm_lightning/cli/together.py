@@ -23,6 +23,7 @@ from ggm_lightning.cli.launcher import Place
 from ggm_lightning.rundir import hub as hubs
 from ggm_lightning.rundir import lives, requeue
 from ggm_lightning.rundir.lock import FolderLock, Held
+from ggm_lightning.rundir.terminal import counted
 
 _MEETING = 300.0  # seconds within which all ranks must have come; GGM_MEETING_SECONDS
 _COLLATERAL = 3.0  # seconds in which an error is known to be the consequence of a rank's end
@@ -92,7 +93,7 @@ class Session:
         job = f"job {place.job}, " if place.job is not None else ""
         start = f"restart {place.restart}" if place.restart else "first start"
         begins = "begins anew" if step is None else f"goes on from step {step}"
-        nodes, ranks = _counted(place.nodes, "node"), _counted(place.ranks, "rank")
+        nodes, ranks = counted(place.nodes, "node"), counted(place.ranks, "rank")
         return f"{job}{nodes}, {ranks}, {start}, ggm_lightning {ggm_lightning.__version__}: {self.folder} {begins}"
 
     def release(self) -> None:
@@ -236,13 +237,9 @@ def folder_of(merged: dict[str, Any], rest: list[str]) -> Path:
     for position, argument in enumerate(rest):
         option, equals, value = argument.partition("=")
         key = option.removeprefix("--")
-        if key in found:
+        if key in found and option.startswith("--"):
             found[key] = value if equals else next(iter(rest[position + 1 :]), "")
     return Path(str(found["runs"])) / str(found["name"])
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 _session: Session | None = None

@@ -39,6 +39,7 @@ from ggm_lightning.report.story import Story, read_run, read_story, write_story
 from ggm_lightning.report.tasks import answered
 from ggm_lightning.report.trace import trace_data
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog
+from ggm_lightning.rundir.terminal import counted
 from ggm_lightning.sampling.sampler import Sampler
 
 SHOWN_TEXTS = 8
@@ -268,11 +269,12 @@ class Report(Callback):
         story.trace = _trace(drawn.trace, datamodule, pl_module) if texts else None
         if self.fillings:
             story.task = answered(datamodule, self.fillings, self.num_tasks, draw, Path(trainer.default_root_dir))
-        how = f"{self.num_steps} steps"
+        how = counted(self.num_steps, "step")
         if self.sampler is not None:
             how += f", {self.sampler.name if isinstance(self.sampler, Sampler) else self.sampler}"
         story.facts["Sampling"] = (
-            f"{self.num_samples} samples in {how}, {drawn.network_calls} network calls, seed {self.seed}"
+            f"{counted(self.num_samples, 'sample')} in {how}, {counted(drawn.network_calls, 'network call')}, "
+            f"seed {self.seed}"
         )
 
     def _further(self, trainer: Trainer, pl_module: LightningModule, label: Tensor | None) -> dict[str, list[str]]:
