@@ -234,6 +234,15 @@ def timers(trainer: Trainer) -> list[Timer]:
     return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
 
 
+def time_of(trainer: Trainer) -> tuple[float, float]:
+    """(seconds that the training may take, seconds that it has taken); (0, 0) where nothing limits them."""
+    for timer in timers(trainer):
+        left, used = timer.time_remaining(), timer.time_elapsed()
+        if left is not None:
+            return left + used, used
+    return 0.0, 0.0
+
+
 def as_max_time(seconds: float) -> str:
     """As trainer.max_time takes it: days, hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)

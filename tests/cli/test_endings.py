@@ -3,11 +3,17 @@ that work."""
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Timer
 
+from ggm_lightning.cli.last_words import later_end
 from ggm_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +53,14 @@ def error_of(capsys: pytest.CaptureFixture[str], runs: Path, *extra: str, name: 
         fit(runs, *extra, name=name)
     assert stop.value.code == code
     return capsys.readouterr().err.strip().splitlines()[-1].removeprefix("lightning: error: ")
+
+
+def command(said: str, lead: str) -> list[str]:
+    """What is printed behind `lead`, as a shell divides it."""
+    (line,) = re.findall(rf"{lead}(.*?)(?:, or go on: .*)?\n", said)
+    program, *words = shlex.split(line)
+    assert program == "lightning"
+    return words
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +107,71 @@ def test_a_start_that_takes_no_step_replaces_nothing(runs: Path, extra: list[str
     assert {name: after[name] for name in before} == before
     new = {name.removeprefix("my run/").partition("-")[0] for name in after.keys() - before.keys()}
     assert new <= {"config", "error"}
+
+
+def test_a_run_out_of_time_names_a_time_that_is_enough(
+    runs: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(runs, NO_TIME, "--trainer.min_steps=5", name="late")
+    said = capsys.readouterr().out
+    assert "stopped at step 5 by its time limit (trainer.max_time); no figure, as no validation was due" in said
+    (words,) = re.findall("or go on: the same command with (--ckpt_path last --trainer.max_time [0-9:]+)\n", said)
+    fit(runs, "--trainer.max_steps=6", *shlex.split(words), name="late")
+    assert "finished at step 6;" in capsys.readouterr().out
+
+
+def test_twice_the_time_and_more_where_that_is_not_enough() -> None:
+    timer, config = Timer("00:00:03:20"), {"trainer": {"max_time": "00:00:03:20"}}
+    for used, longer in ((200.5, "00:00:06:40"), (230.0, "00:00:06:40"), (395.0, "00:00:10:00")):
+        timer.load_state_dict({"time_elapsed": {"train": used}})
+        said = later_end(SimpleNamespace(callbacks=[timer]), config, is_out_of_time=True)
+        assert said == f"--ckpt_path last --trainer.max_time {longer}"
+
+
+def test_the_printed_commands_work(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a folder with a space: sampling, and the bound of a run in which no validation was due."""
+    fit(runs, "--trainer.max_steps=1", name="no figure")
+    said = capsys.readouterr().out
+    assert "finished at step 1; no figure, as no validation was due; measure one: lightning evaluate" in said
+    main([*command(said, "next: "), "--num_samples", "1", "--num_steps", "1"])
+    assert "1 sample in 1 network call (1 rows per sample)" in capsys.readouterr().err
+    main(command(said, "measure one: "))
+    assert re.search(r"MarkovChain +val +16 .* ± ", capsys.readouterr().out)
+
+
+OWN = """
+from ggm_lightning.data.toy.synthetic import MarkovChain
+from ggm_lightning.networks.transformer import Transformer
+
+
+class Net(Transformer):
+    pass
+
+
+class Chain(MarkovChain):
+    pass
+"""
+
+
+def test_the_printed_commands_trust_code_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    Path("ownnet_of_endings.py").write_text(OWN)
+    Path("owndata_of_endings.py").write_text(OWN)
+    own = ["--model.network=ownnet_of_endings.Net", "--model.network.num_heads=2", "--data=owndata_of_endings.Chain"]
+    fit(Path("runs"), *own, "--trainer.max_steps=1", name="own")
+    said = capsys.readouterr().out
+    path = "runs/own/last.ckpt"
+    draws, measures = command(said, "next: "), command(said, "measure one: ")
+    assert draws == ["sample", "--ckpt_path", path, "--trust", "ownnet_of_endings"]
+    assert measures == ["evaluate", "--ckpt_path", path, "--trust", "owndata_of_endings,ownnet_of_endings"]
+    main([*draws, "--num_samples", "1", "--num_steps", "1"])
+    main(measures)
+    with pytest.raises(SystemExit):  # control: without it, it is refused
+        main([*draws[:3], "--num_samples", "1", "--num_steps", "2"])
+    assert "--trust ownnet_of_endings" in capsys.readouterr().err
+    main(["export", "--ckpt_path", path, "--out", "handed", "--licence", "mit", "--trust", "ownnet_of_endings"])
+    card = Path("handed/README.md").read_text()
+    assert "lightning sample --ckpt_path handed --trust ownnet_of_endings --num_samples 4 --num_steps 64\n" in card
