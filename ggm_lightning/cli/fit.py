@@ -48,7 +48,7 @@ from ggm_lightning.report.protocols import HasExponents
 from ggm_lightning.rundir import building, exported, start, transfer_list
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir.building import named
-from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
+from ggm_lightning.rundir.folder import refuse_without_space
 from ggm_lightning.rundir.freezing import freeze
 from ggm_lightning.rundir.loggers import LOGGERS, make_logger
 
@@ -181,17 +181,17 @@ class _CLI(LightningCLI):
             config.trainer.logger = False  # ours are made in instantiate_trainer
         config.trainer.enable_checkpointing = True
         writes = not config.trainer.fast_dev_run
-        session = together.session() if self.subcommand == "fit" and writes else None
-        if session is not None and self.folder.is_dir():
+        session = together.session() if self.subcommand in ("fit", "predict") and writes else None
+        if session is not None and session.fits and self.folder.is_dir():
             session.take_folder()  # what is in it may still change
         given = config.get("ckpt_path")
         self.resumed = resume.agreed(lambda: self._resolved_checkpoint(given, config.allow_fresh))
         config.ckpt_path = None if self.resumed is None else str(self.resumed.path)
         if self.subcommand == "fit" and config.init_from is not None:
             self._start_from(config.init_from, given)
-        if self.subcommand in ("fit", "predict") and writes:
-            refuse_unwritable(self.folder)
         if session is not None:
+            session.make_folder()
+        if session is not None and session.fits:
             session.take_folder()
             session.say_first_line(None if self.resumed is None else self.resumed.step)
 

@@ -22,6 +22,7 @@ from ggm_lightning.cli.early import EarlySignals
 from ggm_lightning.cli.launcher import Place
 from ggm_lightning.rundir import hub as hubs
 from ggm_lightning.rundir import lives, requeue
+from ggm_lightning.rundir.folder import missing, refuse_unwritable, remove_empty
 from ggm_lightning.rundir.lock import FolderLock, Held
 from ggm_lightning.rundir.terminal import counted
 
@@ -47,6 +48,7 @@ class Session:
     def __init__(self, place: Place, folder: Path, fits: bool, labelled: Sequence[str] = ("stdout", "stderr")) -> None:
         self.place, self.folder, self.fits, self.labelled = place, folder, fits, labelled
         self.lock: FolderLock | None = None
+        self.made: list[Path] = []  # folders that were not there before
 
     def begin(self) -> None:
         """Raises Apart where the ranks do not find each other."""
@@ -77,6 +79,12 @@ class Session:
             ) from None
         self.lock = lock
 
+    def make_folder(self) -> None:
+        """OSError where it cannot be written. At the session's end it is removed again if nothing is in it, as after a
+        command that was refused."""
+        self.made = missing(self.folder)
+        refuse_unwritable(self.folder)
+
     def _say_waiting(self, holder: str) -> None:
         if self.place.restart:
             print(f"{self.folder}: in use by {holder}; waiting for its end", file=sys.stderr, flush=True)
@@ -104,6 +112,7 @@ class Session:
     def close(self) -> None:
         """However it has ended; this rank is then not missed by the others."""
         self.release()
+        remove_empty(self.made)
         hub = hubs.current()
         if hub is not None:
             hub.leave()

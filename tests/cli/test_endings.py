@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
 
@@ -18,6 +19,7 @@ from ggm_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 MARKOV = ROOT / "experiments" / "md4_markov.yaml"
+REPORT = "{class_path: ggm_lightning.report.callback.Report, init_args: {num_samples: 2, num_steps: 2}}"
 SMALL = [
     "--model.network.init_args.feature_dim=8",
     "--model.network.init_args.num_layers=1",
@@ -27,6 +29,7 @@ SMALL = [
     "--data.init_args.global_batch_size=8",
     "--trainer.num_sanity_val_steps=0",
     "--trainer.enable_progress_bar=false",
+    f"--trainer.callbacks+={REPORT}",
 ]
 MONITOR = ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor", "--trainer.log_every_n_steps=1"]
 NO_TIME = "--trainer.max_time={seconds: 0}"  # used up at once: a run stops as soon as min_steps allow it
@@ -85,14 +88,13 @@ def test_a_used_up_time_limit_is_the_end_and_changes_nothing(
     ("extra", "code"),
     [
         (["--ckpt_path=last", "--trainer.max_steps=5"], None),
-        (["--ckpt_path=last", "--trainer.max_steps=3"], None),
         (["--ckpt_path=last", "--trainer.max_epochs=1"], 2),
         (["--ckpt_path=last", "--trainer.limit_val_batches=soon"], 2),
         ([f"--trainer.callbacks+={__name__}.Fails", "--ckpt_path=last"], 1),
         ([f"--trainer.callbacks+={__name__}.Fails", "--ckpt_path=best", *MONITOR], 1),
         ([], 2),
     ],
-    ids=["no steps left", "fewer steps", "no epochs left", "refused", "fails", "fails, with a monitor", "no ckpt_path"],
+    ids=["no steps left", "no epochs left", "refused", "fails", "fails, with a monitor", "no ckpt_path"],
 )
 def test_a_start_that_takes_no_step_replaces_nothing(runs: Path, extra: list[str], code: int | None) -> None:
     """A configuration that has changed may stand beside the first, and what has failed is written down."""
@@ -109,6 +111,36 @@ def test_a_start_that_takes_no_step_replaces_nothing(runs: Path, extra: list[str
     assert new <= {"config", "error"}
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param(
+            ["--trainer.accelerator=gpu"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="one is")
+        ),
+        ["--init_from=RUNS/my run/last.ckpt", "--model.network.init_args.feature_dim=12", "--data.num_symbols=7"],
+        ["--data=ggm_lightning.data.text.TextData", "--data.train=TMP/nothing.txt", "--data.folder=TMP/data"],
+        ["--data.init_args.length=0"],
+    ],
+    ids=["no such device", "nothing fits", "no file", "a length"],
+)
+def test_a_fit_that_is_refused_leaves_no_empty_folder(
+    runs: Path, tmp_path: Path, extra: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = [word.replace("RUNS", str(runs)).replace("TMP", str(tmp_path)) for word in extra]
+    error_of(capsys, tmp_path / "deep" / "runs", *extra)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_folder_that_was_there_or_holds_anything_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Controls of the test above."""
+    (tmp_path / "mine").mkdir()
+    error_of(capsys, tmp_path, "--data.init_args.length=0", name="mine")
+    assert (tmp_path / "mine").is_dir()
+    error_of(capsys, tmp_path, f"--trainer.callbacks+={__name__}.Fails", code=1)
+    assert list((tmp_path / "my run").glob("error-*.txt"))
+
+
+@pytest.mark.slow
 def test_a_run_out_of_time_names_a_time_that_is_enough(
     runs: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
