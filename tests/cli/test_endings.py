@@ -140,6 +140,23 @@ def test_a_folder_that_was_there_or_holds_anything_stays(tmp_path: Path, capsys:
     assert list((tmp_path / "my run").glob("error-*.txt"))
 
 
+def test_a_run_from_other_weights_goes_on_from_its_own(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """docs/commands.md: the same command with --ckpt_path last. A learning rate of 0 shows where it goes on from."""
+    start = ["--init_from", str(runs / "my run"), "--model.optimizer.warmup_steps=0"]
+    fit(runs, *start, "--model.optimizer.lr=0.01", "--trainer.max_steps=1", name="second")
+    assert "starts from" in caplog.text
+    before = torch.load(runs / "second" / "last.ckpt", weights_only=True)
+    caplog.clear()
+    fit(runs, *start, "--model.optimizer.lr=0.0", "--trainer.max_steps=2", "--ckpt_path=last", name="second")
+    assert "starts from" not in caplog.text
+    after = torch.load(runs / "second" / "last.ckpt", weights_only=True)
+    assert (after["global_step"], after["ggm_lightning"]["started_from"]["step"]) == (2, 5)
+    first = torch.load(runs / "my run" / "last.ckpt", weights_only=True)
+    for name, value in after["current_model_state"].items():
+        assert torch.equal(value, before["current_model_state"][name])
+    assert not torch.equal(value, first["state_dict"][name])  # control: the first step has moved them
+
+
 @pytest.mark.slow
 def test_a_run_out_of_time_names_a_time_that_is_enough(
     runs: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
