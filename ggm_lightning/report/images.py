@@ -158,11 +158,15 @@ def _infilling(
     save_png(side_by_side(*columns), folder / "infilled.png")
     save_png(original[0], folder / "example.png", smallest_side=1)  # type: ignore[arg-type]
     also = " and the class" if takes_labels else ""
-    described = describe(pl_module)
-    trust = trust_option([described["model"], described["codec"]])
     note = (
         f"Left: what the model is given, half of a held-out picture{also}. Right: the picture itself. Between them "
-        f"{fillings} fillings, not selected. More of them: `lightning infill --ckpt_path last.ckpt{trust} --input "
-        "example.png --mask right`."
+        f"{fillings} fillings, not selected. More of them: `{command_for_more(pl_module)}`."
     )
     return Figure("Filling in the right half", note, {"given, fillings, original": folder / "infilled.png"})
+
+
+def command_for_more(pl_module: LightningModule) -> str:
+    """In the run's folder."""
+    described = describe(pl_module)
+    trust = trust_option([described["model"], described["codec"]])
+    return f"lightning infill --ckpt_path last.ckpt{trust} --input example.png --mask right"
