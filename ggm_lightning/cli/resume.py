@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 import zipfile
 from collections.abc import Callable
@@ -157,7 +158,7 @@ def what_is_restored(resumed: Resumed, folder: Path, settings: list[str], data: 
     if not is_own(resumed, folder):
         found.append(
             f"--ckpt_path {resumed.path} is of another run: its step count ({resumed.step}) and its optimiser are "
-            f"restored; to start afresh from its weights, give --init_from {resumed.path} instead"
+            f"restored; to start afresh from its weights, give --init_from {shlex.quote(str(resumed.path))} instead"
         )
     if data:
         found.append(f"the data is not that of the checkpoint ({_first(data)}): it goes on with this one")
@@ -219,14 +220,14 @@ def nothing_left(resumed: Resumed, end: Finished, folder: Path, changed: bool) -
     if not is_own(resumed, folder):
         raise ValueError(
             f"--ckpt_path {resumed.path} restores the step count of another run, which is {end.state}: nothing "
-            f"would be trained; {remedy} {resumed.path} instead of --ckpt_path"
+            f"would be trained; {remedy} {shlex.quote(str(resumed.path))} instead of --ckpt_path"
         )
+    remedy += f" {shlex.quote(str(folder))} and another --name"
     if changed:
         raise ValueError(
-            f"{folder}: this run is {end.state}, and nothing would be trained with what is changed; {remedy} "
-            f"{folder} and another --name"
+            f"{folder}: this run is {end.state}, and nothing would be trained with what is changed; {remedy}"
         )
-    return f"{folder}: this run is {end.state}; {remedy} {folder} and another --name"
+    return f"{folder}: this run is {end.state}; {remedy}"
 
 
 def timers(trainer: Trainer) -> list[Timer]:
