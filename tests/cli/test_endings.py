@@ -88,9 +88,9 @@ def test_a_used_up_time_limit_is_the_end_and_changes_nothing(
     ("extra", "code"),
     [
         (["--ckpt_path=last", "--trainer.max_steps=5"], None),
-        (["--ckpt_path=last", "--trainer.max_epochs=1"], 2),
+        pytest.param(["--ckpt_path=last", "--trainer.max_epochs=1"], 2, marks=pytest.mark.slow),
         (["--ckpt_path=last", "--trainer.limit_val_batches=soon"], 2),
-        ([f"--trainer.callbacks+={__name__}.Fails", "--ckpt_path=last"], 1),
+        pytest.param([f"--trainer.callbacks+={__name__}.Fails", "--ckpt_path=last"], 1, marks=pytest.mark.slow),
         ([f"--trainer.callbacks+={__name__}.Fails", "--ckpt_path=best", *MONITOR], 1),
         ([], 2),
     ],
@@ -118,7 +118,10 @@ def test_a_start_that_takes_no_step_replaces_nothing(runs: Path, extra: list[str
             ["--trainer.accelerator=gpu"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="one is")
         ),
         ["--init_from=RUNS/my run/last.ckpt", "--model.network.init_args.feature_dim=12", "--data.num_symbols=7"],
-        ["--data=ggm_lightning.data.text.TextData", "--data.train=TMP/nothing.txt", "--data.folder=TMP/data"],
+        pytest.param(
+            ["--data=ggm_lightning.data.text.TextData", "--data.train=TMP/nothing.txt", "--data.folder=TMP/data"],
+            marks=pytest.mark.slow,
+        ),
         ["--data.init_args.length=0"],
     ],
     ids=["no such device", "nothing fits", "no file", "a length"],
