@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -49,7 +50,7 @@ def copy(name: str, folder: Path) -> None:
             file.write((packaged.root() / path).read_bytes())
         print(f"copied: {folder / path}")
     if first.startswith("experiments/") and first.endswith(".yaml"):
-        print(f"train it: lightning fit --config {target}")
+        print(f"train it: lightning fit --config {shlex.quote(str(target))}")
 
 
 def _pieces(path: str) -> list[str]:

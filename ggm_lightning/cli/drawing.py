@@ -30,7 +30,7 @@ from ggm_lightning.report.page import Figure, write_report
 from ggm_lightning.report.pictures import grid as picture_grid
 from ggm_lightning.report.pictures import save_png, side_by_side
 from ggm_lightning.report.trace import trace_gif, trace_html
-from ggm_lightning.rundir.terminal import visible
+from ggm_lightning.rundir.terminal import counted, visible
 from ggm_lightning.sampling import naming
 from ggm_lightning.sampling.guidance import NONE
 from ggm_lightning.sampling.guidance import check as check_guidance
@@ -324,7 +324,7 @@ def _figures(
 
 def _summary(folder: Path, num_samples: int, drawn: Samples, seconds: float) -> str:
     files = ", ".join(sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")))
-    calls = f"{drawn.network_calls} network calls ({drawn.rows / num_samples:.4g} rows per sample)"
+    calls = f"{counted(drawn.network_calls, 'network call')} ({drawn.rows / num_samples:.4g} rows per sample)"
     for name, count in drawn.other_calls.items():
-        calls = f"{count} calls of the {name.removesuffix('_network')}'s network, {calls}"
-    return f"{num_samples} samples in {calls}, {seconds:.1f} s: {folder}/ ({files})"
+        calls = f"{counted(count, 'call')} of the {name.removesuffix('_network')}'s network, {calls}"
+    return f"{counted(num_samples, 'sample')} in {calls}, {seconds:.1f} s: {folder}/ ({files})"

@@ -36,6 +36,7 @@ from ggm_lightning.callbacks.stop import StopSignals
 from ggm_lightning.callbacks.throughput import Throughput
 from ggm_lightning.cli import config as config_files
 from ggm_lightning.cli import environment, errors, launcher, resume, together, trainer_checks
+from ggm_lightning.cli.last_words import last_words
 from ggm_lightning.data.base import DiscreteData
 
 # so that `--model MD4` finds them by their names
@@ -43,13 +44,11 @@ from ggm_lightning.models import autoregressive, blackout, diladd, genmd4, ggm, 
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.trained import Trained
 from ggm_lightning.report.callback import Report
-from ggm_lightning.report.figures import closing_line
-from ggm_lightning.report.protocols import HasExponents, Reconstructs
-from ggm_lightning.report.story import read_run
+from ggm_lightning.report.protocols import HasExponents
 from ggm_lightning.rundir import building, exported, start, transfer_list
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir.building import named
-from ggm_lightning.rundir.folder import refuse_unwritable, refuse_without_space
+from ggm_lightning.rundir.folder import refuse_without_space
 from ggm_lightning.rundir.freezing import freeze
 from ggm_lightning.rundir.loggers import LOGGERS, make_logger
 
@@ -105,7 +104,7 @@ def _quieten() -> None:
 
 
 # advertisements; and how a run ended, which Lightning writes into the running bar, so that it is drawn twice: the
-# closing line says it (_last_words)
+# closing line says it (cli/last_words.py)
 _UNSAID = ("💡", "TPU available", "`Trainer.fit` stopped: ", "Time limit reached. ")
 
 
@@ -182,17 +181,17 @@ class _CLI(LightningCLI):
             config.trainer.logger = False  # ours are made in instantiate_trainer
         config.trainer.enable_checkpointing = True
         writes = not config.trainer.fast_dev_run
-        session = together.session() if self.subcommand == "fit" and writes else None
-        if session is not None and self.folder.is_dir():
+        session = together.session() if self.subcommand in ("fit", "predict") and writes else None
+        if session is not None and session.fits and self.folder.is_dir():
             session.take_folder()  # what is in it may still change
         given = config.get("ckpt_path")
         self.resumed = resume.agreed(lambda: self._resolved_checkpoint(given, config.allow_fresh))
         config.ckpt_path = None if self.resumed is None else str(self.resumed.path)
         if self.subcommand == "fit" and config.init_from is not None:
             self._start_from(config.init_from, given)
-        if self.subcommand in ("fit", "predict") and writes:
-            refuse_unwritable(self.folder)
         if session is not None:
+            session.make_folder()
+        if session is not None and session.fits:
             session.take_folder()
             session.say_first_line(None if self.resumed is None else self.resumed.step)
 
@@ -336,10 +335,10 @@ class _CLI(LightningCLI):
         resume.refuse_other_freeze(resumed, config.freeze)
         data = resume.changed_data(resumed, self.model.resolved_config or {})
         self.model.started_from = resumed.started_from
-        max_steps = config.trainer.max_steps
-        if resume.is_finished(resumed, max_steps) and not config.trainer.fast_dev_run:
+        end = None if config.trainer.fast_dev_run else resume.finished(resumed, self.trainer)
+        if end is not None:
             self.is_finished = True
-            rank_zero_info(resume.finished(resumed, max_steps, self.folder, changed=bool(settings or data)))
+            rank_zero_info(resume.nothing_left(resumed, end, self.folder, changed=bool(settings or data)))
             return
         if settings:
             self.trainer.callbacks.insert(0, ChangedOptimizer())  # type: ignore[attr-defined]
@@ -368,22 +367,7 @@ class _CLI(LightningCLI):
             step = 0 if self.resumed is None or self.resumed.step is None else self.resumed.step
             print(f"step {step}  {result_line(self.trainer, _RESULTS[subcommand], further=True)}", flush=True)
         elif subcommand == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            print(_last_words(self.folder, isinstance(self.model, Reconstructs)), flush=True)
-
-
-def _last_words(folder: Path, reconstructs: bool) -> str:
-    """How the run ended, where its page lies, what to do next."""
-    last = folder / "last.ckpt"
-    after = f"lightning inspect {last}" if reconstructs else f"lightning sample --ckpt_path {last}"
-    try:
-        run = read_run(folder)
-    except (ValueError, OSError) as error:
-        return f"{folder}: {error}; next: {after}"
-    page = folder / "report.html"
-    where = f"report: {page}" if page.is_file() else "no report could be written"
-    if run.story.state == "stopped":
-        after += ", or go on: the same command with a later end and --ckpt_path last"
-    return f"{closing_line(run)}\n{where}; next: {after}"
+            print(last_words(self.folder, self.trainer, self.model), flush=True)
 
 
 def _default(config: Any, key: str) -> Any:

@@ -141,5 +141,4 @@ def _needs(about: dict[str, Any]) -> str:
         return str(error)
     if not foreign:
         return "classes of this package alone"
-    packages = sorted({path.rpartition(".")[0] for path in foreign})
-    return f"{_text(', '.join(foreign), 400)}: foreign code, built only with --trust {','.join(packages)}"
+    return f"{_text(', '.join(foreign), 400)}: foreign code, built only with{building.trust_option(parts)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,17 @@ def _use(name: str, config: dict[str, Any]) -> str:
     foreign = config.get("needs") or []
     needs = f" It also needs code of {', '.join(foreign)}, which is not in this folder." if foreign else ""
     trust = f", trust={tuple(foreign)!r}" if foreign else ""
+    option = f" --trust {','.join(foreign)}" if foreign else ""
     code = [f"model = ggm_lightning.load({name!r}{trust})"]
-    commands = [f"lightning inspect {name}"]
+    quoted = shlex.quote(name)
+    commands = [f"lightning inspect {quoted}"]
     if _class(config.get("model")) == "VQGAN":
-        commands.append(f"lightning prepare --config vqgan --data.source pictures --data.vqgan {name}")
+        commands.append(f"lightning prepare --config vqgan --data.source pictures --data.vqgan {quoted}")
     else:
         shown = "model.codec.decode(samples.x.numpy())" if config.get("codec") else "samples.x"
         code += ["samples = model.sample(num_samples=4, num_steps=64)", f"print({shown})"]
-        commands.append(f"lightning sample --ckpt_path {name} --num_samples 4 --num_steps 64")
-        commands.append(f"lightning fit --config mine.yaml --init_from {name}")
+        commands.append(f"lightning sample --ckpt_path {quoted}{option} --num_samples 4 --num_steps 64")
+        commands.append(f"lightning fit --config mine.yaml --init_from {quoted}")
     return (
         f"## Use\n\nIt is loaded by the Python package ggm_lightning. `{WEIGHTS}` holds numbers alone, and no code is "
         f"executed.{needs}\n\n"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import hub as hubs
@@ -35,6 +37,7 @@ class Resumed:
         step: optimiser steps, None where it does not say.
         about: see checkpoint.about.
         model_section: see restore.model_section.
+        seconds: of training, for each callback that has measured it.
         read: the whole of it, where it has been read: once, and by one rank.
     """
 
@@ -42,6 +45,7 @@ class Resumed:
     step: int | None
     about: dict[str, Any]
     model_section: Any
+    seconds: dict[str, float] = field(default_factory=dict)
     read: tuple[Path, dict[str, Any]] | None = None
 
     @property
@@ -64,6 +68,7 @@ def opened(path: str, whole: bool = True) -> Resumed:
         checkpoint_files.step_of(checkpoint),
         checkpoint_files.about(checkpoint),
         restore.model_section(checkpoint),
+        _seconds(checkpoint),
         (Path(path), checkpoint) if whole else None,
     )
 
@@ -153,7 +158,7 @@ def what_is_restored(resumed: Resumed, folder: Path, settings: list[str], data: 
     if not is_own(resumed, folder):
         found.append(
             f"--ckpt_path {resumed.path} is of another run: its step count ({resumed.step}) and its optimiser are "
-            f"restored; to start afresh from its weights, give --init_from {resumed.path} instead"
+            f"restored; to start afresh from its weights, give --init_from {shlex.quote(str(resumed.path))} instead"
         )
     if data:
         found.append(f"the data is not that of the checkpoint ({_first(data)}): it goes on with this one")
@@ -167,31 +172,96 @@ def is_own(resumed: Resumed, folder: Path) -> bool:
     return resumed.path.resolve().parent == folder.resolve()
 
 
-def is_finished(resumed: Resumed, max_steps: int | None) -> bool:
-    """Whether all steps that are asked for are taken."""
-    return resumed.step is not None and max_steps not in (None, -1) and resumed.step >= max_steps  # type: ignore[operator]
+@dataclass(frozen=True)
+class Finished:
+    """A run in which nothing is left to be done.
+
+    Attributes:
+        state: at which step, and by which limit.
+        remedy: how it goes on.
+    """
+
+    state: str
+    remedy: str
 
 
-def finished(resumed: Resumed, max_steps: int | None, folder: Path, changed: bool) -> str:
+def finished(resumed: Resumed, trainer: Trainer) -> Finished | None:
+    """Whether all steps, or all the time, that are asked for are used up."""
+    if resumed.step is None:
+        return None
+    step, most = resumed.step, trainer.max_steps
+    if most != -1 and step > most:
+        return Finished(
+            f"at step {step:,} already, beyond trainer.max_steps, which is {most:,}",
+            f"raise trainer.max_steps above {step}",
+        )
+    if step == most:
+        return Finished(f"finished, at step {step:,} (trainer.max_steps is {most})", "raise trainer.max_steps")
+    if trainer.min_epochs or step < (trainer.min_steps or 0):
+        return None  # which come before any time limit
+    for timer in timers(trainer):
+        limit = timer.time_remaining()  # all of it: what the checkpoint says is not loaded yet
+        if limit is not None and resumed.seconds.get(timer.state_key, 0.0) >= limit:
+            return Finished(
+                f"finished by its time limit, at step {step:,} (trainer.max_time is {as_max_time(limit)})",
+                "raise trainer.max_time",
+            )
+    return None
+
+
+def nothing_left(resumed: Resumed, end: Finished, folder: Path, changed: bool) -> str:
     """The line of a run in which nothing is left to be done.
 
     Raises:
         ValueError: the same, where the command asks for something else than the run did: another run's folder, other
             data, other settings.
     """
-    reached = f"at step {resumed.step} (trainer.max_steps is {max_steps})"
-    remedy = "to go on, raise trainer.max_steps; to start a new run from its weights, give --init_from"
+    remedy = f"to go on, {end.remedy}; to start a new run from its weights, give --init_from"
     if not is_own(resumed, folder):
         raise ValueError(
-            f"--ckpt_path {resumed.path} restores the step count of another run, which is finished {reached}: nothing "
-            f"would be trained; {remedy} {resumed.path} instead of --ckpt_path"
+            f"--ckpt_path {resumed.path} restores the step count of another run, which is {end.state}: nothing "
+            f"would be trained; {remedy} {shlex.quote(str(resumed.path))} instead of --ckpt_path"
         )
+    remedy += f" {shlex.quote(str(folder))} and another --name"
     if changed:
         raise ValueError(
-            f"{folder}: this run is finished, {reached}, and nothing would be trained with what is changed; {remedy} "
-            f"{folder} and another --name"
+            f"{folder}: this run is {end.state}, and nothing would be trained with what is changed; {remedy}"
         )
-    return f"{folder}: this run is finished, {reached}; {remedy} {folder} and another --name"
+    return f"{folder}: this run is {end.state}; {remedy}"
+
+
+def timers(trainer: Trainer) -> list[Timer]:
+    """What trainer.max_time has made, or the user's own."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+
+
+def time_of(trainer: Trainer) -> tuple[float, float]:
+    """(seconds that the training may take, seconds that it has taken); (0, 0) where nothing limits them."""
+    for timer in timers(trainer):
+        left, used = timer.time_remaining(), timer.time_elapsed()
+        if left is not None:
+            return left + used, used
+    return 0.0, 0.0
+
+
+def as_max_time(seconds: float) -> str:
+    """As trainer.max_time takes it: days, hours, minutes and seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days:02}:{hours:02}:{minutes:02}:{seconds:02}"
+
+
+def _seconds(checkpoint: dict[str, Any]) -> dict[str, float]:
+    """Name of a callback that measures the time of the training, as Lightning's Timer does -> that time."""
+    found = {}
+    states = checkpoint.get("callbacks")
+    for name, state in (states if isinstance(states, dict) else {}).items():
+        elapsed = state.get("time_elapsed") if isinstance(state, dict) else None
+        trained = elapsed.get("train") if isinstance(elapsed, dict) else None
+        if isinstance(trained, int | float):
+            found[str(name)] = float(trained)
+    return found
 
 
 def _first(found: list[str]) -> str:

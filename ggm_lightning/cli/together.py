@@ -22,7 +22,9 @@ from ggm_lightning.cli.early import EarlySignals
 from ggm_lightning.cli.launcher import Place
 from ggm_lightning.rundir import hub as hubs
 from ggm_lightning.rundir import lives, requeue
+from ggm_lightning.rundir.folder import missing, refuse_unwritable, remove_empty
 from ggm_lightning.rundir.lock import FolderLock, Held
+from ggm_lightning.rundir.terminal import counted
 
 _MEETING = 300.0  # seconds within which all ranks must have come; GGM_MEETING_SECONDS
 _COLLATERAL = 3.0  # seconds in which an error is known to be the consequence of a rank's end
@@ -46,6 +48,7 @@ class Session:
     def __init__(self, place: Place, folder: Path, fits: bool, labelled: Sequence[str] = ("stdout", "stderr")) -> None:
         self.place, self.folder, self.fits, self.labelled = place, folder, fits, labelled
         self.lock: FolderLock | None = None
+        self.made: list[Path] = []  # folders that were not there before
 
     def begin(self) -> None:
         """Raises Apart where the ranks do not find each other."""
@@ -76,6 +79,12 @@ class Session:
             ) from None
         self.lock = lock
 
+    def make_folder(self) -> None:
+        """OSError where it cannot be written. At the session's end it is removed again if nothing is in it, as after a
+        command that was refused."""
+        self.made = missing(self.folder)
+        refuse_unwritable(self.folder)
+
     def _say_waiting(self, holder: str) -> None:
         if self.place.restart:
             print(f"{self.folder}: in use by {holder}; waiting for its end", file=sys.stderr, flush=True)
@@ -92,7 +101,7 @@ class Session:
         job = f"job {place.job}, " if place.job is not None else ""
         start = f"restart {place.restart}" if place.restart else "first start"
         begins = "begins anew" if step is None else f"goes on from step {step}"
-        nodes, ranks = _counted(place.nodes, "node"), _counted(place.ranks, "rank")
+        nodes, ranks = counted(place.nodes, "node"), counted(place.ranks, "rank")
         return f"{job}{nodes}, {ranks}, {start}, ggm_lightning {ggm_lightning.__version__}: {self.folder} {begins}"
 
     def release(self) -> None:
@@ -103,6 +112,7 @@ class Session:
     def close(self) -> None:
         """However it has ended; this rank is then not missed by the others."""
         self.release()
+        remove_empty(self.made)
         hub = hubs.current()
         if hub is not None:
             hub.leave()
@@ -236,13 +246,9 @@ def folder_of(merged: dict[str, Any], rest: list[str]) -> Path:
     for position, argument in enumerate(rest):
         option, equals, value = argument.partition("=")
         key = option.removeprefix("--")
-        if key in found:
+        if key in found and option.startswith("--"):
             found[key] = value if equals else next(iter(rest[position + 1 :]), "")
     return Path(str(found["runs"])) / str(found["name"])
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 _session: Session | None = None

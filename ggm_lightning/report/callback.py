@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ggm_lightning.models.trained import Averages, Trained
-from ggm_lightning.report import provenance
+from ggm_lightning.report import ending, provenance
 from ggm_lightning.report.curve import curve_png
 from ggm_lightning.report.drawing import classes_in_turn, decode, refuse_sampler, refuse_ways, undisturbed
 from ggm_lightning.report.images import image_figures, reconstruction_figure, samples_figure
@@ -40,7 +39,7 @@ from ggm_lightning.report.story import Story, read_run, read_story, write_story
 from ggm_lightning.report.tasks import answered
 from ggm_lightning.report.trace import trace_data
 from ggm_lightning.rundir.csv_log import FILE_NAME, CSVLog
-from ggm_lightning.rundir.endings import NonFinite, Stopped
+from ggm_lightning.rundir.terminal import counted
 from ggm_lightning.sampling.sampler import Sampler
 
 SHOWN_TEXTS = 8
@@ -114,6 +113,12 @@ class Report(Callback):
 
     # how the run goes
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._first_step = trainer.global_step
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._first_step = checkpoint["global_step"]  # where nothing is left to be done, no training ever starts
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_sampler("Report", self.sampler, pl_module)
         for argument, ways in (("further", self.further), ("fillings", self.fillings)):
@@ -137,29 +142,31 @@ class Report(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The averaged weights are still in the module."""
-        if not self._tells(trainer) or trainer.sanity_checking or not self._draws(trainer):
+        if not self._tells(trainer) or not self._draws(trainer):
             return
         before = time.monotonic()
         self._guarded(trainer, partial(self._draw_early, trainer, pl_module), "training goes on")
         self._spent += time.monotonic() - before
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._tells(trainer) and not trainer.sanity_checking:
+        if self._tells(trainer):
             self._guarded(trainer, partial(self._page, trainer, pl_module, "running", ""), "training goes on")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._tells(trainer) and trainer.global_step != self._first_step:
+        if self._tells(trainer):
             self._guarded(trainer, partial(self._end, trainer, pl_module), "the run is complete")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not self._tells(trainer) or trainer.global_step == self._first_step:
+        if not self._tells(trainer):
             return
-        state, said = _ending(exception)
+        state, said = ending.of_exception(exception)
         self._guarded(trainer, partial(self._page, trainer, pl_module, state, said), "what was saved is as it was")
 
-    @staticmethod
-    def _tells(trainer: Trainer) -> bool:
-        return bool(trainer.is_global_zero and not trainer.fast_dev_run and trainer.state.fn == "fit")  # type: ignore[attr-defined]
+    def _tells(self, trainer: Trainer) -> bool:
+        """Not before a step was taken: what the folder tells of the steps before stays as it is."""
+        is_fit = trainer.state.fn == "fit" and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        # less where the checkpoint's steps are not restored yet
+        return bool(trainer.is_global_zero and is_fit and trainer.global_step > self._first_step)
 
     def _guarded(self, trainer: Trainer, write: Callable[[], None], so: str) -> None:
         try:
@@ -207,7 +214,7 @@ class Report(Callback):
 
     def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         story, folder = self._told(trainer, pl_module), Path(trainer.default_root_dir)
-        state, said = _how_it_ended(trainer)
+        state, said = ending.of_fit(trainer)
         self._page(trainer, pl_module, state, said)  # what is known, before what may fail is tried
         metrics = read_run(folder).metrics
         measure = (story.measure[0], story.measure[1]) if story.measure else None
@@ -262,11 +269,12 @@ class Report(Callback):
         story.trace = _trace(drawn.trace, datamodule, pl_module) if texts else None
         if self.fillings:
             story.task = answered(datamodule, self.fillings, self.num_tasks, draw, Path(trainer.default_root_dir))
-        how = f"{self.num_steps} steps"
+        how = counted(self.num_steps, "step")
         if self.sampler is not None:
             how += f", {self.sampler.name if isinstance(self.sampler, Sampler) else self.sampler}"
         story.facts["Sampling"] = (
-            f"{self.num_samples} samples in {how}, {drawn.network_calls} network calls, seed {self.seed}"
+            f"{counted(self.num_samples, 'sample')} in {how}, {counted(drawn.network_calls, 'network call')}, "
+            f"seed {self.seed}"
         )
 
     def _further(self, trainer: Trainer, pl_module: LightningModule, label: Tensor | None) -> dict[str, list[str]]:
@@ -353,28 +361,6 @@ def _kept(figures: list[Figure]) -> list[dict[str, Any]]:
         {"heading": f.heading, "note": f.note, "images": {caption: path.name for caption, path in f.images.items()}}
         for f in figures
     ]
-
-
-def _ending(exception: BaseException) -> tuple[str, str]:
-    """(state, why)."""
-    if isinstance(exception, KeyboardInterrupt):
-        return "stopped", "by Ctrl-C"
-    if isinstance(exception, (Stopped, NonFinite)):
-        return "stopped", str(exception).removeprefix("stopped ")
-    return "failed", f"{type(exception).__name__}: {exception}"[:1000]
-
-
-def _how_it_ended(trainer: Trainer) -> tuple[str, str]:
-    """(state, why) of a fit that ended without an exception."""
-    if trainer.max_steps < 0 or trainer.global_step >= trainer.max_steps:
-        return "finished", ""
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-    left = [timer.time_remaining() for timer in timers]
-    if any(seconds is not None and seconds <= 0 for seconds in left):
-        return "stopped", "by its time limit (trainer.max_time)"
-    if trainer.should_stop:
-        return "stopped", "by a callback, such as EarlyStopping"
-    return "finished", ""
 
 
 def _latest(trainer: Trainer, folder: Path) -> dict[str, float]:

@@ -41,8 +41,7 @@ def unit_of(story: Story, metrics: dict[str, Curve]) -> str:
 def words_of(run: Run) -> list[str]:
     """What has to be said of the figures, a sentence each; none where they are as usual."""
     story, metrics = run.story, run.metrics
-    bits = metrics.get("val/bpd", [])
-    measured = bits or metrics.get(f"val/{story.measure[0]}" if story.measure else "val/nelbo", [])
+    bits, measured = metrics.get("val/bpd", []), _measured(run)
     if not measured:
         return [f"No figure: no validation was due in {story.step:,} steps (trainer.val_check_interval)."]
     step = measured[-1][0]
@@ -63,6 +62,12 @@ def words_of(run: Run) -> list[str]:
     if bits and story.num_classes:
         words += _of_guessing(bits[-1][1], story.num_classes)
     return words + _of_the_latent(metrics, story.stage1_steps)
+
+
+def _measured(run: Run) -> Curve:
+    """What the validations have measured, by whose last step the figures are."""
+    measure = run.story.measure
+    return run.metrics.get("val/bpd") or run.metrics.get(f"val/{measure[0]}" if measure else "val/nelbo", [])
 
 
 def _of_the_latent(metrics: dict[str, Curve], stage1_steps: int) -> list[str]:
@@ -96,8 +101,9 @@ def number(value: float, like: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def closing_line(run: Run) -> str:
-    """How a run ended, in a line for the terminal: its first figure with its error."""
+def closing_line(run: Run, measuring: str = "") -> str:
+    """How a run ended, in a line for the terminal: its first figure with its error, and of which step it is where that
+    is not the last one; `measuring` is the command that gives one, for where there is none."""
     story = run.story
     bounds = list(bounds_of(run.metrics, story.scale, story.by_class).items())[:1]
     said = f"{story.state} at step {story.step:,}"
@@ -106,7 +112,11 @@ def closing_line(run: Run) -> str:
     for title, (value, stderr) in bounds:
         error = "" if stderr is None else f" ± {number(stderr, value)}"
         kind = "" if story.exact else ", upper bound"
+        measured = _measured(run)
+        if measured and measured[-1][0] < story.step:
+            kind += f", of step {measured[-1][0]:,}"
         said += f"; {title[0].lower()}{title[1:]}: {number(value, value)}{error} (held-out{kind})"
     if not bounds and not story.measure:
         said += "; no figure, as no validation was due"
+        said += f"; measure one: {measuring}" if measuring else ""
     return said

@@ -17,6 +17,8 @@ from ggm_lightning.report.page import Figure
 from ggm_lightning.report.pictures import grid, save_png, side_by_side
 from ggm_lightning.report.protocols import HasRows, Reconstructs, datamodule_of, fills_gaps, originals_of
 from ggm_lightning.report.trace import trace_gif
+from ggm_lightning.rundir.building import trust_option
+from ggm_lightning.rundir.checkpoint import describe
 
 Draw = Callable[..., Any]  # of Report: draw(num_samples, label, clamp) -> Samples
 
@@ -158,7 +160,13 @@ def _infilling(
     also = " and the class" if takes_labels else ""
     note = (
         f"Left: what the model is given, half of a held-out picture{also}. Right: the picture itself. Between them "
-        f"{fillings} fillings, not selected. More of them: `lightning infill --ckpt_path last.ckpt --input "
-        "example.png --mask right`."
+        f"{fillings} fillings, not selected. More of them: `{command_for_more(pl_module)}`."
     )
     return Figure("Filling in the right half", note, {"given, fillings, original": folder / "infilled.png"})
+
+
+def command_for_more(pl_module: LightningModule) -> str:
+    """In the run's folder."""
+    described = describe(pl_module)
+    trust = trust_option([described["model"], described["codec"]])
+    return f"lightning infill --ckpt_path last.ckpt{trust} --input example.png --mask right"

@@ -60,6 +60,13 @@ def foreign(section: Any) -> list[str]:
     return sorted({path for path in class_paths(section) if isinstance(path, str) and not trusted(path, ())})
 
 
+def trust_option(section: Any) -> str:
+    """What a command needs, behind its checkpoint, to build the foreign classes that a description names: " --trust
+    mine,theirs"; "" where there are none."""
+    modules = sorted({path.rpartition(".")[0] for path in foreign(section)})
+    return f" --trust {','.join(modules)}" if modules else ""
+
+
 def check_names(section: Any, trust: Sequence[str] = ()) -> None:
     """Rule 1, for a whole description. Raises Refused, which names the class and says how to allow it."""
     for path in class_paths(section):

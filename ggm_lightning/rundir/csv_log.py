@@ -1,8 +1,9 @@
 """metrics.csv of a run folder: one row per logged step, appended to across resumes.
 
 Lightning's CSVLogger (2.6.6) deletes the file when a run goes on in its folder. Here a resumed run appends. When the
-run was resumed from step k, the rows that the abandoned continuation had written after k are taken out at the first
-row of the new one: both kept, the file would hold two values for a step, and the curve would run backwards.
+run was resumed from step k, the rows that the abandoned continuation had written after k are taken out with the first
+rows of the new one that are written: both kept, the file would hold two values for a step, and the curve would run
+backwards. A resumed run that takes no step changes nothing.
 
 The step of a row is the number of optimiser steps taken. Lightning hands its loggers a count of its own, which is one
 less, and which (2.6.6) is off by one after a resume from a checkpoint that was saved at the end of an epoch.
@@ -110,7 +111,7 @@ class CSVLog(Logger):
 
     def continue_after(self, step: int) -> None:
         """The run has taken so many steps and goes on from here. callbacks/keep.py calls it when training starts; the
-        file is changed by the first row that follows."""
+        file is changed when the first rows that follow are written."""
         self._resumed_at = step
 
     @rank_zero_only
@@ -125,17 +126,25 @@ class CSVLog(Logger):
             self._truncate_at = self._resumed_at + 1
         # a run saved before the validation of its step does that validation again
         self._measured_again = names - set(_LEADING) if step < self._truncate_at else set()
-        self._guarded(self._truncate)
+        self._guarded(self._read_seconds)
 
-    def _truncate(self) -> None:
+    def _read_seconds(self) -> None:
+        _, kept = self._kept()
+        self._seconds_before = max((float(row["seconds"] or 0) for row in kept), default=0.0)
+
+    def _kept(self) -> tuple[list[str] | None, list[dict[str, Any]]]:
+        """(columns, rows) of the file that stay."""
         assert self._truncate_at is not None
-        self._columns, rows = _read_rows(self.path)
+        columns, rows = _read_rows(self.path)
         kept = [row for row in rows if int(row["step"]) < self._truncate_at]
         for row in [row for row in kept if int(row["step"]) == self._truncate_at - 1]:
             row |= dict.fromkeys(self._measured_again & set(row), "")
             if not any(value for name, value in row.items() if name not in _LEADING):
                 kept.remove(row)
-        self._seconds_before = max((float(row["seconds"] or 0) for row in kept), default=0.0)
+        return columns, kept
+
+    def _truncate(self) -> None:
+        self._columns, kept = self._kept()
         if self._columns is not None:
             self._rewrite(self._columns, kept)
         self._truncate_at = None
@@ -143,7 +152,7 @@ class CSVLog(Logger):
     def before_checkpoint(self) -> None:
         """A run resumed from it does not repeat the rows up to here: they, and then the row of this very step, which
         Lightning logs only after the save, must reach the file."""
-        self.flush()
+        self._write()
         self._flush_next = True
 
     def save(self) -> None:
@@ -154,11 +163,22 @@ class CSVLog(Logger):
             self.flush()
 
     def finalize(self, status: str) -> None:
-        self.flush()
+        if status == "success" or self._has_stepped():
+            self._write()
+        else:
+            self._rows = []
+
+    def flush(self) -> None:
+        """Writes the rows in memory to the file; not before a resumed run has taken a step, since they replace what
+        the file has of the steps that follow."""
+        if self._has_stepped():
+            self._write()
+
+    def _has_stepped(self) -> bool:
+        return not self._rows or self._resumed_at is None or self._rows[-1]["step"] > self._resumed_at
 
     @rank_zero_only
-    def flush(self) -> None:
-        """Writes the rows in memory to the file."""
+    def _write(self) -> None:
         if self._rows:
             self._guarded(self._append)
 

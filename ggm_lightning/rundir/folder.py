@@ -1,4 +1,7 @@
-"""The run folder: can it be written, has it room, and where does a file go that may be there already?"""
+"""The run folder: can it be written, has it room, and where does a file go that may be there already?
+
+Nothing heavy is imported before it is needed: cli/together.py is read before the command is known.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import itertools
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -40,9 +44,19 @@ def refuse_unwritable(folder: Path, remedy: str = "choose another folder by --ru
 def refuse_unwritable_results(folder: Path) -> None:
     """The same for a folder that a command will write at its end: no empty one is left behind, should something else be
     wrong with the command."""
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    made = missing(folder)
     refuse_unwritable(folder, "choose another folder by --out")
-    with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+    remove_empty(made)
+
+
+def missing(folder: Path) -> list[Path]:
+    """The folder and those above it, as far as they are not there yet."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def remove_empty(made: list[Path]) -> None:
+    """Removes folders of `missing` that this process has made since; one that holds anything stays."""
+    with contextlib.suppress(OSError):
         for place in made:
             place.rmdir()
 
@@ -58,6 +72,8 @@ def unused_path(path: Path, content: bytes) -> Path:
 
 def refuse_without_space(folder: Path, model: nn.Module) -> None:
     """A checkpoint holds every trained weight four times: averaged, raw, and Adam's two moments."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
     weights = list(model.parameters())
     needed = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in weights)
     free = shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""Text from elsewhere on a terminal: shown, never obeyed."""
+"""Lines on a terminal: text from elsewhere is shown, never obeyed, and numbers agree with their nouns."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def visible(text: str) -> str:
         else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def counted(number: int, what: str) -> str:
+    """1 sample, 2 samples."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from PIL import Image
 
 import ggm_lightning
@@ -17,6 +18,7 @@ from ggm_lightning.cli.main import main
 from ggm_lightning.codecs.pictures import MASKED_GREY, Images
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.report.drawing import columns_of
+from ggm_lightning.report.images import command_for_more
 from tests.cli.test_main import error_of
 
 DIGITS = Path(__file__).parents[2] / "experiments" / "md4_digits.yaml"
@@ -69,8 +71,19 @@ def test_the_report_shows_pictures(run: Path) -> None:
     assert "examples per second" in page
     for wrong in ("token", "Perplexity", "<pre>"):
         assert wrong not in page
+    assert "<code>lightning infill --ckpt_path last.ckpt --input example.png --mask right</code>" in page
     sizes = [Image.open(run / name).size for name in ("samples.png", "held_out.png")]
     assert sizes[0] == sizes[1]
+
+
+def test_the_page_names_a_command_that_may_build_code_of_ones_own() -> None:
+    model = LightningModule()
+    for network, trust in (("ggm_lightning.networks.unet.UNet", ""), ("mynet.Net", " --trust mynet")):
+        arguments = {"network": {"class_path": network}}
+        model.resolved_config = {"model": {"class_path": "ggm_lightning.models.md4.MD4", "init_args": arguments}}
+        assert command_for_more(model) == (
+            f"lightning infill --ckpt_path last.ckpt{trust} --input example.png --mask right"
+        )
 
 
 def test_the_held_out_grid_shows_real_pictures_of_the_same_class(run: Path) -> None:

@@ -44,6 +44,13 @@ def test_the_first_line_of_a_life(tmp_path: Path) -> None:
     assert "first start" in Session(Place("torchrun", 2), tmp_path, True).first_line(None)
 
 
+@pytest.mark.parametrize(
+    "rest", [["--runs", "runs", "--name", "name"], ["--name=name"], ["--name", "name", "--runs=runs"]], ids=str
+)
+def test_a_value_that_is_called_like_an_option_is_none(rest: list[str]) -> None:
+    assert together.folder_of({"name": "experiment"}, rest) == Path("runs/name")
+
+
 def test_lines_carry_the_rank() -> None:
     file = io.StringIO()
     stream = Labelled(file, "rank 1: ")

@@ -260,7 +260,7 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path: Path, capsys: pyt
     capsys.readouterr()
     options = ["--num_samples", "2", "--num_steps", "1", "--latent_steps", "3"]
     main(["sample", "--ckpt_path", str(tmp_path / "one" / "last.ckpt"), *options])
-    assert "2 samples in 3 calls of the latent's network, 1 network calls" in capsys.readouterr().err
+    assert "2 samples in 3 calls of the latent's network, 1 network call" in capsys.readouterr().err
 
 
 @pytest.mark.slow

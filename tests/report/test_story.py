@@ -135,7 +135,7 @@ def test_of_a_finished_run(run, tmp_path):
     assert page.addresses == []  # nothing to load
     assert not re.search(r"https?://|@import|url\(", finished)
     assert closing_line(read_run(tmp_path)) == (
-        "finished at step 5; bits per character: 2.7500 ± 0.1250 (held-out, upper bound)"
+        "finished at step 5; bits per character: 2.7500 ± 0.1250 (held-out, upper bound, of step 4)"
     )
 
 
@@ -192,6 +192,15 @@ def story_of(**values) -> Story:
 
 def run_of(tmp_path, bpd=2.0, step=10, **values) -> Run:
     return Run(tmp_path, story_of(**values), {"val/bpd": [(step, bpd)]}, "")
+
+
+def test_the_closing_line_says_of_which_step_its_figure_is(tmp_path):
+    story = story_of(exact=True)
+    assert closing_line(Run(tmp_path, story, {"val/bpd": [(10, 2.0)]}, "")).endswith("2.0000 (held-out)")  # control
+    older = Run(tmp_path, story, {"val/bpd": [(4, 2.5), (7, 2.0)], "train/bpd": [(10, 1.0)]}, "")
+    assert closing_line(older).endswith("2.0000 (held-out, of step 7)")
+    none = closing_line(Run(tmp_path, story, {"train/bpd": [(10, 1.0)]}, ""), "lightning x")
+    assert none == "running at step 10; no figure, as no validation was due; measure one: lightning x"
 
 
 def test_words_beside_figures(tmp_path):
