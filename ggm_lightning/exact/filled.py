@@ -9,8 +9,8 @@ The other sites are known. The model's own law of the free ones, given them, is 
 For other families there is no such product; their samplers are compared with the first of them in many steps.
 
 A trained network is no exact one: what it says of a state moves with the time that it is told, and the orders of the
-chain rule do not agree. So `ancestral` and `first_hitting` are judged by their own law, enumerated with the times that
-they use, which holds for every network; samplers with other times only by what that cannot explain.
+chain rule do not agree. So `ancestral`, `first_hitting` and GGM's `heat_bath` and `gated` are judged by their own law,
+enumerated with the times that they use, which holds for every network; others only by what that cannot explain.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ggm_lightning.exact.filled_chains import Chains
+from ggm_lightning.exact.filled_chains import Chains, of_visits
 from ggm_lightning.exact.states import all_states, frequencies, product, total_variation
 from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
@@ -155,24 +155,40 @@ def measured(
         target = drawn(first, _FINER * num_steps, seed + 1)
     floor, error = _of_exact_draws(target, num_samples, both=not own)
     found = []
-    chains = Chains(model, row, sites, label) if _masks(model) else None
-    moves = 0.0 if chains is None else chains.moves()
+    laws = _laws(model, row, sites, num_steps, label)
+    moves = _moves(model, row, sites, label, target, laws) if own else 0.0
     for sampler in model.samplers:
         try:
             frequency = drawn(sampler, num_steps, seed)
             one = Filled(sampler, total_variation(frequency, target), floor, error)
-            found.append(one if chains is None else _judged(one, chains, frequency, num_steps, moves))
+            law = laws.get(sampler)
+            one = replace(one, moves=moves) if law is None else replace(one, own=total_variation(frequency, law))
+            found.append(one)
         except ValueError as refused:
             found.append(Filled(sampler, said=textwrap.shorten(f"refused: {refused}", 96, placeholder=" ...")))
     return found, own
 
 
-def _judged(found: Filled, chains: Chains, frequency: Tensor, num_steps: int, moves: float) -> Filled:
-    """By the sampler's own law, or else by what a network that moves with t leaves unexplained."""
-    law = chains.law_of(naming.class_of(naming.maker(chains.model, found.sampler)), num_steps)
-    if law is None:
-        return replace(found, moves=moves)
-    return replace(found, own=total_variation(frequency, law))
+def _laws(model: Family, row: Tensor, sites: list[int], num_steps: int, label: Tensor | None) -> dict[str, Tensor]:
+    """Of the samplers whose own law is enumerated."""
+    if isinstance(model, GGM) and not model.random_order:
+        kernels = [name for name in ("heat_bath", "gated") if name in model.samplers]
+        return {name: of_visits(model, row, sites, name, label) for name in kernels}
+    if not _masks(model):
+        return {}
+    chains = Chains(model, row, sites, label)
+    kinds = {name: naming.class_of(naming.maker(model, name)) for name in model.samplers}
+    found = {name: chains.law_of(kind, num_steps) for name, kind in kinds.items()}
+    return {name: law for name, law in found.items() if law is not None}
+
+
+def _moves(
+    model: Family, row: Tensor, sites: list[int], label: Tensor | None, target: Tensor, laws: dict[str, Tensor]
+) -> float:
+    """Of GGM, whose network is told the sweep: how far right samplers are from the reference."""
+    if _masks(model):
+        return Chains(model, row, sites, label).moves()
+    return max((total_variation(law, target) for law in laws.values()), default=0.0)
 
 
 def _of_exact_draws(law: Tensor, num_samples: int, both: bool) -> tuple[float, float]:

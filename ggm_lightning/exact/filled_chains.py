@@ -5,7 +5,9 @@
     first_hitting   the same in infinitely many steps: between u and u' < u each masked site is revealed with 1 - u'/u,
                     one after the other in any order                                                              (1)
 
-They are one law where the network is exact. A trained one moves with the time that it is told.
+    GGM             the chain of its visits, from pi, with the rounds of ReDeNoise that infilling has
+
+The first three are one law where the network is exact. A trained one moves with the time that it is told.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.core import times
 from ggm_lightning.exact.states import all_states, product, total_variation
+from ggm_lightning.models.ggm import GGM
 from ggm_lightning.sampling.first_hitting import FirstHitting
 from ggm_lightning.sampling.plan import Ancestral
 from ggm_lightning.sampling.sampler import Sampler
@@ -176,3 +179,31 @@ class Chains:
                 said = nn.functional.one_hot(said.argmax(-1), said.shape[-1]).double()
             p = torch.where(live, 0.0, p) + p[live] @ product(self._law(states[live], said, 1.0), states)
         return p[~self.masked.any(1)].cpu()
+
+
+def of_visits(model: GGM, row: Tensor, sites: list[int], sampler: str, label: Tensor | None = None) -> Tensor:
+    """Of GGM's heat_bath or gated (order: raster or permuted) at the free sites, Float64[V^k] on the CPU."""
+    V, device, sweeps = model.num_classes, model.device, model.sweeps
+    states = all_states(V, len(sites)).to(device)
+    z = row.flatten().expand(len(states), -1).clone()
+    z[:, sites] = states
+    known = torch.ones(len(states), model.num_sites, dtype=torch.bool, device=device)
+    known[:, sites] = False
+    zt, given = z.reshape(-1, *model.shape), known.reshape(-1, *model.shape)
+    labels = None if label is None else label.expand(len(states))
+    pi = model.log_pi.exp().to(device)
+    p = product(pi.expand(1, len(sites), V), states)[0]
+    path = sweeps.grid(1) + model.redenoise * sweeps.grid(1, first_sweeps=1)
+    for t, s in itertools.pairwise(path):
+        if s > t:
+            kept = sweeps.survival_at(torch.tensor([s], device=device))[:, sites, None]
+            law = kept * nn.functional.one_hot(states, V) + (1 - kept) * pi
+        elif int(sweeps.order[s % model.num_sites]) in sites:
+            at = torch.full((2, len(states)), t, device=device)
+            at[1] = s
+            with model.evaluating("sampling"):
+                law = model.reverse_law(zt, at[0], at[1], labels, sampler=sampler, known=given).probs()[:, sites]
+        else:
+            continue
+        p = p @ product(law.double(), states)
+    return p.cpu()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.core.schedules import Linear
 from ggm_lightning.exact import JointLaw, chains, filled, glauber
-from ggm_lightning.exact.filled_chains import Chains
+from ggm_lightning.exact.filled_chains import Chains, of_visits
 from ggm_lightning.exact.networks import Causal, HollowMasked
 from ggm_lightning.exact.states import total_variation
 from ggm_lightning.models.autoregressive import AutoregressiveModel
@@ -74,7 +74,7 @@ class Moody(nn.Module):
         weights = torch.randn(2, N, N, V + 1, V, generator=generator, dtype=torch.float64)
         self.weights, self.strength = nn.Parameter(weights, requires_grad=False), strength
 
-    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None, visited: Tensor | None = None) -> Tensor:
         one_hot = nn.functional.one_hot(z, V + 1).double()
         still, moving = torch.einsum("bnv,knmvw->kbmw", one_hot, self.weights)
         return still + self.strength * t[:, None, None] * moving
@@ -110,6 +110,24 @@ def test_a_network_that_moves_with_the_time_makes_no_error_of_a_sampler() -> Non
     assert forgets.verdict.startswith("an error of the sampler: ")  # control
     assert forgets.own is not None
     assert forgets.own > 0.05
+
+
+def test_ggm_s_kernels_are_judged_by_the_chain_of_their_visits() -> None:
+    """Few sweeps do not reach what the heat bath would keep: no error of the sampler."""
+    model = GGM(Moody(4.0), V, (N,), num_sweeps=1, block_size=N)
+    heat_bath, gated, parallel = filled.measured(model, ROW, [1, 2], 6_000, 8)[0]
+    for one in (heat_bath, gated):
+        assert one.distance > one.floor + 10 * one.error
+        assert one.verdict.startswith("no error: 0.0")
+    assert parallel.moves == pytest.approx(gated.distance, abs=0.02)
+    known = torch.ones(N, dtype=torch.bool)
+    known[[1, 2]] = False
+    model = GGM(Moody(4.0), V, (N,), num_sweeps=3, block_size=N)
+    laws = [of_visits(model, ROW, [1, 2], kernel) for kernel in ("heat_bath", "gated")]
+    for kernel, law in zip(("heat_bath", "gated"), laws, strict=True):
+        whole = chains.sweeps(model, kernel, 1, (ROW, known))[((LAW.x == ROW) | ~known).all(-1)]
+        assert torch.allclose(law, whole, atol=1e-12)
+    assert total_variation(*laws) > 0.01  # control
 
 
 def test_how_far_a_network_moves() -> None:
