@@ -33,7 +33,7 @@ def run(args: list[str]) -> None:
     name, rest = args[0], args[1:]
     if name.endswith(".ckpt") or Path(name).exists():
         given = [word.removeprefix("--").partition("=")[0] for word in rest if word.startswith("--")]
-        _check_keys(name, given, [*list(inspect.signature(checkpoint).parameters)[1:], "help"])
+        _check_keys(name, [key for key in given if key != "help"], list(inspect.signature(checkpoint).parameters)[1:])
         parser = ArgumentParser(prog="lightning check CHECKPOINT", exit_on_error=False, allow_abbrev=False)
         parser.add_function_arguments(checkpoint, as_group=False, skip={"ckpt_path"})
         checkpoint(name, **parser.parse_args(rest).as_dict())
