@@ -36,6 +36,7 @@ def of_package() -> dict[str, type[Schedule]]:
 
 
 KINDS = of_package() | of_page()
+ALIKE = ("Cosine", "SquaredCosine", "LatentLeads")  # as smooth as others, and passed before
 # steep, with corners, of infinite slope: what the defaults are not
 ODD = {
     "Sigmoid, steep": lambda: KINDS["Sigmoid"](steepness=49.0),
@@ -61,7 +62,9 @@ def test_all_are_here() -> None:
     assert {kind.__name__ for kind in Floored.__subclasses__() if kind.__module__.startswith("ggm")} <= set(KINDS)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in KINDS]
+)
 def test_check_of_a_schedule(name: str) -> None:
     """What `lightning check` asks of it."""
     wrong = [f"{answer.asked}: {answer.came}" for answer in contracts.answers(KINDS[name]()) if answer.passed is False]
