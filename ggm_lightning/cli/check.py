@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import math
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
 
+import ggm_lightning
 from ggm_lightning.cli import own_code
 from ggm_lightning.core.arguments import whole_number
 
 _SIZES = {"num_classes": 3, "shape": (3,)}  # of what is built to be looked at, where no others are given
+_OF_MODEL = {"network": ("num_classes", "shape"), "rates": ("num_classes", "t_end")}
 _SIGNS = {True: "ok   ", False: "FAILS", None: "told "}
 
 
@@ -28,6 +32,8 @@ def run(args: list[str]) -> None:
         raise ValueError(f"check {args[0]}: name a class or a checkpoint first, as in `lightning check mynet.Tiny`")
     name, rest = args[0], args[1:]
     if name.endswith(".ckpt") or Path(name).exists():
+        given = [word.removeprefix("--").partition("=")[0] for word in rest if word.startswith("--")]
+        _check_keys(name, [key for key in given if key != "help"], list(inspect.signature(checkpoint).parameters)[1:])
         parser = ArgumentParser(prog="lightning check CHECKPOINT", exit_on_error=False, allow_abbrev=False)
         parser.add_function_arguments(checkpoint, as_group=False, skip={"ckpt_path"})
         checkpoint(name, **parser.parse_args(rest).as_dict())
@@ -47,26 +53,41 @@ def _given(rest: list[str]) -> dict[str, Any]:
     return found
 
 
+def _check_keys(name: str, given: Iterable[str], known: Sequence[str]) -> None:
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            near = f"did you mean --{close[0]}?" if close else f"there are {', '.join(f'--{one}' for one in known)}"
+            raise ValueError(f"check {name}: unknown key '{key}'; {near}")
+
+
 def check(name: str, family: str = "ggm_lightning.models.md4.MD4", text: Any = (), **given: Any) -> None:
     """usage: lightning check CLASS [--NAME VALUE ...]        a class: package.module.Class, or file.Class
        lightning check CHECKPOINT [--KEY VALUE ...]    a checkpoint; its keys: --row, --sites, --num_samples,
                                                        --num_steps, --split, --seed, --device, --prepare, --trust
 
     A class is built with these arguments and asked what the package asks of its kind: network, codec, data set,
-    family, sampler, schedule. num_classes and shape are 3 and (3,) where it takes them and none are given.
+    family, sampler, schedule, rates. num_classes and shape are 3 and (3,) where it takes them and none are given.
 
     Args:
-        family: of a network, the class that it is called by; default MD4.
+        family: of a network, the class that it is called by (GGM, or package.module.Class); default MD4.
         text: of a codec, a text to be encoded.
+        given: the class's own arguments; of a network num_classes and shape in any case, of rates num_classes and
+            t_end: those of the model around it.
     """
     from ggm_lightning.exact import contracts
 
     texts = (text,) if isinstance(text, str) else tuple(text)
-    made = _built(_found(name), name, given)
-    print(f"{name}: a {contracts.kind_of(made)}")
+    found = _found(name)
+    kind = contracts.kind_of(found)
+    made, arguments = _built(found, name, given, _OF_MODEL.get(kind, ()))
+    sizes = {key: value for key, value in (given | arguments).items() if key in _OF_MODEL.get(kind, ())}
+    if "shape" in sizes:
+        sizes["shape"] = tuple(sizes["shape"])
+    print(f"{name}: {kind if kind == 'rates' else f'a {kind}'}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of samplers that say what their error is: here it is measured
-        answers = contracts.answers(made, _found(family), texts)
+        answers = contracts.answers(made, _found(family), texts, **sizes)
     for answer in answers:
         came = f": {answer.came}" if answer.came else ""
         print(f"  {_SIGNS[answer.passed]} {answer.asked}{came}")
@@ -80,6 +101,8 @@ def check(name: str, family: str = "ggm_lightning.models.md4.MD4", text: Any = (
 def _found(name: str) -> Any:
     """The class of this name; one of the working folder, too."""
     module, _, last = name.rpartition(".")
+    if name in ggm_lightning.__all__:
+        return getattr(ggm_lightning, name)
     if not module:
         raise ValueError(f"check {name}: there is no such file, and a class has its module before it: mynet.Tiny")
     own_code.open_folder([name])
@@ -92,11 +115,15 @@ def _found(name: str) -> Any:
     return found
 
 
-def _built(kind: type, name: str, given: dict[str, Any]) -> Any:
-    """With what is given; the sizes, and a family's network, where they are needed and not given."""
+def _built(kind: type, name: str, given: dict[str, Any], of_model: Iterable[str]) -> tuple[Any, dict[str, Any]]:
+    """(the object, its arguments): what is given, but what only the model around it takes; the sizes, and a family's
+    network, where they are needed and not given."""
     from ggm_lightning.exact.networks import Equal
 
     parameters = inspect.signature(kind).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        _check_keys(name, given, [*dict.fromkeys((*parameters, *of_model, "family", "text"))])
+    given = {key: value for key, value in given.items() if key in parameters or key not in of_model}
     arguments: dict[str, Any] = {key: value for key, value in _SIZES.items() if key in parameters} | given
     if "network" in parameters and "network" not in given:
         arguments["network"] = Equal(arguments.get("num_classes", 3))
@@ -110,7 +137,7 @@ def _built(kind: type, name: str, given: dict[str, Any]) -> Any:
     except TypeError as error:
         raise ValueError(f"check {name}: {error}; give its arguments as --NAME VALUE") from None
     try:
-        return kind(**arguments)
+        return kind(**arguments), arguments
     except ValueError as error:
         raise ValueError(f"check {name}: {error} (its arguments are given as --NAME VALUE)") from None
 

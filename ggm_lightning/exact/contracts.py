@@ -1,6 +1,6 @@
 """What a class of one's own is asked by the package, and what came: one line for each question.
 
-A family and a sampler are proved besides (exact/proof.py).
+A family and a sampler are proved besides (exact/proof.py); so are MD4 with a schedule and MarkovDiffusion with rates.
 """
 
 from __future__ import annotations
@@ -12,20 +12,29 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.core import rates as core_rates
 from ggm_lightning.core import schedule_checks
+from ggm_lightning.core.rates import Rates
 from ggm_lightning.core.schedules import Schedule
 from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.exact.law import JointLaw
-from ggm_lightning.exact.networks import HollowMasked
-from ggm_lightning.exact.proof import OF_SAMPLERS, prove
+from ggm_lightning.exact.networks import Equal, HollowMasked
+from ggm_lightning.exact.proof import EQUATIONS, OF_BOUND, OF_SAMPLERS, prove
+from ggm_lightning.metrics.samples import SampleMetric
 from ggm_lightning.models.base import Family
+from ggm_lightning.models.markov import MarkovDiffusion
 from ggm_lightning.models.md4 import MD4
 from ggm_lightning.rundir import codecs
 from ggm_lightning.sampling.sampler import Sampler
 
 ROWS = 4
+_CHECKED = (
+    "checked are networks (nn.Module), families (Family), samplers (Sampler or Plan), schedules (Schedule), rates "
+    "(Rates), codecs (Codec) and data sets (DiscreteData)"
+)
 
 
 @dataclass(frozen=True)
@@ -45,30 +54,44 @@ Answers = Iterator[Answer]
 
 
 def kind_of(made: Any) -> str:
-    """What it is to the package: family, sampler, schedule, codec, data set or network."""
+    """What an object or a class is to the package: family, sampler, schedule, rates, codec, data set or network.
+
+    Raises ValueError for anything else.
+    """
+    cls = made if isinstance(made, type) else type(made)
+    if issubclass(cls, SampleMetric | Metric):
+        raise ValueError(f"check: {cls.__name__} is a metric, and metrics are not checked; {_CHECKED}")
     kinds = {
         Family: "family",
         Sampler: "sampler",
         Schedule: "schedule",
+        Rates: "rates",
         Codec: "codec",
         DiscreteData: "data set",
         nn.Module: "network",
     }
     for kind, name in kinds.items():
-        if isinstance(made, kind):
+        if issubclass(cls, kind):
             return name
-    raise ValueError(
-        f"check: {type(made).__name__} is no network (nn.Module), codec (Codec), data set (DiscreteData), family "
-        "(Family), sampler (Sampler or Plan) or schedule (Schedule); derive it from one of these"
-    )
+    raise ValueError(f"check: {cls.__name__} is not of a kind that is checked; {_CHECKED}")
 
 
-def answers(made: Any, family: Callable[..., Family] = MD4, texts: tuple[str, ...] = ()) -> list[Answer]:
-    """Of an object, by its kind: family, sampler, schedule, codec, data set, or else a network.
+def answers(
+    made: Any,
+    family: Callable[..., Family] = MD4,
+    texts: tuple[str, ...] = (),
+    num_classes: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    t_end: float = 10.0,
+) -> list[Answer]:
+    """Of an object, by its kind: family, sampler, schedule, rates, codec, data set, or else a network.
 
     Args:
         family: of a network: whose call it is to answer, called with (network, num_classes, shape).
         texts: of a codec: what is encoded besides.
+        num_classes, shape: of a network: with which it was built; None: what it says of itself, else 3 and (5,). Of
+            rates: num_classes, else 3.
+        t_end: of rates.
 
     Raises ValueError for anything else. What a question raises is its answer.
     """
@@ -76,18 +99,29 @@ def answers(made: Any, family: Callable[..., Family] = MD4, texts: tuple[str, ..
         "family": lambda: _of_family(made),
         "sampler": lambda: _of_sampler(made),
         "schedule": lambda: _of_schedule(made),
+        "rates": lambda: _of_rates(made, num_classes or 3, t_end),
         "codec": lambda: _of_codec(made, texts),
         "data set": lambda: _of_data(made),
-        "network": lambda: _of_network(made, family),
+        "network": lambda: _of_network(made, family, num_classes, shape),
     }
-    return list(_guarded(asks[kind_of(made)]))
+    kind = kind_of(made)
+    remedy = f"; {_called_by(family)}" if kind == "network" else ""
+    return list(_guarded(asks[kind], remedy))
 
 
-def _guarded(asks: Callable[[], Answers]) -> Answers:
+def _guarded(asks: Callable[[], Answers], remedy: str) -> Answers:
     try:
         yield from asks()
     except Exception as error:
-        yield Answer("nothing is raised", f"{type(error).__name__}: {' '.join(str(error).split())}", False)
+        yield Answer("nothing is raised", f"{type(error).__name__}: {' '.join(str(error).split())}{remedy}", False)
+
+
+def _called_by(family: Callable[..., Family]) -> str:
+    name = getattr(family, "__name__", "the family")
+    return (
+        f"it was called as {name} calls it: --family names another family (--family GGM), and --NAME VALUE an argument "
+        "of its own (--visited_bits false)"
+    )
 
 
 def _proved(proof: Any) -> Answers:
@@ -132,6 +166,19 @@ def _of_schedule(schedule: Schedule) -> Answers:
     law = JointLaw.random(3, 3)
     only = ("corrupt", "start", "terms", "reverse_law", "bound", "equal", "each", "estimator")
     yield from _proved(prove(MD4(HollowMasked(law), 3, (3,), schedule), law, True, only, num_samples=5_000))
+
+
+def _of_rates(rates: Rates, num_classes: int, t_end: float) -> Answers:
+    """As MarkovDiffusion takes them, on two sites."""
+    asked = "a square matrix, none negative, [a, b] the rate b -> a; elapsed rises from 0"
+    try:
+        process = core_rates.process_of(rates, num_classes, t_end)
+        yield Answer(asked, f"{process.num_states} states for {num_classes} classes up to t_end = {t_end:g}")
+    except ValueError as error:
+        yield Answer(asked, str(error), False)
+        return
+    model = MarkovDiffusion(Equal(num_classes), num_classes, (2,), process=rates, t_end=t_end, num_timesteps=5)
+    yield from _proved(prove(model, report=True, only=(*EQUATIONS, *OF_BOUND), num_samples=5_000))
 
 
 def _of_codec(codec: Codec, texts: tuple[str, ...]) -> Answers:
@@ -180,10 +227,12 @@ def _of_data(data: DiscreteData) -> Answers:
         yield Answer(f"{split}: decode(x)", _short(data.decode(x)[0]), None)
 
 
-def _of_network(network: nn.Module, family: Callable[..., Family]) -> Answers:
+def _of_network(
+    network: nn.Module, family: Callable[..., Family], num_classes: int | None, shape: tuple[int, ...] | None
+) -> Answers:
     """As the family calls it, in a loss, a bound and a draw."""
-    sizes = getattr(network, "num_classes", None) or 3, getattr(network, "shape", None) or (5,)
-    model = family(network, *sizes)
+    V = num_classes or getattr(network, "num_classes", None) or 3
+    model = family(network, V, shape or getattr(network, "shape", None) or (5,))
     x = torch.arange(ROWS * model.num_sites).reshape(ROWS, *model.shape) % model.num_classes
     yield Answer(f"{type(model).__name__} takes it", f"{model.num_classes} classes, shape {model.shape}")
     loss = model.loss(x)

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.core import births, death, noise, vector_masking
+from ggm_lightning.core.schedules import Schedule
 from ggm_lightning.exact.law import JointLaw
-from ggm_lightning.exact.states import Known, all_states, product, quadrature
+from ggm_lightning.exact.states import Known, all_states, product
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.genmd4 import GenMD4
@@ -61,9 +62,14 @@ class Noise(ABC):
         """What the step from t to s counts in the mean of `terms` over all times: in continuous time t - s."""
         return t - s
 
-    def nodes(self) -> Nodes:
-        """(times Float64[k], weights Float64[k]): the mean of `terms` is the weighted sum."""
-        return quadrature(pieces=14, nodes=10)
+    def nodes(self) -> Nodes | None:
+        """(times Float64[k], weights Float64[k]): the mean of `terms` is the weighted sum. None: it is the integral
+        from the first of `edges` to the last."""
+        return None
+
+    def edges(self) -> list[float]:
+        """Of the pieces of time with which the integral begins; they are halved where it needs more."""
+        return [0.0, 0.05, 0.25, 0.5, 0.75, 1.0]
 
     def last(self) -> float:
         """The time at which sampling begins."""
@@ -102,23 +108,34 @@ class MaskNoise(Noise):
         return alike(torch.cat([(1 - u) * eye, torch.full((1, self.V), u, dtype=torch.float64)]), self.n)
 
     def step(self, s: float, t: float) -> Tensor:
-        return alike(_to_mask(torch.full((self.V,), (1 - self.masked(t)) / (1 - self.masked(s))).double()), self.n)
+        u = torch.tensor([self.masked(s), self.masked(t)], dtype=torch.float64)
+        return alike(_to_mask(*u[:, None].expand(2, self.V)), self.n)
 
     def pairs(self) -> list[tuple[float, float]]:
-        return _near((0.15, 0.5, 0.9)) if self.T is None else _on_grid(self.T)
+        return _near(self._times((0.15, 0.5, 0.9))) if self.T is None else _on_grid(self.T)
 
-    def nodes(self) -> Nodes:
-        return super().nodes() if self.T is None else _grid_nodes(self.T)
+    def nodes(self) -> Nodes | None:
+        return None if self.T is None else _grid_nodes(self.T)
+
+    def edges(self) -> list[float]:
+        """Where the schedule begins to move, is on its way, and ends: a steep one does so in a short time."""
+        return sorted({0.0, *self._times((1e-9, 1 / 2, 1 - 1e-9)), 1.0})
+
+    def _times(self, fractions: Sequence[float]) -> list[float]:
+        """When so much is masked, by bisection of `masked_fraction`: the schedule's own inverse may be wrong."""
+        return Schedule.inverse(self.schedule, torch.tensor(fractions, dtype=torch.float64)).tolist()
 
 
-def _to_mask(stays: Tensor) -> Tensor:
-    """Float64[V + 1, V + 1] [a, b] of classes that stay with probability Float64[V]; the mask stays."""
-    K = torch.diag(torch.cat([stays, torch.ones(1, dtype=torch.float64)]))
-    K[-1, :-1] = 1 - stays
+def _to_mask(u_s: Tensor, u_t: Tensor) -> Tensor:
+    """Float64[V + 1, V + 1] [a, b]: class v, masked at s and t with probability u_s and u_t Float64[V], is masked in
+    between with (u_t - u_s) / (1 - u_s), which has its digits however short the step is; the mask stays."""
+    moves = (u_t - u_s) / (1 - u_s)
+    K = torch.diag(torch.cat([1 - moves, torch.ones(1, dtype=torch.float64)]))
+    K[-1, :-1] = moves
     return K
 
 
-def _near(times: tuple[float, ...]) -> list[tuple[float, float]]:
+def _near(times: Sequence[float]) -> list[tuple[float, float]]:
     return [(t, t - 1e-4 * t) for t in times]
 
 
@@ -147,16 +164,13 @@ class ClassNoise(Noise):
         return alike(torch.cat([torch.diag(1 - u), u[None]]), self.n)
 
     def step(self, s: float, t: float) -> Tensor:
-        return alike(_to_mask((1 - self.masked(t)) / (1 - self.masked(s))), self.n)
+        return alike(_to_mask(self.masked(s), self.masked(t)), self.n)
 
     def pairs(self) -> list[tuple[float, float]]:
         return _near((0.15, 0.5, 0.9))
 
-    def nodes(self) -> Nodes:
-        edges = torch.logspace(math.log10(self.first), 0, 16, dtype=torch.float64)
-        x, w = quadrature(pieces=1, nodes=10, first=0.5)  # on [0, 1]
-        length = edges.diff()[:, None]
-        return (edges[:-1, None] + length * x).flatten(), (length * w).flatten()
+    def edges(self) -> list[float]:
+        return torch.logspace(math.log10(self.first), 0, 6, dtype=torch.float64).tolist()
 
 
 class ProcessNoise(Noise):

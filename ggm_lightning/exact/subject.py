@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ggm_lightning.exact import glauber, latent
 from ggm_lightning.exact import noise as noises
+from ggm_lightning.exact.integral import over_time
 from ggm_lightning.exact.law import JointLaw
 from ggm_lightning.exact.networks import Causal, Deaths, HollowMasked, Reached, TimedMasked
 from ggm_lightning.exact.noise import Noise
@@ -38,6 +39,7 @@ class Subject:
         num_samples, seed: of what is drawn.
         own_times: whether `terms` takes other times than the noise's (numbers of sites, say): what depends on them is
             then estimated and not enumerated.
+        apart: how far the integral over time in `bound` may be off, nats.
     """
 
     model: Any
@@ -46,6 +48,7 @@ class Subject:
     num_samples: int
     seed: int
     own_times: bool = False
+    apart: float = 0.0
 
     @property
     def name(self) -> str:
@@ -218,7 +221,8 @@ def bound(subject: Subject) -> Tensor | None:
     if isinstance(model, AutoregressiveModel):
         return model.nelbo(subject.x())
     if isinstance(model, FujiLDDM | SeqLDDM):
-        return latent.bound(model, law)[possible].detach()
+        nats, subject.apart = latent.bound(model, law)
+        return nats[possible].detach()
     if isinstance(model, GGM) and model.random_order:
         return glauber.bound_over_orders(model, law)[possible]
     added = None if subject.noise is None or subject.own_times else constants(subject)
@@ -226,17 +230,27 @@ def bound(subject: Subject) -> Tensor | None:
 
 
 def mean_of_terms(subject: Subject) -> Tensor:
-    """sum over times of weight E terms(x, z_t, t), Float64[S]."""
-    model, noise, x = subject.model, subject.noise, subject.x()
+    """E terms(x, z_t, t), in the mean over the times: their weighted sum, or the integral, Float64[S]."""
+    noise = subject.noise
     assert noise is not None
-    states = states_of(subject)
-    total = torch.zeros(len(x), dtype=torch.float64)
-    for t, weight in zip(*noise.nodes(), strict=True):
-        q = noises.forward(noise.reach(float(t)), states, x.flatten(1))
-        rows, zt = (q > 0).nonzero(as_tuple=True)
-        nats = model.terms(x[rows], subject.shaped(states[zt]), noise.when(float(t), len(rows))).detach().double()
-        total = total.index_add(0, rows, weight * q[rows, zt] * nats)
+    nodes = noise.nodes()
+    if nodes is None:
+        total, subject.apart = over_time(lambda t: _terms_at(subject, t), noise.edges())
+        return total
+    total = torch.zeros(len(subject.x()), dtype=torch.float64)
+    for t, weight in zip(*nodes, strict=True):
+        total += weight * _terms_at(subject, float(t))
     return total
+
+
+def _terms_at(subject: Subject, t: float) -> Tensor:
+    """E over z_t of terms(x, z_t, t), Float64[S]."""
+    model, noise, x, states = subject.model, subject.noise, subject.x(), states_of(subject)
+    assert noise is not None
+    q = noises.forward(noise.reach(t), states, x.flatten(1))
+    rows, zt = (q > 0).nonzero(as_tuple=True)
+    nats = model.terms(x[rows], subject.shaped(states[zt]), noise.when(t, len(rows))).detach().double()
+    return torch.zeros(len(x), dtype=torch.float64).index_add(0, rows, q[rows, zt] * nats)
 
 
 def states_of(subject: Subject) -> Tensor:

@@ -9,10 +9,13 @@ import pytest
 from ggm_lightning.cli import check
 from tests.cli.test_main import error_of
 
+SMALL = ("--feature_dim", "8", "--num_heads", "1", "--num_layers", "1", "--num_merges", "1")
 OWN = """
 import torch
 from torch import nn
+from ggm_lightning.core.rates import Rates
 from ggm_lightning.core.schedules import Schedule
+from ggm_lightning.metrics.samples import SampleMetric
 from ggm_lightning.sampling.plan import Plan, Sites
 
 class Tiny(nn.Module):
@@ -26,6 +29,30 @@ class Tiny(nn.Module):
 class Wrong(Tiny):
     def forward(self, z, t, label=None):
         return self.embedding(z)[..., :2]
+
+class OverSites(Tiny):
+    def __init__(self, num_classes: int, shape: tuple[int, ...]):
+        super().__init__(num_classes)
+        self.sites = nn.Linear(shape[0], shape[0])
+
+    def forward(self, z, t, label=None):
+        return self.sites(self.embedding(z).mT).mT
+
+class Fixed(OverSites):
+    def __init__(self):
+        super().__init__(7, (2,))
+
+class Ring(Rates):
+    def __init__(self, speed: float = 1.0):
+        self.speed = speed
+
+    def rates(self, num_classes, time):
+        step = torch.eye(num_classes, dtype=torch.float64)
+        return self.speed * (step.roll(1, 0) + step.roll(-1, 0))
+
+class Doubles(SampleMetric):
+    def measure(self, drawn, real):
+        return {}
 
 class Bent(Schedule):
     def alpha(self, t):
@@ -56,6 +83,40 @@ def test_a_network(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match=r"Wrong: 1 of 2 answers are wrong.*nothing is raised"):
         check.run(["mine_checked.Wrong"])
     assert "wanted: logits of shape (4, 5, 3)" in capsys.readouterr().out
+
+
+def test_a_network_of_layers_over_the_sites(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is called with the shape and the classes that it was built with; one that takes neither, as the user says."""
+    check.run(["mine_checked.OverSites"])
+    assert "MD4 takes it: 3 classes, shape (3,)" in capsys.readouterr().out
+    check.run(["mine_checked.OverSites", "--shape", "[7]", "--num_classes", "5"])
+    assert "MD4 takes it: 5 classes, shape (7,)" in capsys.readouterr().out
+    check.run(["mine_checked.Fixed", "--shape", "[2]", "--num_classes=7"])
+    assert "MD4 takes it: 7 classes, shape (2,)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="answers are wrong"):  # control: at other sizes it does not work
+        check.run(["mine_checked.Fixed"])
+
+
+def test_a_network_that_another_family_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "ggm_lightning.networks.hollow.HollowTransformer"
+    check.run([name, *SMALL, "--family", "GGM"])
+    assert "ok    GGM takes it" in capsys.readouterr().out
+    check.run([name, *SMALL, "--visited_bits", "false"])
+    assert "ok    MD4 takes it" in capsys.readouterr().out
+
+
+def test_rates(capsys: pytest.CaptureFixture[str]) -> None:
+    check.run(["mine_checked.Ring"])
+    told = capsys.readouterr().out
+    assert told.startswith("mine_checked.Ring: rates\n")
+    assert "rate b -> a; elapsed rises from 0: 3 states for 3 classes up to t_end = 10\n" in told
+    assert "ok    bound: off by" in told
+    for more, message in (
+        (("--speed", "-1"), "1 of 1 answers are wrong.*negative"),
+        (("--t_end", "0.1"), "answers are wrong; the first: start: "),  # it has not come to rest where sampling begins
+    ):
+        with pytest.raises(ValueError, match=message):
+            check.run(["mine_checked.Ring", *more])
 
 
 def test_a_schedule_and_a_sampler(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,9 +155,18 @@ def test_a_codec_and_a_data_set(capsys: pytest.CaptureFixture[str]) -> None:
         (["nowhere.Class"], "check nowhere.Class: not found"),
         (["Class"], "there is no such file, and a class has its module before it"),
         (["mine_checked.OWN_NAME"], "not found"),
-        (["mine_checked.Tiny", "--classes", "3"], "give its arguments as --NAME VALUE"),
+        (["mine_checked.Tiny", "--classes", "3"], "unknown key 'classes'; did you mean --num_classes?"),
+        (["mine_checked.Tiny", "--x", "3"], "unknown key 'x'; there are --num_classes, --shape, --family, --text"),
+        (["some.ckpt", "--num_step", "3"], "check some.ckpt: unknown key 'num_step'; did you mean --num_steps?"),
+        (["some.ckpt", "--nm=3"], "unknown key 'nm'; there are --row, --sites, --num_samples, --num_steps"),
         (["mine_checked.Tiny", "classes"], "classes is no option"),
-        (["pathlib.PurePath"], "is no network"),
+        (["pathlib.PurePath"], "PurePath is not of a kind that is checked; checked are networks (nn.Module)"),
+        (["mine_checked.Doubles"], "Doubles is a metric, and metrics are not checked; checked are networks"),
+        (["torchmetrics.MeanMetric"], "MeanMetric is a metric, and metrics are not checked"),
+        (
+            ["ggm_lightning.networks.hollow.HollowTransformer", *SMALL],
+            "--family GGM), and --NAME VALUE an argument of its ",
+        ),
         (["ggm_lightning.networks.unet.UNet"], "its arguments are given as --NAME VALUE"),
         (["--row", "1"], "name a class or a checkpoint first"),
     ],
