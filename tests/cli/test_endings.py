@@ -180,6 +180,7 @@ def test_twice_the_time_and_more_where_that_is_not_enough() -> None:
         assert said == f"--ckpt_path last --trainer.max_time {longer}"
 
 
+@pytest.mark.slow
 def test_the_printed_commands_work(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In a folder with a space: sampling, and the bound of a run in which no validation was due."""
     fit(runs, "--trainer.max_steps=1", name="no figure")

@@ -153,6 +153,7 @@ def test_a_callbacks_sampler_is_checked_before_the_first_step(
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_loggers_by_one_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder = fit(tmp_path, "--logger", "[csv,tensorboard,wandb_offline]", "--trainer.max_steps=2")

@@ -262,6 +262,7 @@ for a, b in zip(torch.autograd.grad(compiled(hidden, weight), (hidden, weight)),
 """
 
 
+@pytest.mark.slow
 def test_torch_compile_sees_one_node() -> None:
     """In a process of its own: the checks of shapes that the tests install cannot be traced."""
     subprocess.run([sys.executable, "-c", COMPILED], check=True)

@@ -16,6 +16,7 @@ from ggm_lightning.data import blocks, shard_writer, tokens
 from ggm_lightning.data.header import HEADER, read_header, sealed, staleness
 from ggm_lightning.data.rows import check_ids
 from ggm_lightning.data.tokens import TokenShards, Windows, write_shards
+from tests.data.loaders import all_of
 
 V, N, SHARD = 11, 101, 17  # files of 34 bytes: blocks of 16, 16 and 2 bytes
 IDS = np.random.default_rng(0).integers(V, size=N)
@@ -90,12 +91,12 @@ def test_a_worker_checks_what_it_touches_and_says_so_in_one_line(folder: Path) -
     check_ids(windows, V, "train")
     where: dict[str, Any] = {"batch_size": None, "num_workers": 1, "multiprocessing_context": "fork"}
     indices = [[i] for i in range(len(windows))]
-    assert len(list(DataLoader(windows, sampler=indices, **where))) == len(windows) == 20
+    assert len(all_of(DataLoader(windows, sampler=indices, **where))) == len(windows) == 20
     _flip(folder / "train-00003.bin", 20)
     with pytest.raises(
         ValueError, match=r"^/.*train-00003.bin: bytes 16..31 were altered .* prepare it again$"
     ) as error:
-        list(DataLoader(windows, sampler=indices, **where))
+        all_of(DataLoader(windows, sampler=indices, **where))
     assert "Traceback" not in str(error.value)
 
 

@@ -14,6 +14,7 @@ from ggm_lightning.codecs.text import Integers
 from ggm_lightning.data import blocks, shard_writer, verified
 from ggm_lightning.data.rows import check_ids
 from ggm_lightning.data.tokens import TokenShards, Windows, write_shards
+from tests.data.loaders import all_of
 
 V, N, SHARD = 11, 101, 17  # files of 34 bytes: blocks of 16, 16 and 2 bytes
 IDS = np.random.default_rng(0).integers(V, size=N)
@@ -91,13 +92,13 @@ def test_an_altered_shard_is_found_after_all_was_compared(folder: Path, name: st
     running = Windows(TokenShards(folder), split, 5)
     where = {"batch_size": None, "num_workers": 1, "multiprocessing_context": "fork"}
     indices = [[i] for i in range(len(running))]
-    assert len(list(DataLoader(running, sampler=indices, **where))) == len(running)
+    assert len(all_of(DataLoader(running, sampler=indices, **where))) == len(running)
     _flip(folder / name, 20)
     message = rf"{name}: bytes 16..31 were altered .*; delete .* prepare it again$"
     with pytest.raises(ValueError, match=message):
         check_ids(Windows(TokenShards(folder), split, 5), V, split)
     with pytest.raises(ValueError, match=message):
-        list(DataLoader(running, sampler=indices, **where))
+        all_of(DataLoader(running, sampler=indices, **where))
 
 
 def test_a_shard_of_the_same_date_and_size_at_another_place_is_compared(folder: Path, compared: list[int]) -> None:

@@ -13,6 +13,7 @@ from ggm_lightning.rundir.csv_log import read_metrics
 from tests.extend import pages
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
     page = "metric.md"
     pages.write(page, tmp_path)

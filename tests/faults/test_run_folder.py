@@ -81,7 +81,7 @@ def test_no_room_for_one_checkpoint(
         fit(tmp_path, steps=2)
 
 
-@pytest.mark.parametrize("where", ["_write", "_sync_folder"])
+@pytest.mark.parametrize("where", ["_write", pytest.param("_sync_folder", marks=pytest.mark.slow)])
 def test_a_disk_that_fills_up_during_the_run(
     where: str, used: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

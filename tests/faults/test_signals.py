@@ -36,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("number", "until", "scenario"),
     [
         pytest.param(signal.SIGTERM, "ttttt", "no workers", marks=pytest.mark.slow),
-        (signal.SIGUSR1, "ttttt", "accumulation"),
+        pytest.param(signal.SIGUSR1, "ttttt", "accumulation", marks=pytest.mark.slow),
         (signal.SIGINT, "tttt", "two workers"),
         (signal.SIGTERM, "tttt", "two workers"),
         (signal.SIGINT, "tv", "no workers"),  # the first batch of a validation within training

@@ -184,6 +184,7 @@ def ranks(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_rank_with_both_batches(tmp_path: Path):
     spawn(ranks, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))

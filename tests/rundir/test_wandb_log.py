@@ -89,6 +89,7 @@ def test_a_resumed_run_continues_and_an_evaluation_does_not(tmp_path: Path) -> N
     assert (run / ID_FILE).read_text().strip() == run_id
 
 
+@pytest.mark.slow
 def test_the_environment_reaches_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """wandb reads its variables once per process."""
     given = {

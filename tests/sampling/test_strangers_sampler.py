@@ -40,7 +40,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 @pytest.fixture
 def surest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Path of the class, in a file of a folder that is no part of the package."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    blocks = re.findall(r"```python\n(# surest.py\n.*?)```", PAGE, re.DOTALL)
     assert len(blocks) == 1
     assert 20 <= len(blocks[0].splitlines()) <= 70
     (tmp_path / "surest.py").write_text(blocks[0], encoding="utf-8")
