@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import ggm_lightning
 from ggm_lightning.cli.main import main
 from ggm_lightning.rundir import exported
 from tests.cli import small_checkpoints
@@ -41,6 +43,27 @@ def test_the_card_has_the_figures_of_this_checkpoint(capsys: pytest.CaptureFixtu
     assert row.split(" | ")[2:4] == ["7", f"{measured['bpd']:.4g} ± {measured['bpd_stderr']:.2g}"]
     for code in card.split("```python\n")[1:]:
         exec(code.partition("```")[0], {})
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("family", ["seq", "fuji"])
+def test_a_latent_model_of_stage_2_keeps_its_frozen_encoder(family: str) -> None:
+    """The measured statistics and the switch, too. Control: before the switch the encoder is free."""
+    path = small_checkpoints.write(Path("runs/latent/last.ckpt"), family)
+    command = ["export", "--ckpt_path", path, "--licence", "mit", "--out"]
+    main([*command, "free"])
+    model: Any = ggm_lightning.load(path)
+    assert not model.encoder_fixed
+    model.freeze_encoder([torch.arange(40 * 11).reshape(40, 11) % 7])
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "state_dict": model.state_dict()}, path)
+    main([*command, "fixed"])
+    found: Any = ggm_lightning.load("fixed")
+    assert found.encoder_fixed
+    assert not ggm_lightning.load("free").encoder_fixed
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+    assert torch.equal(found.sample(3, 4, seed=1).x, model.sample(3, 4, seed=1).x)
 
 
 @pytest.mark.usefixtures("folder")
