@@ -21,8 +21,8 @@ COUNT, LENGTH = 300, 64
 def test_naive_samplers_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row again and again, the most predictable row, single tokens by their frequencies.
 
-    (Bigrams are nearer to the text than a model of 400 steps, and so say the figures; one of 150 steps is no nearer than
-    the unigrams.)"""
+    (Bigrams are nearer to the text than a model of 400 steps, and so say the figures; one of 150 steps is no nearer
+    than the unigrams.)"""
     monkeypatch.chdir(tmp_path)
     sizes = ["--data.length", str(LENGTH), "--data.encoding", "characters", "--trainer.max_steps", "400"]
     main(
@@ -85,8 +85,8 @@ def test_pairs_of_tokens_are_caught_beside_the_demo_of_text(tmp_path: Path, monk
         x[:, i] = [rng.choice(stream[1:][stream[:-1] == before]) for before in x[:, i - 1]]
     np.savez("pairs.npz", x=x)
     path, sampling = "runs/demo/last.ckpt", Sampling(sampler=["parallel"], num_steps=[64], num_drawn=COUNT)
-    model = evaluate_measures(path, [Text()], sampling, device="cpu")[1].figures
+    real, model = (row.figures for row in evaluate_measures(path, [Text()], sampling, device="cpu"))
     pairs = evaluate_measures(path, [Text(samples="pairs.npz")], device="cpu", out="pairs")[1].figures
     error = np.hypot(pairs["js_4_stderr"] or 0, model["js_4_stderr"] or 0)
     assert float(pairs["js_4"] or 0) - float(model["js_4"] or 0) > 2 * error
-    assert float(pairs["js_1"] or 0) < float(model["js_1"] or 0)  # the control: single tokens they have right
+    assert float(real["js_4"] or 0) < float(model["js_4"] or 0) - 10 * error  # the control: real text is far nearer
