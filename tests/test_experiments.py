@@ -251,9 +251,9 @@ def foreign_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def on_a_cpu(path: Path) -> Any:
     """Long ones whose like is there: the VQGANs fill in 256 sites, one after the other, as ggm_digits_vqgan does 16;
     lddm_seq_owt, lddm_lm1b and lddm_owt_qwen3 are near lddm_owt; mdlm_owt is md4_owt with another network; a text of
-    another alphabet or classes of pictures change a file and no step."""
+    another alphabet or classes of pictures change a file and no step; ggm_owt is ggm_demo with md4_owt's data."""
     twins = ("ggm_ffhq_vqgan", "ggm_celebahq_vqgan", "mdlm_owt", "lddm_lm1b", "lddm_seq_owt", "lddm_owt_qwen3")
-    twins += ("genmd4_text8", "lddm_text8", "diladd_text8", "md4_imagenet64_classes", "blackout_celeba")
+    twins += ("ggm_owt", "genmd4_text8", "lddm_text8", "diladd_text8", "md4_imagenet64_classes", "blackout_celeba")
     return pytest.param(path, id=ids(path), marks=pytest.mark.slow if path.stem in twins else ())
 
 

@@ -55,7 +55,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module", params=["dataset", pytest.param("codec", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=MODULES)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A page, and the folder in which its first command has been run."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -67,11 +67,13 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return request.param, folder
 
 
+@pytest.mark.slow
 def test_the_example_is_short(trained: tuple[str, Path]) -> None:
     page, folder = trained
     assert 20 <= len((folder / f"{MODULES[page]}.py").read_text().splitlines()) <= 70
 
 
+@pytest.mark.slow
 def test_it_is_refused_loaded_sampled_filled_in_and_evaluated(trained: tuple[str, Path]) -> None:
     page, folder = trained
     _, commands = blocks(page)
@@ -98,6 +100,7 @@ def test_it_is_refused_loaded_sampled_filled_in_and_evaluated(trained: tuple[str
         assert re.search(r"Bars +val +70 ", out)
 
 
+@pytest.mark.slow
 def test_inspect_names_the_classes_and_imports_none(trained: tuple[str, Path], capsys: pytest.CaptureFixture) -> None:
     from ggm_lightning.cli.inspect import inspect
 
