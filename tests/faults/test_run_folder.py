@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 
 from ggm_lightning import load
 from ggm_lightning.cli.main import main
@@ -214,6 +215,11 @@ def test_a_logger_that_breaks_down(
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
+def _forget_wandb() -> None:
+    wandb.finish()
+    wandb.teardown()
+
+
 @pytest.mark.slow
 def test_wandb_without_a_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
@@ -222,7 +228,9 @@ def test_wandb_without_a_server(
         monkeypatch.setenv(f"WANDB_{name}", value)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    _forget_wandb()  # which reads the environment once in a process
     fit(tmp_path, "--logger=[csv,wandb]")
+    _forget_wandb()
     told = [str(w.message) for w in recwarn if "wandb cannot be reached" in str(w.message)]
     assert len(told) == 1
     assert f"upload it with `wandb sync {tmp_path}/run/wandb/offline-run-*`" in told[0]
