@@ -60,6 +60,7 @@ class Case:
         meaning: what it means here.
         holds: what must be true of a run that works, undisturbed and resumed.
         refused: the words with which it ends, as a part of its one line.
+        refused_again: those with which a run ends that is resumed so, where they are others.
         options: what is given besides.
         resumed: what a run is that is stopped after step 4 and resumed; "" where it cannot be tried.
         absent: a package, or "cuda", without which alone the row is true.
@@ -71,6 +72,7 @@ class Case:
     meaning: str
     holds: Callable[[Run], bool] | None = None
     refused: str = ""
+    refused_again: str = ""
     options: tuple[str, ...] = ()
     resumed: str = EXACT
     absent: str = ""
@@ -122,7 +124,8 @@ FLAGS = [
     Case("max_steps", "0", "no step", refused=NO_STEP, fast=True),
     Case("min_steps", "5", "optimiser steps before anything but max_steps may end the run", plain),
     Case("max_time", "00:01:00:00", "of the whole run, resumed parts included; ends with a whole step", plain),
-    Case("max_time", "00:00:00:00", "used up before the first step", refused="no optimiser step was taken"),
+    Case("max_time", "00:00:00:00", "used up before the first step", refused="no optimiser step was taken",
+         refused_again="which is finished by its time limit"),
     Case("limit_train_batches", "3", "3 optimiser steps make an epoch; the next one goes on in the data",
          ended(6, 3, 6),
          options=(*TWO_EPOCHS, "--trainer.val_check_interval=1.0", BY_EPOCH), fast=True),
@@ -220,7 +223,8 @@ def _faults(case: Case, run: Run, how: str) -> list[str]:
     if run.exit_code is None:
         return [where + "it does not end"]
     if case.refused:
-        return [] if case.refused in run.error else [where + f"not refused ({run.exit_code}): {run.output[-300:]}"]
+        words = case.refused_again if how == "resumed" and case.refused_again else case.refused
+        return [] if words in run.error else [where + f"not refused ({run.exit_code}): {run.output[-300:]}"]
     if run.exit_code != 0:
         return [where + f"exit code {run.exit_code}: {run.output[-300:]}"]
     try:
