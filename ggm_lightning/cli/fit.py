@@ -278,7 +278,7 @@ class _CLI(LightningCLI):
             config["logger"] = [make_logger(name, self.folder, fitting) for name in names]
         try:
             trainer = Trainer(**config)
-        except (TypeError, MisconfigurationException) as error:
+        except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
             raise ValueError(f"trainer: {trainer_checks.with_remedy(error)}") from error
         trainer_checks.check_strategy(trainer)
         environment.check_ranks(trainer, place)

@@ -114,9 +114,8 @@ def test_a_start_that_takes_no_step_replaces_nothing(runs: Path, extra: list[str
 @pytest.mark.parametrize(
     "extra",
     [
-        pytest.param(
-            ["--trainer.accelerator=gpu"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="one is")
-        ),
+        ["--trainer.accelerator=tpu"],
+        ["--trainer.accelerator=gpus"],
         ["--init_from=RUNS/my run/last.ckpt", "--model.network.init_args.feature_dim=12", "--data.num_symbols=7"],
         pytest.param(
             ["--data=ggm_lightning.data.text.TextData", "--data.train=TMP/nothing.txt", "--data.folder=TMP/data"],
@@ -124,7 +123,7 @@ def test_a_start_that_takes_no_step_replaces_nothing(runs: Path, extra: list[str
         ),
         ["--data.init_args.length=0"],
     ],
-    ids=["no such device", "nothing fits", "no file", "a length"],
+    ids=["no such device", "no such name", "nothing fits", "no file", "a length"],
 )
 def test_a_fit_that_is_refused_leaves_no_empty_folder(
     runs: Path, tmp_path: Path, extra: list[str], capsys: pytest.CaptureFixture[str]
