@@ -152,21 +152,11 @@ def _over_times(
         return mean_of(term, model, law, torch.tensor([t], dtype=torch.float64), latent_at)[0].detach()
 
     def of_both_ends(v: float) -> Tensor:
-        """As in half_intervals."""
+        """t = v^2 / 2 and t = 1 - v^2 / 2 together: the SNR of gaussian.Sqrt falls to 0 as a root does, and its slope,
+        which the latent's term has as a factor, has no end at t = 1."""
         return v * (at(v**2 / 2) + at(1 - v**2 / 2))
 
     return integral(of_both_ends, (0.0, 1.0), agree=1e-6)  # each time is dear; the halves are off by 1e-8
-
-
-def half_intervals(nodes: int = 40) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]: Gauss-Legendre in v of t = v^2 / 2 and of t = 1 - v^2 / 2.
-
-    In t itself the rule would be off by thousandths of a nat: the SNR of gaussian.Sqrt falls to 0 as a root does, and
-    its slope, which the latent's term has as a factor, has no end at t = 1.
-    """
-    x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(nodes))
-    v, w = (x + 1) / 2, w / 2
-    return torch.cat([v**2 / 2, 1 - v**2 / 2]), torch.cat([w * v, w * v])
 
 
 # ------------------------------------------------------------------ the laws of samplers

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core.schedules import Linear, Schedule
-from ggm_lightning.exact.latent import half_intervals
 from ggm_lightning.exact.networks import Masked
 from ggm_lightning.models.lddm import FujiLDDM, SeqLDDM
 from ggm_lightning.models.md4 import MD4
 from tests.models.latent_bits import ENTROPY, JOINT, PAIRS, STATES, LogSNR, P
+from tests.models.latent_quadrature import half_intervals
 from tests.models.small_lddm import B, N, V, small
 
 CODES = {"useful": torch.tensor([-1.0, 1.0]).double(), "constant": torch.tensor([0.0, 0.0]).double()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ggm_lightning.core import gaussian
 from ggm_lightning.core.schedules import Linear, Polynomial, Schedule
-from ggm_lightning.exact.latent import NODES, WEIGHTS, half_intervals, levels
+from ggm_lightning.exact.latent import NODES, WEIGHTS, levels
 from ggm_lightning.exact.law import JointLaw
 from ggm_lightning.exact.networks import Masked
 from ggm_lightning.exact.states import product
@@ -38,6 +38,7 @@ from tests.models.latent_bits import (
     law_of_seq,
     seq,
 )
+from tests.models.latent_quadrature import half_intervals
 
 
 def discrete_fuji(steps: int, eps: float = 0.0, seed: int = 0, code: Tensor = UNIT) -> FujiLDDM:
