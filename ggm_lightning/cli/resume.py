@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
 
+from ggm_lightning.report.ending import timers
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from ggm_lightning.rundir import hub as hubs
 from ggm_lightning.rundir import restore
@@ -228,11 +228,6 @@ def nothing_left(resumed: Resumed, end: Finished, folder: Path, changed: bool) -
             f"{folder}: this run is {end.state}, and nothing would be trained with what is changed; {remedy}"
         )
     return f"{folder}: this run is {end.state}; {remedy}"
-
-
-def timers(trainer: Trainer) -> list[Timer]:
-    """What trainer.max_time has made, or the user's own."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
 
 
 def time_of(trainer: Trainer) -> tuple[float, float]:

@@ -23,10 +23,14 @@ def of_fit(trainer: Trainer) -> tuple[str, str]:
     """Of a fit that ended without an exception."""
     if trainer.max_steps < 0 or trainer.global_step >= trainer.max_steps:
         return "finished", ""
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-    left = [timer.time_remaining() for timer in timers]
+    left = [timer.time_remaining() for timer in timers(trainer)]
     if any(seconds is not None and seconds <= 0 for seconds in left):
         return "stopped", BY_TIME
     if trainer.should_stop:
         return "stopped", "by a callback, such as EarlyStopping"
     return "finished", ""
+
+
+def timers(trainer: Trainer) -> list[Timer]:
+    """What trainer.max_time has made, or the user's own."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
