@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ggm_lightning.cli import config
 from ggm_lightning.core import counting, fused, masked_sites
 from ggm_lightning.models.base import Family
+from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.models.lddm_stages import Recipe
 
 HALF = torch.bfloat16
@@ -135,17 +136,26 @@ def model_of(path: Path, num_classes: int, shape: tuple[int, ...], device: str =
 
 
 def step_bytes(model: Family, rows: int) -> int:
-    """The most at a time beside the weights and the optimiser: gradients, activations, logits."""
+    """The most at a time beside the weights and the optimiser: gradients, activations, logits. Of a model with a latent
+    that is trained, in either of its stages."""
+    stages = [10**9]
+    if isinstance(model, LatentFamily) and model.recipe.stage1_steps:
+        stages.insert(0, 0)
+    return max(bytes_at(model, rows, step) for step in stages)
+
+
+def bytes_at(model: Family, rows: int, step: int) -> int:
+    """Those of one optimiser step."""
     x = torch.zeros(rows, *model.shape, dtype=torch.int64, device="meta")
     for family in (part for part in model.modules() if isinstance(part, Family)):  # the model, and a prior within it
         family.looked_at = Everything()
     number = property(lambda sites: sites.mask.numel() // 2)  # the mean of a linear schedule
     thin = mock.patch.object(counting, "thin", lambda x, p, q, u, cap: x * 1)
     with thin, mock.patch.object(masked_sites.MaskedSites, "count", number), autocast():
-        model.loss(x[:2], step=10**9).backward()  # what is made once
+        model.loss(x[:2], step=step).backward()  # what is made once
         model.zero_grad(set_to_none=True)
         with Live() as live:
-            model.loss(x, step=10**9).backward()
+            model.loss(x, step=step).backward()
     head = fused._CHUNK_BYTES * 1.5 if model.fuses and model.fused is not False else 0
     return live.peak + int(head)
 

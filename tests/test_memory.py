@@ -10,7 +10,7 @@ import torch
 from ggm_lightning.cli import config
 from ggm_lightning.data.order import divide_batch
 from ggm_lightning.networks import pretrained
-from tests.predicted_memory import model_of, training_bytes
+from tests.predicted_memory import bytes_at, model_of, step_bytes, training_bytes
 from tests.test_experiments import CASES, EXPERIMENTS
 
 MOST = 72e9
@@ -74,3 +74,14 @@ def test_control_the_published_batch_at_once_does_not_fit() -> None:
 
 def test_control_more_rows_of_text_do_not_fit() -> None:
     assert predicted("md4_owt", 256) > MOST
+
+
+@pytest.mark.slow
+def test_the_stage_in_which_an_encoder_learns_takes_more() -> None:
+    """And is what counts."""
+    path = next(path for path in ON_GPUS if path.stem == "lddm_owt")
+    case = CASES[path.stem]
+    model = model_of(path, case.num_classes, case.shape)
+    first, second = (bytes_at(model, 4, step) for step in (0, 10**9))
+    assert first > 1.05 * second
+    assert step_bytes(model, 4) == first
