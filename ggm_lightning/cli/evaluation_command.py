@@ -18,13 +18,14 @@ from ggm_lightning.cli import ranks, several_values
 from ggm_lightning.cli.evaluate import evaluate
 from ggm_lightning.cli.evaluation_arguments import joined, take_overrides
 from ggm_lightning.cli.loading import trusted_names
+from ggm_lightning.cli.measure import Measure, Sampling
 from ggm_lightning.cli.measure_image import Image
 from ggm_lightning.cli.measure_infill import Infill
 from ggm_lightning.cli.measure_likelihood import Likelihood
 from ggm_lightning.cli.measure_oracle import Oracle
 from ggm_lightning.cli.measure_speed import Speed
 from ggm_lightning.cli.measure_text import Text
-from ggm_lightning.cli.measures import Measure, Sampling, evaluate_measures
+from ggm_lightning.cli.measures import evaluate_measures
 
 MEASURES: dict[str, type[Measure]] = {one.name: one for one in (Likelihood, Text, Image, Infill, Oracle, Speed)}
 _LISTS: dict[str, Callable[[str], str]] = {

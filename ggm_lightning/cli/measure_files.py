@@ -54,6 +54,11 @@ class CellFile:
         write_whole(self.path, f"{json.dumps(content, indent=1)}\n".encode())
 
 
+def of_checkpoint(loaded: Loaded) -> dict[str, Any]:
+    """What all figures of a checkpoint depend on."""
+    return {"checkpoint_identity": loaded.identity, "step": loaded.step, **loaded.noted}
+
+
 def _plain(row: Row) -> dict[str, Any]:
     return {"key": asdict(row.key), "figures": finite(row.figures), "about": dict(row.about)}
 

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,11 +16,13 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
-from ggm_lightning.cli import own_code
+from ggm_lightning.cli import own_code, ranks
 from ggm_lightning.cli.evaluation_sets import EvaluationSet
-from ggm_lightning.cli.measures import Cell, Context, Measure, Plan
+from ggm_lightning.cli.measure import Cell, Context, Measure, Plan
+from ggm_lightning.cli.parts import Arrays, Parts, batches, divided
 from ggm_lightning.data.fingerprints import hash_of_rows
-from ggm_lightning.data.picture_files import Stream, folder_stream
+from ggm_lightning.data.picture_files import Stream, folder_blocks, folder_stream
+from ggm_lightning.data.picture_folders import find_pictures
 from ggm_lightning.metrics import images
 from ggm_lightning.metrics.images import Features
 from ggm_lightning.networks import fid_inception
@@ -29,7 +31,9 @@ from ggm_lightning.rundir.folder import write_whole
 
 _CACHE = Path("runs") / "reference"
 _TOGETHER = 64
+_PART = 16 * _TOGETHER  # pictures that a rank does at once; each goes through the network beside the same others
 Compute = Callable[[], list[Row]]
+Pictures = Callable[[int, int], UInt8[Tensor, "b 3 h w"]]  # those from start to stop - 1
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Image(Measure):
                 raise ValueError(f"--reference {self.reference}: {one.name} has {known}")
         network = self._network()
         probe = _decoded(context, torch.zeros(2, *context.loaded.model.shape, dtype=torch.int64))
-        width = images.features_of(network, _batches(probe)).values.shape[1]
+        width = images.features_of(network, [_pictures(probe)]).values.shape[1]
         for one in context.sets:
             count = min(self.reference_count, len(one.data.rows(self.reference)))
             images.refuse_too_few(
@@ -99,28 +103,37 @@ class Image(Measure):
             for plan in context.plans:
                 depends = {**context.depends_on(plan), "reference": self._key(one, identity)}
                 compute = self._of_drawn(context, one, plan, network, identity)
-                # rank 0 alone: all need the features of one reference
-                found.append(Cell(context.key(one, plan).told, depends, compute, samples=plan, whose="first"))
+                found.append(Cell(context.key(one, plan).told, depends, compute, samples=plan, whose="all"))
             if self.pictures is not None:
                 depends = {"pictures": self._stream(context).fingerprint, "reference": self._key(one, identity)}
                 compute = self._of_files(context, one, network, identity)
-                found.append(Cell(f"{one.name}, {self.pictures}", depends, compute, whose="first"))
+                found.append(Cell(f"{one.name}, {self.pictures}", depends, compute, whose="all"))
         return found
 
     def _of_drawn(self, context: Context, one: EvaluationSet, plan: Plan, network: nn.Module, identity: str) -> Compute:
         def compute() -> list[Row]:
             samples = context.drawn(plan)
-            figures, about = self._figures(context, one, network, identity, _batches(_decoded(context, samples.x)))
+            measured = self._figures(context, one, network, identity, len(samples.x), _from(context, samples.x))
+            if measured is None:
+                return []
+            figures, about = measured
             return [Row(context.key(one, plan), figures, context.about(plan, samples) | about)]
 
         return compute
 
     def _of_files(self, context: Context, one: EvaluationSet, network: nn.Module, identity: str) -> Compute:
         def compute() -> list[Row]:
-            stream = self._stream(context)
-            batches = (torch.from_numpy(np.ascontiguousarray(block.images)) for block in stream.blocks())
-            figures, about = self._figures(context, one, network, identity, batches)
-            return [Row(Key(one.name, f"files of {self.pictures}"), figures, about)]
+            folder, shape = Path(str(self.pictures)), _shape(context)
+            names = find_pictures(folder).names
+
+            def pictures(start: int, stop: int) -> Tensor:
+                blocks = folder_blocks(folder, names[start:stop], shape)
+                return torch.from_numpy(np.concatenate([block.images for block in blocks]))
+
+            measured = self._figures(context, one, network, identity, len(names), pictures)
+            if measured is None:
+                return []
+            return [Row(Key(one.name, f"files of {self.pictures}"), *measured)]
 
         return compute
 
@@ -129,21 +142,16 @@ class Image(Measure):
         folder = Path(str(self.pictures))
         if not folder.is_dir():
             raise ValueError(f"--pictures {folder}: there is no such folder; name one of picture files")
-        height, width = _decoded(context, torch.zeros(1, *context.loaded.model.shape, dtype=torch.int64)).shape[1:3]
-        return folder_stream(folder, (3, height, width))
+        return folder_stream(folder, _shape(context))
 
     def _figures(
-        self,
-        context: Context,
-        one: EvaluationSet,
-        network: nn.Module,
-        identity: str,
-        batches: Iterable[UInt8[Tensor, "b 3 h w"]],
-    ) -> tuple[dict[str, float | None], dict[str, Any]]:
-        """(figures, what they depend on)."""
-        device = str(context.loaded.model.device)
-        drawn = images.features_of(network.to(device), batches, device)
+        self, context: Context, one: EvaluationSet, network: nn.Module, identity: str, count: int, pictures: Pictures
+    ) -> tuple[dict[str, float | None], dict[str, Any]] | None:
+        """(figures, what they depend on) of `count` pictures; None on all ranks but 0."""
+        drawn = _features(context, network, count, pictures, f"drawn {identity}")
         real = self._reference(context, one, network, identity)
+        if drawn is None or real is None:
+            return None
         kid, kid_error = images.kernel_distance(real, drawn)
         figures: dict[str, float | None] = {"fid": images.frechet_distance(real, drawn)}
         figures |= {"kid": kid, "kid_stderr": kid_error}
@@ -174,26 +182,49 @@ class Image(Measure):
         key |= {"rows": hash_of_rows(rows, count), "resize": None if self.extractor else self.resize}
         return key
 
-    def _reference(self, context: Context, one: EvaluationSet, network: nn.Module, identity: str) -> Features:
-        """Computed once for (data, split, count, extractor), and kept below runs/reference."""
+    def _reference(self, context: Context, one: EvaluationSet, network: nn.Module, identity: str) -> Features | None:
+        """Computed once for (data, split, count, extractor), and kept below runs/reference; None on all ranks but 0."""
         key = self._key(one, identity)
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         file = _CACHE / f"{one.name}-{self.reference}-{key['count']}-{name}.npy"
-        if file.is_file():
-            return Features(torch.from_numpy(np.load(file, allow_pickle=False)).double())
-        rows, device = one.data.rows(self.reference), str(context.loaded.model.device)
+        here = ranks.current()
+        if here.agree(file.is_file):
+            return Features(torch.from_numpy(np.load(file, allow_pickle=False)).double()) if here.is_first else None
+        rows = one.data.rows(self.reference)
 
-        def pictures() -> Iterator[UInt8[Tensor, "b 3 h w"]]:
-            for start in range(0, key["count"], _TOGETHER):
-                x = rows[np.arange(start, min(start + _TOGETHER, key["count"]))]["x"]
-                yield from _batches(_decoded(context, x))
+        def pictures(start: int, stop: int) -> Tensor:
+            return _pictures(_decoded(context, rows[np.arange(start, stop)]["x"]))
 
-        found = images.features_of(network.to(device), pictures(), device)
+        found = _features(context, network, key["count"], pictures, f"reference {name}")
+        if found is None:
+            return None
         file.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         np.save(content, found.values.float().numpy())
         write_whole(file, content.getvalue())
         return Features(found.values.float().double())  # as it will be read
+
+
+def _features(context: Context, network: nn.Module, count: int, pictures: Pictures, called: str) -> Features | None:
+    """Of `count` pictures. Several ranks do a share each; None on all but rank 0."""
+    device = str(context.loaded.model.device)
+    network = network.to(device)
+
+    def make(start: int, stop: int) -> Arrays:
+        own = pictures(start, stop)
+        found = images.features_of(network, own.split(_TOGETHER), device)
+        return {name: value.numpy() for name, value in vars(found).items() if value is not None}
+
+    parts = None
+    if ranks.current().count > 1:
+        parts = Parts(context.folder / f".{called.replace(' ', '-')}", called)
+    made = divided(parts, batches(count, _PART), make)
+    if made is None:
+        return None
+    if parts is not None:
+        parts.remove()
+    joined = {name: torch.from_numpy(np.concatenate([one[name] for one in made])) for name in made[0]}
+    return Features(**joined)
 
 
 def own_extractor(name: str) -> nn.Module:
@@ -216,6 +247,15 @@ def _decoded(context: Context, x: Int[Tensor, " b *s"]) -> UInt8[np.ndarray, "b 
     return np.asarray(codec.decode(x.cpu().numpy()))
 
 
-def _batches(pictures: UInt8[np.ndarray, "b h w 3"]) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
-    for start in range(0, len(pictures), _TOGETHER):
-        yield torch.from_numpy(np.ascontiguousarray(pictures[start : start + _TOGETHER].transpose(0, 3, 1, 2)))
+def _shape(context: Context) -> tuple[int, int, int]:
+    """Of the pictures that the model draws, channels first."""
+    height, width = _decoded(context, torch.zeros(1, *context.loaded.model.shape, dtype=torch.int64)).shape[1:3]
+    return 3, height, width
+
+
+def _pictures(decoded: UInt8[np.ndarray, "b h w 3"]) -> UInt8[Tensor, "b 3 h w"]:
+    return torch.from_numpy(np.ascontiguousarray(decoded.transpose(0, 3, 1, 2)))
+
+
+def _from(context: Context, x: Int[Tensor, " b *s"]) -> Pictures:
+    return lambda start, stop: _pictures(_decoded(context, x[start:stop]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
-from ggm_lightning.cli.measures import Cell, Context, Measure, Plan
+from ggm_lightning.cli.measure import Cell, Context, Measure, Plan
 from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.data.fingerprints import hash_of_ids
 from ggm_lightning.metrics import infilling

@@ -8,8 +8,8 @@ from typing import ClassVar
 from ggm_lightning.cli.bound_files import BoundFile
 from ggm_lightning.cli.evaluate import bound_of, default_folder, files_of_sets
 from ggm_lightning.cli.evaluation_sets import EvaluationSet
+from ggm_lightning.cli.measure import Cell, Context, Measure
 from ggm_lightning.cli.measure_files import WHOLE
-from ggm_lightning.cli.measures import Cell, Context, Measure
 from ggm_lightning.report.evaluation_rows import Row
 
 

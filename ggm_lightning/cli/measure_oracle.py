@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ggm_lightning.cli import drawn
 from ggm_lightning.cli.evaluation_sets import EvaluationSet
-from ggm_lightning.cli.measures import Cell, Context, Measure, Plan
+from ggm_lightning.cli.measure import Cell, Context, Measure, Plan
 from ggm_lightning.codecs.codec import dict_hash
 from ggm_lightning.core.known_law import KnownLaw
 from ggm_lightning.data.fingerprints import hash_of_ids

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from ggm_lightning.cli.measures import Cell, Context, Measure, Plan
+from ggm_lightning.cli.measure import Cell, Context, Measure, Plan
 from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.metrics import speed
 from ggm_lightning.report.evaluation_rows import Row

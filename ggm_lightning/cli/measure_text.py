@@ -21,7 +21,7 @@ from torch import Tensor
 from ggm_lightning.cli import foreign_samples, text_judges
 from ggm_lightning.cli.drawn import Drawn
 from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
-from ggm_lightning.cli.measures import Cell, Context, Measure, Plan
+from ggm_lightning.cli.measure import Cell, Context, Measure, Plan
 from ggm_lightning.cli.text_judges import TextJudge
 from ggm_lightning.data.base import Benchmark
 from ggm_lightning.data.fingerprints import hash_of_ids

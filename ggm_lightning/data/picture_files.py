@@ -132,10 +132,11 @@ def folder_stream(folder: Path, shape: tuple[int, ...]) -> Stream:
             f"'{folder}' has no .png or .jpg files (nor .webp, .bmp, .gif); unpack the pictures into it"
         )
     identity = folder_fingerprint(folder, names)
-    return Stream(identity, len(names), "img", lambda: _folder_blocks(folder, names, shape))
+    return Stream(identity, len(names), "img", lambda: folder_blocks(folder, names, shape))
 
 
-def _folder_blocks(folder: Path, names: list[str], shape: tuple[int, ...]) -> Iterator[Block]:
+def folder_blocks(folder: Path, names: list[str], shape: tuple[int, ...]) -> Iterator[Block]:
+    """These picture files of a folder, in their order."""
     for start in range(0, len(names), _ROWS_PER_READ):
         part = names[start : start + _ROWS_PER_READ]
         images = [decoded((folder / name).read_bytes(), str(folder / name), shape) for name in part]

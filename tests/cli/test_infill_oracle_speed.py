@@ -12,10 +12,11 @@ import pytest
 
 from ggm_lightning.cli import measure_speed
 from ggm_lightning.cli.evaluation_command import run
+from ggm_lightning.cli.measure import Measure, Sampling
 from ggm_lightning.cli.measure_infill import Infill
 from ggm_lightning.cli.measure_oracle import Oracle
 from ggm_lightning.cli.measure_speed import Speed
-from ggm_lightning.cli.measures import Measure, Sampling, evaluate_measures
+from ggm_lightning.cli.measures import evaluate_measures
 from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.report.evaluation_rows import Row
 from tests.cli import small_checkpoints

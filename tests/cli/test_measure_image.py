@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ggm_lightning.cli import drawn
+from ggm_lightning.cli import drawn, measure_image, ranks
 from ggm_lightning.cli.main import main
+from ggm_lightning.cli.measure import Sampling
+from ggm_lightning.cli.measures import evaluate_measures
 from ggm_lightning.data.toy.digits import Digits
 from ggm_lightning.metrics import images
 from ggm_lightning.metrics.images import Features
@@ -23,6 +27,7 @@ from ggm_lightning.rundir import building
 from ggm_lightning.rundir import checkpoint as checkpoint_files
 from tests.cli import small_checkpoints
 from tests.cli.test_main import error_of
+from tests.cli.test_ranks import together
 
 EXTRACTOR = """
 import torch
@@ -114,6 +119,48 @@ def test_the_figures_are_those_of_the_samples(capsys: pytest.CaptureFixture[str]
     assert sum(calls[before:]) < 50, "the real pictures went through once"
     shown = capsys.readouterr().out
     assert "fid" in shown
+
+
+@pytest.mark.usefixtures("folder")
+def test_several_ranks_divide_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn ones, those of a folder and the reference: figures of one process, and each picture goes through once."""
+    monkeypatch.setattr(measure_image, "_TOGETHER", 8)
+    monkeypatch.setattr(measure_image, "_PART", 16)
+    of_rank: dict[int, int] = {0: 0, 1: 0}
+    features_of = images.features_of
+
+    def counted(network: torch.nn.Module, batches: Any, device: str = "cpu") -> Features:
+        own = list(batches)
+        of_rank[ranks.current().rank] += sum(map(len, own))
+        return features_of(network, own, device)
+
+    monkeypatch.setattr(images, "features_of", counted)
+    Path("pictures").mkdir()
+    for i, picture in enumerate(Digits().codec.decode(Digits().load("val")[np.arange(70)]["x"])):
+        Image.fromarray(picture).save(f"pictures/{i:02}.png")
+
+    def measure(out: str) -> None:
+        shutil.rmtree("runs/reference", ignore_errors=True)
+        measures = [
+            measure_image.Image(extractor="halves:Halves", reference_count=100, pictures=pictures)
+            for pictures in (None, "pictures")
+        ]
+        for number, one in enumerate(measures):
+            sampling = None if one.pictures else Sampling(num_steps=[2, 3], num_drawn=90)
+            evaluate_measures("runs/d/last.ckpt", [one], sampling, out=f"{out}-{number}", device="cpu")
+
+    measure("one")
+    probes, of_rank[0] = of_rank[0], 0
+    assert together(lambda: measure("several")) == [None, None]
+    assert min(of_rank.values()) > 0.4 * sum(of_rank.values())
+    assert 0 <= sum(of_rank.values()) - probes < 10, "the two pictures of each rank's check are all that is done twice"
+    for number, rows in ((0, 2), (1, 1)):
+        one, several = (
+            json.loads(Path(f"{name}-{number}/evaluation.json").read_text())["rows"] for name in ("one", "several")
+        )
+        assert len(one) == rows
+        assert [row["figures"] for row in several] == [row["figures"] for row in one]
+        assert [name for name in os.listdir(f"several-{number}") if name.startswith(".")] == []
 
 
 @pytest.mark.usefixtures("folder")

@@ -15,10 +15,11 @@ import torch
 from ggm_lightning.cli import evaluate as evaluation
 from ggm_lightning.cli import measure_text
 from ggm_lightning.cli.main import main
+from ggm_lightning.cli.measure import Sampling
 from ggm_lightning.cli.measure_files import CellFile
 from ggm_lightning.cli.measure_likelihood import Likelihood
 from ggm_lightning.cli.measure_text import Text
-from ggm_lightning.cli.measures import Sampling, evaluate_measures
+from ggm_lightning.cli.measures import evaluate_measures
 from ggm_lightning.codecs.text import Characters
 from ggm_lightning.data.fingerprints import hash_of_ids, hash_of_rows
 from ggm_lightning.data.rows import Rows

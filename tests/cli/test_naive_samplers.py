@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ggm_lightning.cli.main import main
+from ggm_lightning.cli.measure import Sampling
 from ggm_lightning.cli.measure_text import Text
-from ggm_lightning.cli.measures import Sampling, evaluate_measures
+from ggm_lightning.cli.measures import evaluate_measures
 from ggm_lightning.data.toy.demo import DemoText
 from ggm_lightning.metrics.order_k import OrderK
 

@@ -21,9 +21,10 @@ from ggm_lightning.cli import ranks
 from ggm_lightning.cli.evaluate import evaluate
 from ggm_lightning.cli.launcher import Mismatch, place
 from ggm_lightning.cli.loading import load_family
+from ggm_lightning.cli.measure import Sampling
 from ggm_lightning.cli.measure_likelihood import Likelihood
 from ggm_lightning.cli.measure_text import Text
-from ggm_lightning.cli.measures import Sampling, evaluate_measures
+from ggm_lightning.cli.measures import evaluate_measures
 from ggm_lightning.cli.parts import Parts, batches, divided, shares
 from ggm_lightning.cli.ranks import Ranks, working_as
 from ggm_lightning.cli.sample import sample
