@@ -8,8 +8,10 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from ggm_lightning.cli import config as config_files
 from ggm_lightning.cli import ranks
 from ggm_lightning.cli.evaluate import evaluate
+from ggm_lightning.cli.evaluation_command import LIBRARY, keys_of_measures
 from ggm_lightning.cli.evaluation_command import run as run_evaluation
 from ggm_lightning.cli.export import export
 from ggm_lightning.cli.importing import import_model
@@ -47,7 +49,7 @@ def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
     parser = ArgumentParser(
         prog=f"lightning {command}", description=(COMMANDS[command].__doc__ or "").split("\n")[0], **_STRICT
     )
-    parser.add_function_arguments(COMMANDS[command], as_group=False, skip={"named", "options"})
+    parser.add_function_arguments(COMMANDS[command], as_group=False, skip=LIBRARY)
     further: dict[str, Any] = {}
     if command not in ("inspect", "import"):  # which build nothing but classes of this package
         further = {"named": trusted_names(None, experiment)}
@@ -56,6 +58,14 @@ def run(command: str, experiment: dict[str, Any], args: list[str]) -> None:
     if command in ranks.DIVIDED:
         ranks.add_option(parser)
     COMMANDS[command](**ranks.without_option(parser.parse_args(args).as_dict()), **further)
+
+
+def keys_of(command: str) -> list[str]:
+    """What may be given to it."""
+    known = config_files.parameters(COMMANDS[command])
+    if command == "evaluate":
+        known = ["measures", *known, *keys_of_measures()]
+    return [name for name in known if name not in LIBRARY]
 
 
 def _refuse_another_length(command: str, args: list[str]) -> None:

@@ -328,6 +328,7 @@ def _guess(name: str, classes: list[str], known: Sequence[str]) -> str:
     if not known:
         return "; its class is not named (class_path)"
     close = difflib.get_close_matches(first, known, n=1)
+    close += [name for name in known if name.startswith(first)]  # temp, of temperature, is not close
     return f"; did you mean '{close[0]}'?" if close else f"; known there: {', '.join(known)}"
 
 

@@ -37,7 +37,7 @@ _LISTS: dict[str, Callable[[str], str]] = {
     "temperature": str,
     "top_p": str,
 }
-_LIBRARY: set[str | int] = {"section", "overrides", "named"}
+LIBRARY: set[str | int] = {"section", "overrides", "named", "options"}  # arguments that only Python gives
 
 
 def run(experiment: dict[str, Any], args: list[str], options: Mapping[str, str]) -> None:
@@ -60,6 +60,12 @@ def run(experiment: dict[str, Any], args: list[str], options: Mapping[str, str])
         return
     measures = [MEASURES[name](**{key: given[key] for key in _names(MEASURES[name])}) for name in names]
     evaluate_measures(measures=measures, sampling=sampling, **of_evaluation)
+
+
+def keys_of_measures() -> list[str]:
+    """How samples are drawn, and the options of all measures."""
+    kinds: list[type] = [Sampling, *MEASURES.values()]
+    return list(dict.fromkeys(name for kind in kinds for name in _names(kind)))
 
 
 def _take_measures(args: list[str]) -> tuple[list[str], list[str]]:
@@ -94,9 +100,9 @@ def _parsed(args: list[str]) -> dict[str, Any]:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_function_arguments(evaluate, as_group=False, skip=_LIBRARY)
+    parser.add_function_arguments(evaluate, as_group=False, skip=LIBRARY)
     parser.add_argument("--measures", help=f"several of {', '.join(MEASURES)}; without it the bound alone")
-    parser.add_class_arguments(Sampling, as_group=False, skip={"options"})
+    parser.add_class_arguments(Sampling, as_group=False, skip=LIBRARY)
     for measure in MEASURES.values():
         parser.add_class_arguments(measure, as_group=False)
     ranks.add_option(parser)

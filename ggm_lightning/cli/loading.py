@@ -61,9 +61,8 @@ class Loaded:
 
 
 def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = (), precision: str = "auto") -> Loaded:
-    """Reads a checkpoint and builds its model; device auto is cuda where there is one (of several ranks
-    each takes its own), precision auto is there that of
-    the training, and 32 elsewhere.
+    """Reads a checkpoint and builds its model; device auto is cuda where there is one (of several ranks each takes its
+    own), precision auto is there that of the training, and 32 elsewhere.
 
     Raises:
         ValueError: no such device or precision; see `rundir.restore.load`; not a model of data (a Family).
@@ -77,7 +76,10 @@ def load_family(ckpt_path: str, device: str = "auto", trust: Sequence[str] = (),
     try:
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:  # torch's words for no such device, and for a build without it
-        raise ValueError(f"--device {device}: {' '.join(str(error).split())}; give auto, cpu or cuda") from None
+        words = " ".join(str(error).split())
+        if "Expected one of" in words:  # a list of twenty
+            words = "torch knows no such device"
+        raise ValueError(f"--device {device}: {words}; give auto, cpu or cuda") from None
     path = exported.local(ckpt_path)
     checkpoint = checkpoint_files.read(path, device)
     model = restore.restored(checkpoint, ckpt_path, device, trust)

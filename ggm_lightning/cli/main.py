@@ -126,7 +126,7 @@ def _parsing_message(args: list[str], message: str) -> str:
         return config_files.one_line(message, ("name", "folder") if command == "copy" else ())
     from ggm_lightning.cli import commands as checkpoint_commands
 
-    return config_files.one_line(message, config_files.parameters(checkpoint_commands.COMMANDS[command]))
+    return config_files.one_line(message, checkpoint_commands.keys_of(command))
 
 
 def _dispatch(args: list[str]) -> None:

@@ -253,6 +253,9 @@ def test_infill_leaves_the_rest_untouched(run: Path, tmp_path: Path, capsys: pyt
         (["validate", "M"], "validate needs weights: there is no"),
         (["sample"], "missing: ckpt_path; give --ckpt_path VALUE"),
         (["sample", "--ckpt_path", "x.ckpt"], "x.ckpt: no such checkpoint file"),
+        (["sample", "--ckpt_path", "x.ckpt", "--temp=3"], "unknown key 'temp'; did you mean 'temperature'?"),
+        (["evaluate", "--ckpt_path", "x.ckpt", "--measures", "text", "--temp=3"], "did you mean 'temperature'?"),
+        (["evaluate", "--ckpt_path", "x.ckpt", "--foo=3"], "known there: measures, ckpt_path, data, split,"),
         (["sample", "--ckpt_path", "x.ckpt", "--num_step=3"], "unknown key 'num_step'; did you mean 'num_steps'?"),
     ],
 )
