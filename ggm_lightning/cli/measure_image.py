@@ -20,6 +20,7 @@ from ggm_lightning.cli import own_code, ranks
 from ggm_lightning.cli.evaluation_sets import EvaluationSet
 from ggm_lightning.cli.measure import Cell, Context, Measure, Plan
 from ggm_lightning.cli.parts import Arrays, Parts, batches, divided
+from ggm_lightning.codecs.codec import dict_hash
 from ggm_lightning.data.fingerprints import hash_of_rows
 from ggm_lightning.data.picture_files import Stream, folder_blocks, folder_stream
 from ggm_lightning.data.picture_folders import find_pictures
@@ -33,7 +34,15 @@ _CACHE = Path("runs") / "reference"
 _TOGETHER = 64
 _PART = 16 * _TOGETHER  # pictures that a rank does at once; each goes through the network beside the same others
 Compute = Callable[[], list[Row]]
-Pictures = Callable[[int, int], UInt8[Tensor, "b 3 h w"]]  # those from start to stop - 1
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where they come from: what tells them from others, how many they are, and those from start to stop - 1."""
+
+    identity: str
+    count: int
+    between: Callable[[int, int], UInt8[Tensor, "b 3 h w"]]
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,8 @@ class Image(Measure):
     def _of_drawn(self, context: Context, one: EvaluationSet, plan: Plan, network: nn.Module, identity: str) -> Compute:
         def compute() -> list[Row]:
             samples = context.drawn(plan)
-            measured = self._figures(context, one, network, identity, len(samples.x), _from(context, samples.x))
+            drawn = Pictures(samples.hash, len(samples.x), _from(context, samples.x))
+            measured = self._figures(context, one, network, identity, drawn)
             if measured is None:
                 return []
             figures, about = measured
@@ -126,11 +136,12 @@ class Image(Measure):
             folder, shape = Path(str(self.pictures)), _shape(context)
             names = find_pictures(folder).names
 
-            def pictures(start: int, stop: int) -> Tensor:
+            def between(start: int, stop: int) -> Tensor:
                 blocks = folder_blocks(folder, names[start:stop], shape)
                 return torch.from_numpy(np.concatenate([block.images for block in blocks]))
 
-            measured = self._figures(context, one, network, identity, len(names), pictures)
+            files = Pictures(dict_hash(self._stream(context).fingerprint), len(names), between)
+            measured = self._figures(context, one, network, identity, files)
             if measured is None:
                 return []
             return [Row(Key(one.name, f"files of {self.pictures}"), *measured)]
@@ -145,10 +156,10 @@ class Image(Measure):
         return folder_stream(folder, _shape(context))
 
     def _figures(
-        self, context: Context, one: EvaluationSet, network: nn.Module, identity: str, count: int, pictures: Pictures
+        self, context: Context, one: EvaluationSet, network: nn.Module, identity: str, pictures: Pictures
     ) -> tuple[dict[str, float | None], dict[str, Any]] | None:
-        """(figures, what they depend on) of `count` pictures; None on all ranks but 0."""
-        drawn = _features(context, network, count, pictures, f"drawn {identity}")
+        """(figures, what they depend on); None on all ranks but 0."""
+        drawn = _features(context, network, f"{identity} {self.resize}", pictures)
         real = self._reference(context, one, network, identity)
         if drawn is None or real is None:
             return None
@@ -192,10 +203,10 @@ class Image(Measure):
             return Features(torch.from_numpy(np.load(file, allow_pickle=False)).double()) if here.is_first else None
         rows = one.data.rows(self.reference)
 
-        def pictures(start: int, stop: int) -> Tensor:
+        def between(start: int, stop: int) -> Tensor:
             return _pictures(_decoded(context, rows[np.arange(start, stop)]["x"]))
 
-        found = _features(context, network, key["count"], pictures, f"reference {name}")
+        found = _features(context, network, f"{identity} {self.resize}", Pictures(key["rows"], key["count"], between))
         if found is None:
             return None
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -205,20 +216,20 @@ class Image(Measure):
         return Features(found.values.float().double())  # as it will be read
 
 
-def _features(context: Context, network: nn.Module, count: int, pictures: Pictures, called: str) -> Features | None:
-    """Of `count` pictures. Several ranks do a share each; None on all but rank 0."""
+def _features(context: Context, network: nn.Module, identity: str, pictures: Pictures) -> Features | None:
+    """Several ranks do a share each; None on all but rank 0."""
     device = str(context.loaded.model.device)
     network = network.to(device)
 
     def make(start: int, stop: int) -> Arrays:
-        own = pictures(start, stop)
+        own = pictures.between(start, stop)
         found = images.features_of(network, own.split(_TOGETHER), device)
         return {name: value.numpy() for name, value in vars(found).items() if value is not None}
 
     parts = None
     if ranks.current().count > 1:
-        parts = Parts(context.folder / f".{called.replace(' ', '-')}", called)
-    made = divided(parts, batches(count, _PART), make)
+        parts = Parts(context.folder / ".features", f"{pictures.identity} {identity}")
+    made = divided(parts, batches(pictures.count, _PART), make)
     if made is None:
         return None
     if parts is not None:
@@ -257,5 +268,5 @@ def _pictures(decoded: UInt8[np.ndarray, "b h w 3"]) -> UInt8[Tensor, "b 3 h w"]
     return torch.from_numpy(np.ascontiguousarray(decoded.transpose(0, 3, 1, 2)))
 
 
-def _from(context: Context, x: Int[Tensor, " b *s"]) -> Pictures:
+def _from(context: Context, x: Int[Tensor, " b *s"]) -> Callable[[int, int], UInt8[Tensor, "b 3 h w"]]:
     return lambda start, stop: _pictures(_decoded(context, x[start:stop]))

@@ -10,7 +10,9 @@ pixels shifted (all older tables), `clean` smoothed and bicubic (arXiv 2104.1122
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +224,11 @@ def load(path: str | Path, resize: str = "clean") -> FIDInception:
 
 
 def identity(network: nn.Module) -> str:
-    """16 digits of the weights of a network, and of its class."""
+    """16 digits of the weights of a network, and of its class: of one that is not this package's, of its file too."""
     digest = hashlib.sha256(f"{type(network).__module__}.{type(network).__qualname__}".encode())
+    if not type(network).__module__.startswith("ggm_lightning."):
+        with contextlib.suppress(TypeError, OSError):  # a class without a file
+            digest.update(Path(inspect.getfile(type(network))).read_bytes())
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

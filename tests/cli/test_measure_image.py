@@ -121,6 +121,19 @@ def test_the_figures_are_those_of_the_samples(capsys: pytest.CaptureFixture[str]
     assert "fid" in shown
 
 
+def test_an_extractor_whose_file_has_changed_is_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have no weights by which to tell."""
+    fids = []
+    for change in (("", ""), ("", ""), ("/ 255", "/ 255 + pictures[:, :, :1, :1] / 255")):
+        (folder / "halves.py").write_text(EXTRACTOR.replace(*change))
+        monkeypatch.delitem(sys.modules, "halves", raising=False)
+        main([*EVALUATE, *OWN])
+        (file,) = Path("runs/d/evaluation").glob("*/evaluation.json")
+        fids.append(json.loads(file.read_text())["rows"][0]["figures"]["fid"])
+    assert fids[0] == fids[1] != fids[2]
+    assert len(list(Path("runs/reference").iterdir())) == 2
+
+
 @pytest.mark.usefixtures("folder")
 def test_several_ranks_divide_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn ones, those of a folder and the reference: figures of one process, and each picture goes through once."""
@@ -161,6 +174,34 @@ def test_several_ranks_divide_the_pictures(monkeypatch: pytest.MonkeyPatch) -> N
         assert len(one) == rows
         assert [row["figures"] for row in several] == [row["figures"] for row in one]
         assert [name for name in os.listdir(f"several-{number}") if name.startswith(".")] == []
+
+
+@pytest.mark.usefixtures("folder")
+def test_features_of_other_pictures_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that two ranks have left behind when they were stopped."""
+    monkeypatch.setattr(measure_image, "_PART", 16)
+    features_of = images.features_of
+    stops = [True]
+
+    def stopped(network: torch.nn.Module, batches: Any, device: str = "cpu") -> Features:
+        if stops[0] and len(list(Path("several").rglob("rows-*.npz"))) >= 2:
+            raise RuntimeError("stopped")
+        return features_of(network, batches, device)
+
+    monkeypatch.setattr(images, "features_of", stopped)
+
+    def measure(out: str, num_steps: list[int]) -> None:
+        measure = measure_image.Image(extractor="halves:Halves", reference_count=100)
+        sampling = Sampling(num_steps=num_steps, num_drawn=90)
+        evaluate_measures("runs/d/last.ckpt", [measure], sampling, out=out, device="cpu")
+
+    assert any(isinstance(error, Exception) for error in together(lambda: measure("several", [2])))
+    assert len(list(Path("several/.features").glob("rows-*.npz"))) >= 2
+    stops[0] = False
+    assert together(lambda: measure("several", [3])) == [None, None]
+    measure("one", [3])
+    one, several = (json.loads(Path(f"{name}/evaluation.json").read_text())["rows"] for name in ("one", "several"))
+    assert several[0]["figures"] == one[0]["figures"]
 
 
 @pytest.mark.usefixtures("folder")
