@@ -23,7 +23,6 @@ def broken_interpreter() -> bool:
 
 @pytest.mark.skipif(broken_interpreter(), reason="Triton 3.6 interprets with older NumPy only: pip install 'numpy<2.4'")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install -e .[dev]")
-@pytest.mark.slow
 def test_every_kernel_interpreted() -> None:
     tests = Path(__file__).with_name("test_kernels.py")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tests)]
