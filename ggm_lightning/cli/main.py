@@ -92,6 +92,8 @@ def _reported(error: Exception, args: list[str]) -> int:
         errors.say(session.last_line())
         return 1
     if os.environ.get("GGM_DEBUG") == "1":
+        if session is not None:
+            session.chosen(f"{type(error).__name__}: {error}")  # else the others would wait for this rank
         raise error
     if session is None and isinstance(error, launcher.Mismatch) and launcher.place().rank > 0:
         return 2

@@ -21,6 +21,7 @@ from ggm_lightning.cli import ranks
 
 Arrays = dict[str, np.ndarray]
 Span = tuple[int, int]  # rows start..stop-1
+_SEEN_LATE = 60.0  # seconds until what another node has written is seen here
 _SLOWER = 4.0  # how many times as long as on rank 0 a part may take elsewhere
 
 
@@ -50,7 +51,7 @@ class Parts:
 
     def write(self, span: Span, arrays: Arrays) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{span[0]}-{os.getpid()}.npz"
+        temporary = self.folder / f".{span[0]}-{os.urandom(4).hex()}.npz"
         np.savez(temporary, **{**arrays, "settings": np.array(self.settings)})  # type: ignore[arg-type]
         os.replace(temporary, self.file(span))
 
@@ -138,14 +139,21 @@ def _dealt(
 
 
 def awaited(parts: Parts, span: Span, rank: int, seconds: float) -> Arrays:
-    """The part that a rank writes. Raises Apart, with its number, where it does not come within so many seconds."""
+    """The part that a rank writes. Raises Apart, with its number, where it does not come within so many seconds, or the
+    rank has ended without it."""
     here = ranks.current()
     deadline = time.monotonic() + seconds
+    since = None
     while True:
         arrays = parts.read(span)
         if arrays is not None:
             return arrays
         here.check_alive()
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if since is None and here.hub is not None and here.hub.has_left(rank):
+            since = now
+        if since is not None and now > since + _SEEN_LATE:
+            here.give_up(rank, f"has ended without writing {parts.file(span)}")
+        if now > deadline:
             here.give_up(rank, f"has not written {parts.file(span)} within {seconds:.0f} s")
         time.sleep(ranks.LOOK)

@@ -31,7 +31,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def refuse_unwritable(folder: Path, remedy: str = "choose another folder by --runs and --name") -> None:
     """OSError before hours of work instead of at the first save. The folder is made if it is not there."""
-    probe = folder / f".probe-{os.getpid()}"
+    probe = folder / f".probe-{os.urandom(4).hex()}"  # ranks in containers may have one number of a process
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x")

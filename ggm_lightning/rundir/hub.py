@@ -21,6 +21,7 @@ from typing import Any
 _BEAT = 5.0  # seconds between two signs of life
 _PORTS = range(10_000, 32_000)  # below those that systems hand out by themselves
 _TRIES = 16
+_CALLS, _SERVED = 5.0, 1.0  # seconds that a rank waits for rank 0's answer, and rank 0 for a caller's words
 _LAST_WORDS = 2.0  # for an error that several ranks raise at once, and which one line is to say
 
 
@@ -75,16 +76,19 @@ class Hub:
 
     def _gather(self, deadline: float, seconds: float) -> None:
         with _first_free(ports(self.token)) as door:
-            while len(self._nodes) < self.ranks:
-                door.settimeout(max(0.05, min(1.0, deadline - time.monotonic())))
-                with contextlib.suppress(TimeoutError):
-                    self._let_in(door.accept()[0])
-                if time.monotonic() > deadline:
-                    break
-        if len(self._nodes) < self.ranks:
-            self._give_up(seconds)
-        for line in self._lines.values():
-            _send(line, {"all": self._nodes})
+            while True:
+                while len(self._nodes) < self.ranks:
+                    door.settimeout(max(0.05, min(1.0, deadline - time.monotonic())))
+                    with contextlib.suppress(TimeoutError):
+                        self._let_in(door.accept()[0])
+                    if time.monotonic() > deadline:
+                        self._give_up(seconds)
+                gone = [rank for rank, line in self._lines.items() if not _was_sent(line, {"all": self._nodes})]
+                if not gone:
+                    return
+                for rank in gone:  # it may call again
+                    self._lines.pop(rank).close()
+                    del self._nodes[rank]
 
     def _give_up(self, seconds: float) -> None:
         for line in self._lines.values():
@@ -102,12 +106,15 @@ class Hub:
             _send(self._lines[rank], message)
 
     def _let_in(self, line: socket.socket) -> None:
-        line.settimeout(5.0)
+        """A rank that has answered: one that had given up waiting has closed its line, and calls again."""
+        line.settimeout(_SERVED)  # whoever says nothing keeps the others waiting no longer
         try:
             hello = json.loads(_line_of(line) or "{}")
             if hello.get("token") != self.token:
                 raise ValueError("somebody else's")
             _send(line, {"token": self.token})
+            if not json.loads(_line_of(line) or "{}").get("here"):
+                raise ValueError("has gone")
         except (OSError, ValueError, AttributeError):
             line.close()
             return
@@ -139,9 +146,10 @@ class Hub:
         """A line to rank 0, if it is rank 0 of this start who answers there."""
         line = None
         try:
-            line = socket.create_connection((self.address, port), timeout=2.0)
+            line = socket.create_connection((self.address, port), timeout=_CALLS)
             _send(line, {"token": self.token, "rank": self.rank, "node": self.node})
             if json.loads(_line_of(line) or "{}").get("token") == self.token:
+                _send(line, {"here": True})
                 return line
         except (OSError, ValueError, AttributeError):
             pass
@@ -170,13 +178,26 @@ class Hub:
 
     def gather(self, name: str, seconds: float) -> list[int]:
         """Rank 0: waits until all others have come to the place of that name; those that have not within so many
-        seconds. Raises Apart when a rank is gone."""
+        seconds. Raises Apart when a rank is gone, or has ended without coming."""
         others = set(range(1, self.ranks))
+
+        def ended() -> set[int]:
+            return self._said_bye - self._arrived.get(name, set())
+
         with self._change:
-            self._change.wait_for(lambda: self._arrived.get(name) == others or self.is_over.is_set(), seconds)
-            if self.is_over.is_set():
-                raise Apart("")
-            return sorted(others - self._arrived.pop(name, set()))
+            self._change.wait_for(
+                lambda: self._arrived.get(name) == others or self.is_over.is_set() or ended(), seconds
+            )
+            left = ended()
+            if not left and not self.is_over.is_set():
+                return sorted(others - self._arrived.pop(name, set()))
+        if left:
+            self._miss(min(left), "has ended")
+        raise Apart("")
+
+    def has_left(self, rank: int) -> bool:
+        """Whether it has ended by itself, whatever it had still to do."""
+        return rank in self._said_bye
 
     def node_of(self, rank: int) -> str:
         return self._nodes.get(rank, "?")
@@ -302,6 +323,14 @@ def free_port() -> int:
 
 def _send(line: socket.socket, message: dict[str, Any]) -> None:
     line.sendall((json.dumps(message) + "\n").encode())
+
+
+def _was_sent(line: socket.socket, message: dict[str, Any]) -> bool:
+    try:
+        _send(line, message)
+    except OSError:
+        return False
+    return True
 
 
 def _line_of(line: socket.socket) -> str:

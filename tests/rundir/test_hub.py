@@ -145,3 +145,47 @@ def test_who_has_left_tells_nothing_more(three: list[Hub]) -> None:
     assert three[1].hear("early") == 1
     (raised,) = together([lambda: three[1].hear("late")])
     assert isinstance(raised, Apart)
+
+
+def test_a_stray_connection_does_not_keep_the_ranks_apart(tmp_path) -> None:
+    """One that says nothing, one that leaves at once, and that of a rank that gave up waiting and calls again."""
+    token = str(tmp_path)
+    pair = [hub(rank, 2, token) for rank in range(2)]
+    found: list[object] = []
+    first = threading.Thread(target=lambda: found.append(together([lambda: pair[0].meet(15)])), daemon=True)
+    first.start()
+    door = next(iter(hubs.ports(token)))
+    silent = called(door)
+    called(door).close()
+    impatient = called(door)  # as a rank that has called and is gone before it was answered
+    hubs._send(impatient, {"token": token, "rank": 1, "node": "n1"})
+    impatient.close()
+    assert together([lambda: pair[1].meet(15)]) == [None]
+    first.join(20)
+    assert found == [[None]]
+    assert pair[0]._nodes == pair[1]._nodes == {0: "n0", 1: "n1"}
+    pair[1].arrive("there")
+    assert pair[0].gather("there", 5) == []
+    silent.close()
+    for one in pair:
+        one.leave()
+
+
+def called(port: int) -> socket.socket:
+    """A line to the door, once it is open."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=1.0)
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_a_rank_that_ends_without_coming_is_not_waited_for(three: list[Hub]) -> None:
+    three[1].arrive("work")
+    three[2].leave()
+    begin = time.monotonic()
+    assert isinstance(together([lambda: three[0].gather("work", 15)])[0], Apart)
+    assert time.monotonic() - begin < 10
+    assert three[0].lost == "rank 2 on n2 has ended"
