@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from ggm_lightning.cli import early, environment, resume, together
+from ggm_lightning.cli import main as command_line
 from ggm_lightning.cli.early import EarlySignals
 from ggm_lightning.cli.launcher import Place
 from ggm_lightning.cli.together import Labelled, Session
@@ -178,3 +179,22 @@ def test_the_ports_and_the_silence_of_the_ranks(two: list[hubs.Hub]) -> None:
     assert told.main_port == port  # told once
     assert environment.silence(DDPStrategy(timeout=timedelta(seconds=40))) == 20
     assert environment.silence(DDPStrategy()) == 120
+
+
+def test_where_a_traceback_is_shown_the_other_ranks_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GGM_DEBUG=1 on a rank that fails: it says why, before its line to rank 0 ends in peace."""
+    told: list[str] = []
+
+    class Failing:
+        def is_of_another(self) -> bool:
+            return False
+
+        def chosen(self, line: str) -> str:
+            told.append(line)
+            return ""
+
+    monkeypatch.setattr(together, "session", Failing)
+    monkeypatch.setenv("GGM_DEBUG", "1")
+    with pytest.raises(ValueError, match="rows are gone"):
+        command_line._reported(ValueError("rows are gone"), ["fit"])
+    assert told == ["ValueError: rows are gone"]
