@@ -5,7 +5,8 @@
 What is said goes by where an exception arose, not by its type alone. This package's own words, the parser's and
 Lightning's refusals are mistakes of the command, its files or its place: exit code 2. What arose in other code (the
 user's, a library's) or is of a kind that nobody meant to show ends with exit code 1, the file and line of the innermost
-frame of that code, and the traceback in a file.
+frame of that code, and the traceback in a file. A disk that fails or fills up in the middle of a training is no mistake
+of the command either: 1, so that a job may go back into its queue.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def _line(error: Exception, args: list[str], parsing_message: Callable[[str], st
     else:
         message, place = _message(shown), _place(chain, libraries=head.origin != "package")
     refusal = head.is_a(_REFUSALS) or head.name in _SPEAKING_NAMES
-    exit_code = 2 if refusal and (head.origin in ("package", "parser") or place is None) else 1
+    is_mistake = refusal and (head.origin in ("package", "parser") or place is None)
+    exit_code = 2 if is_mistake and not _is_of_a_disk_in_training(head) else 1
     if _out_of_memory(head) and args and args[0] in _MEMORY:
         message += f"; {_MEMORY[args[0]]}"
     if _rank():
@@ -97,6 +99,11 @@ def _line(error: Exception, args: list[str], parsing_message: Callable[[str], st
         file = _write_traceback(error, message, args)
         message += f"; traceback: {file}" if file else ""
     return message, exit_code
+
+
+def _is_of_a_disk_in_training(head: _Link) -> bool:
+    """Whether steps were being made."""
+    return head.is_a((OSError,)) and any(file.endswith("training_epoch_loop.py") for file, _ in head.frames)
 
 
 def _parsers_words(error: Exception, parsing_message: Callable[[str], str]) -> str:
