@@ -218,6 +218,8 @@ def _row(trial: Trial, key: Key, x: Int64[Tensor, "b n"], about: dict[str, Any])
         about |= {"judge": trial.judge.identity, "departures": trial.judge.departures, "judge_tokens_cut": cut}
         if cut:
             about["notes"].append(f"{cut:,} tokens behind those that the judge reads are cut")
+        if trial.scores(x).characters is None:
+            about["notes"].append("no bits per character: the judge's tokenizer does not say how much text is cut")
     return Row(key, figures, about)
 
 
@@ -226,13 +228,14 @@ def _judged(trial: Trial, x: Int64[Tensor, "b n"]) -> _Pairs:
         return []
     scores = trial.scores(x)
     nats, error = scores.per_token()
-    characters = sum(map(len, trial.model.codec.decode(x)))
-    per_character = int(scores.counted.sum()) / max(characters, 1) / math.log(2)
-    return [
+    found = [
         ("gen_ppl", (math.exp(min(nats, 700.0)), math.exp(min(nats, 700.0)) * error)),
         ("judge_nats_per_token", (nats, error)),
-        ("judge_bits_per_character", (nats * per_character, error * per_character)),
     ]
+    if scores.characters is not None:
+        per_character = int(scores.counted.sum()) / max(scores.characters, 1) / math.log(2)
+        found.append(("judge_bits_per_character", (nats * per_character, error * per_character)))
+    return found
 
 
 def _of_rows(x: Int64[Tensor, "b n"]) -> _Pairs:

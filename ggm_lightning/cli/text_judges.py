@@ -63,7 +63,7 @@ class OfCheckpoint:
                 features.append(model.last_features(rows))
         known = [one.double().cpu() for one in features if one is not None]
         counted = torch.full((len(x),), x.shape[1])
-        return Scores(torch.cat(nats), counted, 0, torch.cat(known) if known else None)
+        return Scores(torch.cat(nats), counted, 0, torch.cat(known) if known else None, sum(map(len, texts)))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ class OfTransformers:
     @property
     def identity(self) -> dict[str, Any]:
         own = {"judge": "transformers", "weights": self.contents, "rule": self.model.rule}
-        return {**own, "stride": self.model.stride, "longest": self.model.longest}
+        own |= {"stride": self.model.stride, "longest": self.model.longest}
+        # figures of older versions had those that were cut, too
+        return own if self.model.stride else {**own, "characters": "of the tokens that are read"}
 
     @property
     def departures(self) -> list[str]:

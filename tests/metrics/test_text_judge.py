@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ggm_lightning.cli import text_judges
+from ggm_lightning.cli import measure_text, text_judges
 from ggm_lightning.codecs.text import Characters, Integers
 from ggm_lightning.metrics import text_judge
 from ggm_lightning.metrics.text_judge import CausalLM, Scores, counted_targets
@@ -118,6 +118,51 @@ def test_windows_count_every_token_once(model: Bigram) -> None:
         CausalLM("x", stride=11)
     with pytest.raises(ValueError, match="--judge_rule is 'mine'; choose mdlm or all"):
         CausalLM("x", rule="mine")
+
+
+class Pairs:
+    """A tokeniser: "1a" and "1b" are the token 1. `is_fast`, it says which characters a token stands for."""
+
+    eos_token_id = EOS
+
+    def __init__(self, is_fast: bool) -> None:
+        self.is_fast = is_fast
+
+    def __call__(self, text: str, return_offsets_mapping: bool = False) -> dict[str, list[Any]]:
+        starts = range(0, len(text), 2)
+        found: dict[str, list[Any]] = {"input_ids": [1, *(int(text[i]) for i in starts)]}  # behind a beginning
+        if return_offsets_mapping:
+            assert self.is_fast, "the others raise here"
+            found["offset_mapping"] = [(0, 0), *((i, i + 2) for i in starts)]
+        return found
+
+
+def test_bits_per_character_are_of_the_characters_that_were_read(
+    model: Bigram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a cut text: 10 tokens of two characters behind one that stands for none. Control: of the whole text the figure
+    is another, and where the tokenizer does not say what was cut, there is none."""
+    codec = Characters("123456ab")
+    long, short = "".join(f"{1 + i % 5}a" for i in range(23)), "2a3a"
+    digits = "1" + long[::2]
+
+    def found(is_fast: bool, text: str, stride: int | None = None) -> tuple[float | None, Scores]:
+        monkeypatch.setattr(text_judge, "_loaded", lambda name: (Pairs(is_fast), model))
+        judge = text_judges.OfTransformers(CausalLM("x", rule="all", stride=stride), "contents")
+        x = torch.tensor([codec.encode(text)] * 2)
+        scores = judge.scores(x, codec.decode(x))
+        trial: Any = SimpleNamespace(judge=judge, scores=lambda rows: scores)
+        figures = {name: value for name, (value, _) in measure_text._judged(trial, x)}
+        return figures.get("judge_bits_per_character"), scores
+
+    value, scores = found(True, long)
+    assert (scores.cut, scores.characters) == (26, 2 * 20)
+    assert value == pytest.approx(nats(model, digits[:11], "." + "x" * 10) / 20 / math.log(2))
+    whole, scores = found(True, long, stride=3)
+    assert (scores.cut, scores.characters) == (0, 2 * 46)
+    assert whole == pytest.approx(nats(model, digits, "." + "x" * 23) / 46 / math.log(2))
+    assert found(False, long)[0] is None
+    assert found(False, short)[0] == found(True, short)[0] == pytest.approx(nats(model, "123", ".xx") / 4 / math.log(2))
 
 
 def test_the_error_is_that_of_a_ratio() -> None:
