@@ -20,11 +20,13 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.models.base import Family
 
 _HEADING = re.compile(r"^----- sample \d+ -----$", re.MULTILINE)
 _KEYS = ("text", "sample", "generated_text")
 _ENDINGS = (".jsonl", ".json", ".txt", ".npz")
+_NAMED = 5  # characters in a line of error
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,21 @@ class Foreign:
     told: list[str]
 
 
-def read(path: str, model: Family) -> Foreign:
+def read(path: str, model: Family, lossy: bool = False) -> Foreign:
     """The samples as ids of the model; longer ones are cut to the shortest, and none may be longer than the model's.
 
-    Raises ValueError in one line: nothing there, no text, ids outside of the vocabulary, or far too short ones.
+    Args:
+        path: --samples.
+        model: whose codec encodes.
+        lossy: whether characters of the model's own data were lost. Then those of samples may be, too, as far as a
+            preparation of data allows without being asked.
+
+    Raises ValueError in one line: nothing there, no text, characters or ids outside of the vocabulary, or far too short
+    samples.
     """
     files = _files(Path(path))
-    ids = [np.asarray(row) for file in files for row in _rows(file, model)]
+    told: list[str] = []
+    ids = [np.asarray(row) for file in files for row in _rows(file, model, lossy, told)]
     if len(ids) < 2:
         raise ValueError(f"--samples {path}: holds {len(ids)} samples; give at least 2")
     lengths = [len(row) for row in ids]
@@ -59,7 +69,8 @@ def read(path: str, model: Family) -> Foreign:
         )
     length = min(shortest, longest)
     cut = sum(lengths) - length * len(ids)
-    told = [f"{cut:,} tokens of the samples behind their first {length:,} are cut"] if cut else []
+    if cut:
+        told.append(f"{cut:,} tokens of the samples behind their first {length:,} are cut")
     if length < longest:
         told.append(f"rows of {length:,} tokens, those of the data cut from {longest:,}")
     return Foreign(torch.from_numpy(np.stack([row[:length] for row in ids]).astype(np.int64)), told)
@@ -77,8 +88,8 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _rows(file: Path, model: Family) -> Iterator[Any]:
-    """Ids of each sample of a file."""
+def _rows(file: Path, model: Family, lossy: bool, told: list[str]) -> Iterator[Any]:
+    """Ids of each sample of a file; what is lost by it is added to `told`."""
     if file.suffix == ".npz":
         yield from _ids(file, model)
         return
@@ -90,9 +101,30 @@ def _rows(file: Path, model: Family) -> Iterator[Any]:
             raise ValueError(f"--samples {file}: sample {number} is {text!r}, not a text; leave it out")
         texts.append(text)
     try:
-        yield from model.codec.encode_batch(texts)
+        ids, loss = model.codec.encode_measured(texts)
     except ValueError as error:
         raise ValueError(f"--samples {file}: cannot be encoded ({error})") from None
+    if loss.lost and (loss.too_much or not lossy):
+        number, near = _first_lost(model.codec, texts)
+        raise ValueError(
+            f"--samples {file}: the checkpoint's tokenizer does not have {loss.share}, the first {near} in sample "
+            f"{number}; give samples of the same alphabet, or write them with its characters"
+        )
+    if loss.lost:
+        told.append(f"{loss.share} of the samples are lost, as some of the data: unknown to the tokenizer")
+    yield from ids
+
+
+def _first_lost(codec: Codec, texts: list[str]) -> tuple[int, str]:
+    """(number of the first sample that loses characters, which these are). Of a tokenizer of words, of which one
+    character says nothing, what becomes of them."""
+    losses = (codec.encode_measured([text])[1] for text in texts)
+    number, loss = next((i, loss) for i, loss in enumerate(losses) if loss.lost)
+    text = texts[number]
+    alone = [sign for sign in dict.fromkeys(text) if codec.encode_measured([sign])[1].lost]
+    if sum(map(text.count, alone)) == loss.lost:
+        return number, ", ".join(map(repr, alone[:_NAMED]))
+    return number, f"({loss.first_changed})"
 
 
 def _ids(file: Path, model: Family) -> np.ndarray:

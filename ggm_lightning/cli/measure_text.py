@@ -26,6 +26,9 @@ from ggm_lightning.cli.text_judges import TextJudge
 from ggm_lightning.data.base import Benchmark
 from ggm_lightning.data.fingerprints import hash_of_ids
 from ggm_lightning.data.latents import rows_hash
+from ggm_lightning.data.text import TextData
+from ggm_lightning.data.tokens import TokenShards
+from ggm_lightning.data.zeroshot import ZeroShotText
 from ggm_lightning.metrics import diversity, mauve
 from ggm_lightning.metrics.jensen_shannon import jensen_shannon
 from ggm_lightning.metrics.text_judge import RULES, Scores
@@ -91,7 +94,8 @@ class Text(Measure):
             raise ValueError(f"--judge_rule is {self.judge_rule!r}; choose {' or '.join(RULES)}")
         if self.judge is None and (self.judge_rule, self.stride) != ("mdlm", None):
             raise ValueError("--judge_rule and --stride are given without a --judge; leave them out, or name one")
-        foreign = foreign_samples.read(self.samples, model) if self.samples else None
+        lossy = any(map(_loses_characters, context.sets))
+        foreign = foreign_samples.read(self.samples, model, lossy) if self.samples else None
         judge = None if self.judge is None else self._judge(context, self.judge)
         if foreign is not None and isinstance(judge, text_judges.OfCheckpoint) and foreign.x.shape[1] < model.shape[0]:
             raise ValueError(
@@ -142,6 +146,14 @@ class Trial:
         if name not in self.kept:
             self.kept[name] = self.judge.scores(x, self.model.codec.decode(x))
         return self.kept[name]
+
+
+def _loses_characters(one: EvaluationSet) -> bool:
+    """Whether the tokens of these data do not stand for all of their text."""
+    if not isinstance(one.data, TextData | ZeroShotText):
+        return False
+    loss = TokenShards(one.data.folder).loss
+    return loss is not None and loss.lost > 0
 
 
 def _trial(
