@@ -165,7 +165,9 @@ def draw(cell: Cell, draws: Draws, results: Results) -> None:
         return
     with results.writing() as folder:
         cost = np.sum([one["cost"] for one in parts], axis=0)
-        np.savez_compressed(folder / "samples.npz", x=np.concatenate([one["x"] for one in parts]), cost=cost)
+        x = np.concatenate([one["x"] for one in parts])
+        meaning = {"tokenizer_hash": model.codec.tokenizer_hash} if model.codec else {}
+        np.savez_compressed(folder / "samples.npz", x=x, cost=cost, **meaning)
 
 
 def drawn(cell: Cell, draws: Draws, folder: Path) -> Drawn:

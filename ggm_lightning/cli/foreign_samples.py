@@ -22,10 +22,12 @@ from torch import Tensor
 
 from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.models.base import Family
+from ggm_lightning.report.drawing import numbered_texts
 
 _HEADING = re.compile(r"^----- sample \d+ -----$", re.MULTILINE)
 _KEYS = ("text", "sample", "generated_text")
 _ENDINGS = (".jsonl", ".json", ".txt", ".npz")
+_TEXTS = "samples.txt"  # what `lightning sample` writes beside samples.npz
 _NAMED = 5  # characters in a line of error
 
 
@@ -131,13 +133,30 @@ def _ids(file: Path, model: Family) -> np.ndarray:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             x = arrays["x"]
+            drawn_by = str(arrays["tokenizer_hash"]) if "tokenizer_hash" in arrays else None
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise ValueError(f"--samples {file}: holds no array x of ids ({error})") from None
     if x.ndim != 2 or (x.dtype.kind == "f" and not np.array_equal(x, np.floor(x))):  # NaN is not equal to itself
         raise ValueError(f"--samples {file}: x is {x.dtype} of shape {x.shape}; give whole numbers [samples, tokens]")
     if x.size and (x.min() < 0 or x.max() >= model.num_classes):
         raise ValueError(f"--samples {file}: ids lie in {x.min()}..{x.max()}, not in 0..{model.num_classes - 1}")
-    return x.astype(np.int64)
+    x = x.astype(np.int64)
+    if model.codec is not None and _of_another_tokenizer(file, x, drawn_by, model.codec):
+        raise ValueError(
+            f"--samples {file}: its ids are of another tokenizer than the checkpoint's; give a checkpoint of the same "
+            f"data, or the texts alone (such as {file.with_name(_TEXTS)}), which are then encoded anew"
+        )
+    return x
+
+
+def _of_another_tokenizer(file: Path, x: Int64[np.ndarray, "b n"], drawn_by: str | None, codec: Codec) -> bool:
+    """By the hash that `lightning sample` writes; of an older folder by the texts that lie beside the ids, where they
+    do. Other ids are believed."""
+    texts = file.with_name(_TEXTS)
+    if drawn_by is not None or file.name != "samples.npz" or not texts.is_file():
+        return drawn_by not in (None, codec.tokenizer_hash)
+    written = numbered_texts(codec.decode(x)).replace("\r\n", "\n").replace("\r", "\n")  # as files are read
+    return texts.read_text(encoding="utf-8", errors="replace") != written
 
 
 def _texts(file: Path) -> list[Any]:

@@ -7,12 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ggm_lightning.cli import foreign_samples, measure_text
+from ggm_lightning.cli.main import main
 from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.codecs.text import Bytes, Characters, Subwords
 from ggm_lightning.data.text import TextData
+from ggm_lightning.report.drawing import numbered_texts
+from tests.cli.small_checkpoints import write
+from tests.cli.test_sweep import linear_calls
 
 LETTERS = Characters("abcdefghijklmnopqrstuvwxyz ")
 N = 11
@@ -74,3 +79,62 @@ def test_whether_data_lost_characters(text: str, loses: bool) -> None:
     data.prepare_data()
     one: Any = SimpleNamespace(data=data)
     assert measure_text._loses_characters(one) is loses
+
+
+AHEAD, BACK = (Characters(letters, unknown=None) for letters in ("abcdefg", "gfedcba"))
+
+
+def drawn(*more: str) -> Path:
+    """By `lightning sample` and a model of BACK."""
+    write(Path("back/last.ckpt"), "md4", codec=BACK)
+    main(["sample", "--ckpt_path", "back/last.ckpt", "--num_samples", "5", "--num_steps", "2", *more])
+    (found,) = Path("back").glob("samples-*")
+    return found
+
+
+def without_hash(folder: Path) -> None:
+    """As older versions wrote it."""
+    with np.load(folder / "samples.npz") as arrays:
+        kept = {name: arrays[name] for name in arrays.files if name != "tokenizer_hash"}
+        assert len(kept) < len(arrays.files)
+    np.savez_compressed(folder / "samples.npz", **kept)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_ids_of_another_tokenizer_are_refused(older: bool) -> None:
+    """Equal numbers of ids, which stand for other letters. Controls: the same tokenizer, and the texts alone."""
+    folder = drawn()
+    if older:
+        without_hash(folder)
+    for path in (folder, folder / "samples.npz"):
+        found = foreign_samples.read(str(path), model_of(BACK))
+        with pytest.raises(ValueError, match="its ids are of another tokenizer than the checkpoint's; give a check"):
+            foreign_samples.read(str(path), model_of(AHEAD))
+    texts = foreign_samples.read(str(folder / "samples.txt"), model_of(AHEAD))
+    assert AHEAD.decode(texts.x) == BACK.decode(found.x)
+    if older:  # nothing is known of ids alone
+        (folder / "samples.txt").unlink()
+        assert foreign_samples.read(str(folder), model_of(AHEAD)).x.equal(found.x)
+
+
+def test_texts_are_compared_as_a_file_is_read() -> None:
+    """Bytes write \\r, and broken sequences; an older folder of them is still known for the same tokenizer's."""
+    x = np.random.default_rng(0).integers(0, 256, (5, 7 * N))
+    x[:, :4] = [13, 10, 13, 200]
+    Path("old").mkdir()
+    Path("old/samples.txt").write_text(numbered_texts(Bytes().decode(x)), encoding="utf-8")
+    np.savez("old/samples.npz", x=x)
+    assert len(foreign_samples.read("old", model_of(Bytes())).x) == 5
+    Path("old/samples.txt").write_text(numbered_texts(Bytes().decode(x[::-1])), encoding="utf-8")
+    with pytest.raises(ValueError, match="of another tokenizer"):
+        foreign_samples.read("old", model_of(Bytes()))
+
+
+def test_a_folder_of_an_older_version_is_still_found() -> None:
+    folder = drawn()
+    assert "tokenizer_hash" not in json.loads((folder / "settings.json").read_text())
+    without_hash(folder)
+    before = (folder / "samples.npz").read_bytes()
+    with linear_calls() as calls:
+        assert drawn() == folder
+    assert (calls, (folder / "samples.npz").read_bytes()) == ([], before)
