@@ -45,8 +45,9 @@ class Text(Measure):
     """Samples of text, drawn or from elsewhere: judge, entropy, variety, copies, and distances from held-out text.
 
     Args:
-        judge: a checkpoint of an AutoregressiveModel on the same data, or a causal language model of `transformers`, by
-            its folder or by a name such as gpt2-large. Without one there is neither gen-ppl nor MAUVE.
+        judge: a checkpoint of an AutoregressiveModel on the same data (a file, a folder of `lightning export` or
+            hub:OWNER/NAME), or a causal language model of `transformers`, by its folder or by a name such as
+            gpt2-large. Without one there is neither gen-ppl nor MAUVE.
         judge_rule: which tokens count for a judge of transformers: mdlm, as published, or all.
         stride: for texts that are longer than such a judge reads, tokens by which its window is moved on; default: the
             rest is cut.

@@ -16,6 +16,7 @@ from ggm_lightning.cli import sweep_judges
 from ggm_lightning.cli.loading import Loaded
 from ggm_lightning.metrics.text_judge import CausalLM, Scores
 from ggm_lightning.models.base import Family
+from ggm_lightning.rundir import exported
 
 PUBLISHED = "gpt2-large"
 
@@ -97,11 +98,11 @@ class OfTransformers:
 def find(
     judge: str, model: Family, name: str, rule: str, stride: int | None, batch_size: int, device: str, trust: tuple
 ) -> TextJudge:
-    """The judge of --judge: a checkpoint's file, else a folder or a name that `transformers` knows.
+    """The judge of --judge: all that --ckpt_path takes, else a folder or a name that `transformers` knows.
 
     Raises ValueError in one line for one that cannot be loaded, or that is of another alphabet.
     """
-    if Path(judge).is_file():
+    if _is_checkpoint(judge):
         found = sweep_judges.judge_of(judge, device, trust, model, name, batch_size)
         assert isinstance(found, sweep_judges.Autoregressive)
         if rule != "mdlm" or stride is not None:
@@ -114,6 +115,14 @@ def find(
             f"--judge {judge}: reads texts, and the checkpoint's ids have none; give a checkpoint as judge"
         )
     return _of_transformers(judge, str(model.device), rule, stride)
+
+
+def _is_checkpoint(judge: str) -> bool:
+    """A file, hub:OWNER/NAME, or a folder of `lightning export`, whose files have the names of `transformers`'."""
+    if judge.startswith(exported.HUB) or Path(judge).is_file():
+        return True
+    config = Path(judge) / exported.CONFIG
+    return config.is_file() and exported.read_json(config).get("model_type") == exported.MODEL_TYPE
 
 
 @lru_cache(maxsize=1)
