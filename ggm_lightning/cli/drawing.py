@@ -23,6 +23,7 @@ from ggm_lightning.cli.parts import batches, divided
 from ggm_lightning.cli.results import Results, excerpt, folder_name, place, said
 from ggm_lightning.codecs.grids import DrawsPictures
 from ggm_lightning.core.categorical import Sharpening
+from ggm_lightning.data.arrays import DAMAGE
 from ggm_lightning.models.base import Family
 from ggm_lightning.networks.labels import labels_known
 from ggm_lightning.report.drawing import classes_in_turn, columns_of, numbered_texts
@@ -186,8 +187,11 @@ def _words(options: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
 def show(results: Results, model: Family, num_samples: int, drawn: Samples | None = None, seconds: float = 0.0) -> None:
     """On stdout the texts themselves: all fillings, of samples the first; what they cost and where they are, beside."""
     file = results.folder / "samples.npz"
-    with np.load(file, allow_pickle=False) as arrays:
-        x = arrays["x"]
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            x = arrays["x"]
+    except (*DAMAGE, KeyError) as error:
+        raise ValueError(f"{file}: cannot be read ({error}); --again true draws the samples again") from None
     decoded = _decoded(model, torch.from_numpy(x)) if len(model.shape) == 1 else None
     if isinstance(decoded, list):
         every = results.settings["command"] == "infilled"

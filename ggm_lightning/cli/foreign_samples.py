@@ -21,6 +21,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.data.arrays import array_names, read_array
 from ggm_lightning.models.base import Family
 from ggm_lightning.report.drawing import numbered_texts
 
@@ -131,11 +132,11 @@ def _first_lost(codec: Codec, texts: list[str]) -> tuple[int, str]:
 
 def _ids(file: Path, model: Family) -> np.ndarray:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            x = arrays["x"]
-            drawn_by = str(arrays["tokenizer_hash"]) if "tokenizer_hash" in arrays else None
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"--samples {file}: holds no array x of ids ({error})") from None
+        x = read_array(file, "x", kinds="iuf")
+        told = "tokenizer_hash" in array_names(file)
+        drawn_by = str(read_array(file, "tokenizer_hash", kinds="U")) if told else None
+    except ValueError as error:
+        raise ValueError(f"--samples {error}") from None
     if x.ndim != 2 or (x.dtype.kind == "f" and not np.array_equal(x, np.floor(x))):  # NaN is not equal to itself
         raise ValueError(f"--samples {file}: x is {x.dtype} of shape {x.shape}; give whole numbers [samples, tokens]")
     if x.size and (x.min() < 0 or x.max() >= model.num_classes):
