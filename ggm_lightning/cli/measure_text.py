@@ -36,6 +36,7 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.report.evaluation_rows import REAL, Key, Row
 
 _LENGTHS = (1, 2, 3, 4)  # of runs of tokens
+_MAUVE = 5000  # samples of published ones (ReMDM)
 _TOGETHER = 4096  # rows of the training that are compared at once
 _Pairs = list[tuple[str, tuple[float, float]]]
 
@@ -228,7 +229,10 @@ def _row(trial: Trial, key: Key, x: Int64[Tensor, "b n"], about: dict[str, Any])
     }
     if trial.judge is not None:
         cut = trial.scores(x).cut
-        about |= {"judge": trial.judge.identity, "departures": trial.judge.departures, "judge_tokens_cut": cut}
+        departures = trial.judge.departures(x.shape[1])
+        if "mauve" in figures and len(first) != _MAUVE:
+            departures.append(f"MAUVE of {len(first):,} samples, published {_MAUVE:,}")
+        about |= {"judge": trial.judge.identity, "departures": departures, "judge_tokens_cut": cut}
         if cut:
             about["notes"].append(f"{cut:,} tokens behind those that the judge reads are cut")
         if trial.scores(x).characters is None:

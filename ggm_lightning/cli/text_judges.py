@@ -19,17 +19,19 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.rundir import exported
 
 PUBLISHED = "gpt2-large"
+_SHAPE = {"num_hidden_layers": 36, "hidden_size": 1280, "vocab_size": 50257}  # its own, whatever its folder is called
+_TOKENS = 1024  # of a published row
 
 
 class TextJudge(Protocol):
-    """Attributes: title, for a person; identity: what its figures depend on; departures from the published protocol."""
+    """Attributes: title, for a person; identity: what its figures depend on."""
 
     @property
     def title(self) -> str: ...
     @property
     def identity(self) -> dict[str, Any]: ...
-    @property
-    def departures(self) -> list[str]: ...
+    def departures(self, tokens: int) -> list[str]:
+        """From the published protocol, for rows of so many tokens of the model."""
 
     def scores(self, x: Int64[Tensor, "b n"], texts: Sequence[str]) -> Scores:
         """Of rows of ids, and of the texts that they stand for."""
@@ -49,8 +51,7 @@ class OfCheckpoint:
     def identity(self) -> dict[str, Any]:
         return self.judge.identity
 
-    @property
-    def departures(self) -> list[str]:
+    def departures(self, tokens: int) -> list[str]:
         return [f"judge {self.judge.loaded.path} by its own tokens, published {PUBLISHED}"]
 
     def scores(self, x: Int64[Tensor, "b n"], texts: Sequence[str]) -> Scores:
@@ -85,9 +86,16 @@ class OfTransformers:
         # figures of older versions had those that were cut, too
         return own if self.model.stride else {**own, "characters": "of the tokens that are read"}
 
-    @property
-    def departures(self) -> list[str]:
-        found = [] if Path(self.model.name).name == PUBLISHED else [f"judge {self.model.name}, published {PUBLISHED}"]
+    def departures(self, tokens: int) -> list[str]:
+        shape = {name: getattr(self.model.model.config, name, None) for name in _SHAPE}
+        found = []
+        if shape != _SHAPE:
+            words = "{num_hidden_layers} layers, width {hidden_size}, vocabulary {vocab_size}"
+            found.append(
+                f"judge {self.model.name} ({words.format(**shape)}), published {PUBLISHED} ({words.format(**_SHAPE)})"
+            )
+        if self.model.rule == "mdlm" and tokens != _TOKENS:
+            found.append(f"rows of {tokens:,} tokens, published {_TOKENS:,}")
         found += [f"rule {self.model.rule}, published mdlm"] if self.model.rule != "mdlm" else []
         return found + ([f"long texts in windows, stride {self.model.stride}"] if self.model.stride else [])
 

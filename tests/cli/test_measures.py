@@ -102,6 +102,7 @@ def test_every_row_says_what_it_depends_on(place: Path, capsys: pytest.CaptureFi
         assert words in page
     printed = capsys.readouterr().out
     assert "departs from the protocol: text: judge runs/ar/last.ckpt by its own tokens" in printed
+    assert "departs from the protocol: text: MAUVE of 6 samples, published 5,000" in printed
 
 
 def test_interrupted_at_any_cell_it_goes_on_with_the_same_figures(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,19 +210,36 @@ def test_a_judge_of_the_command_is_loaded_once_and_known_by_its_weights(
     assert loads == ["a_judge"]
     x, texts = torch.zeros(2, 4, dtype=torch.int64), ["1234", "12"]
     assert found[0].scores(x, texts).counted.tolist() == [3, 2]
-    assert found[0].departures == ["judge a_judge, published gpt2-large"]
+    assert [one.split(" (")[0] for one in found[0].departures(1024)] == ["judge a_judge"]
     assert found[0].identity["longest"] == 11
     text_judges._of_transformers.cache_clear()
     with torch.no_grad():
         model.head.bias[0] += 1
     other = text_judges.find("a_judge", family, "x", "all", 3, 8, "auto", ())
     assert other.identity["weights"] != found[0].identity["weights"]
-    assert [one.split(",")[0] for one in other.departures] == ["judge a_judge", "rule all", "long texts in windows"]
+    names = ["judge a_judge (None layers", "rule all", "long texts in windows"]
+    assert [one.split(",")[0] for one in other.departures(7)] == names
     text_judges._of_transformers.cache_clear()
     for codec in (None, Integers(7)):
         nameless: Any = SimpleNamespace(codec=codec, device="cpu")
         with pytest.raises(ValueError, match="reads texts, and the checkpoint's ids have none"):
             text_judges.find("a_judge", nameless, "x", "mdlm", None, 8, "auto", ())
+
+
+def test_what_departs_from_the_published_judge(model: Bigram) -> None:
+    """It is known by its shape: a folder may be called anything."""
+    shape = {"num_hidden_layers": 36, "hidden_size": 1280, "vocab_size": 50257}
+    model.config = SimpleNamespace(max_position_embeddings=11, **shape)
+    judge = text_judges.OfTransformers(CausalLM("mine/any_name"), "contents")
+    assert judge.departures(1024) == []
+    assert judge.departures(512) == ["rows of 512 tokens, published 1,024"]
+    judge = text_judges.OfTransformers(CausalLM("mine/gpt2-large"), "contents")
+    model.config.num_hidden_layers = 5
+    (line,) = judge.departures(1024)
+    assert line == (
+        "judge mine/gpt2-large (5 layers, width 1280, vocabulary 50257), "
+        "published gpt2-large (36 layers, width 1280, vocabulary 50257)"
+    )
 
 
 @pytest.mark.parametrize("name", ["runs/ar_demo/last.ckpt", "last.ckpt", "a/b/c"])
