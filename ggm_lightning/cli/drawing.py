@@ -283,8 +283,8 @@ def write(
     """
     # beside the ids and not in settings.json, by which results that lie there already are known
     meaning = {"tokenizer_hash": model.codec.tokenizer_hash} if model.codec else {}
-    costs = {"network_calls": drawn.network_calls, "rows": drawn.rows}
-    np.savez_compressed(folder / "samples.npz", x=drawn.x.numpy(), **costs, **facts, **meaning)
+    about: dict[str, Any] = {"network_calls": drawn.network_calls, "rows": drawn.rows, **facts, **meaning}
+    np.savez_compressed(folder / "samples.npz", x=drawn.x.numpy(), **about)
     shown = {name.replace("_", " "): str(value) for name, value in facts.items()}
     title = f"{len(drawn.x)} {'samples' if given is None else 'fillings'} of {type(model).__name__}"
     decoded = _decoded(model, drawn.x)

@@ -81,7 +81,7 @@ class OfTransformers:
 
     @property
     def identity(self) -> dict[str, Any]:
-        own = {"judge": "transformers", "weights": self.contents, "rule": self.model.rule}
+        own: dict[str, Any] = {"judge": "transformers", "weights": self.contents, "rule": self.model.rule}
         own |= {"stride": self.model.stride, "longest": self.model.longest}
         # figures of older versions had those that were cut, too
         return own if self.model.stride else {**own, "characters": "of the tokens that are read"}
