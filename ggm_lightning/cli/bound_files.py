@@ -19,6 +19,7 @@ from ggm_lightning.cli import ranks
 from ggm_lightning.cli.evaluation_sets import EvaluationSet, rows_of
 from ggm_lightning.codecs.codec import dict_hash
 from ggm_lightning.core.arguments import whole_number
+from ggm_lightning.data.arrays import DAMAGE
 from ggm_lightning.data.fingerprints import hash_of_rows
 from ggm_lightning.data.latents import rows_hash
 from ggm_lightning.metrics.likelihood import Likelihood
@@ -177,7 +178,7 @@ class BoundFile:
             return None
         try:
             nats = torch.from_numpy(np.load(self.path.with_suffix(".npy"), allow_pickle=False))
-        except (OSError, ValueError, EOFError):
+        except DAMAGE:
             return None
         return Bound(
             self.what["name"],

@@ -23,6 +23,7 @@ from ggm_lightning.cli.parts import batches, divided
 from ggm_lightning.cli.results import Results, excerpt, folder_name, place, said
 from ggm_lightning.codecs.grids import DrawsPictures
 from ggm_lightning.core.categorical import Sharpening
+from ggm_lightning.data.arrays import DAMAGE
 from ggm_lightning.models.base import Family
 from ggm_lightning.networks.labels import labels_known
 from ggm_lightning.report.drawing import classes_in_turn, columns_of, numbered_texts
@@ -186,8 +187,11 @@ def _words(options: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
 def show(results: Results, model: Family, num_samples: int, drawn: Samples | None = None, seconds: float = 0.0) -> None:
     """On stdout the texts themselves: all fillings, of samples the first; what they cost and where they are, beside."""
     file = results.folder / "samples.npz"
-    with np.load(file, allow_pickle=False) as arrays:
-        x = arrays["x"]
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            x = arrays["x"]
+    except (*DAMAGE, KeyError) as error:
+        raise ValueError(f"{file}: cannot be read ({error}); --again true draws the samples again") from None
     decoded = _decoded(model, torch.from_numpy(x)) if len(model.shape) == 1 else None
     if isinstance(decoded, list):
         every = results.settings["command"] == "infilled"
@@ -277,9 +281,10 @@ def write(
 
     Of infilled images a row of samples.png is one input with `columns` fillings beside it.
     """
-    np.savez_compressed(
-        folder / "samples.npz", x=drawn.x.numpy(), network_calls=drawn.network_calls, rows=drawn.rows, **facts
-    )
+    # beside the ids and not in settings.json, by which results that lie there already are known
+    meaning = {"tokenizer_hash": model.codec.tokenizer_hash} if model.codec else {}
+    about: dict[str, Any] = {"network_calls": drawn.network_calls, "rows": drawn.rows, **facts, **meaning}
+    np.savez_compressed(folder / "samples.npz", x=drawn.x.numpy(), **about)
     shown = {name.replace("_", " "): str(value) for name, value in facts.items()}
     title = f"{len(drawn.x)} {'samples' if given is None else 'fillings'} of {type(model).__name__}"
     decoded = _decoded(model, drawn.x)

@@ -23,6 +23,7 @@ from ggm_lightning.cli.evaluation_sets import EvaluationSet
 from ggm_lightning.cli.parts import batches, divided
 from ggm_lightning.cli.results import Results, folder_name, place
 from ggm_lightning.cli.sweep_grid import Cell
+from ggm_lightning.data.arrays import DAMAGE
 from ggm_lightning.data.fingerprints import hash_of_ids
 from ggm_lightning.models.base import Family
 from ggm_lightning.networks.labels import labels_known
@@ -165,7 +166,9 @@ def draw(cell: Cell, draws: Draws, results: Results) -> None:
         return
     with results.writing() as folder:
         cost = np.sum([one["cost"] for one in parts], axis=0)
-        np.savez_compressed(folder / "samples.npz", x=np.concatenate([one["x"] for one in parts]), cost=cost)
+        x = np.concatenate([one["x"] for one in parts])
+        meaning = {"tokenizer_hash": model.codec.tokenizer_hash} if model.codec else {}
+        np.savez_compressed(folder / "samples.npz", x=x, cost=cost, **meaning)
 
 
 def drawn(cell: Cell, draws: Draws, folder: Path) -> Drawn:
@@ -182,6 +185,6 @@ def read(results: Results) -> Drawn:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             x, cost = torch.from_numpy(arrays["x"]).long(), arrays["cost"].tolist()
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (*DAMAGE, KeyError) as error:
         raise ValueError(f"{file}: cannot be read ({error}); remove its folder, and it is drawn again") from None
     return Drawn(x, int(cost[0]), int(cost[1]), float(cost[2]))

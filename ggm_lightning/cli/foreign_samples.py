@@ -20,11 +20,16 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from ggm_lightning.codecs.codec import Codec
+from ggm_lightning.data.arrays import array_names, read_array
 from ggm_lightning.models.base import Family
+from ggm_lightning.report.drawing import numbered_texts
 
 _HEADING = re.compile(r"^----- sample \d+ -----$", re.MULTILINE)
 _KEYS = ("text", "sample", "generated_text")
 _ENDINGS = (".jsonl", ".json", ".txt", ".npz")
+_TEXTS = "samples.txt"  # what `lightning sample` writes beside samples.npz
+_NAMED = 5  # characters in a line of error
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,21 @@ class Foreign:
     told: list[str]
 
 
-def read(path: str, model: Family) -> Foreign:
+def read(path: str, model: Family, lossy: bool = False) -> Foreign:
     """The samples as ids of the model; longer ones are cut to the shortest, and none may be longer than the model's.
 
-    Raises ValueError in one line: nothing there, no text, ids outside of the vocabulary, or far too short ones.
+    Args:
+        path: --samples.
+        model: whose codec encodes.
+        lossy: whether characters of the model's own data were lost. Then those of samples may be, too, as far as a
+            preparation of data allows without being asked.
+
+    Raises ValueError in one line: nothing there, no text, characters or ids outside of the vocabulary, or far too short
+    samples.
     """
     files = _files(Path(path))
-    ids = [np.asarray(row) for file in files for row in _rows(file, model)]
+    told: list[str] = []
+    ids = [np.asarray(row) for file in files for row in _rows(file, model, lossy, told)]
     if len(ids) < 2:
         raise ValueError(f"--samples {path}: holds {len(ids)} samples; give at least 2")
     lengths = [len(row) for row in ids]
@@ -59,7 +72,8 @@ def read(path: str, model: Family) -> Foreign:
         )
     length = min(shortest, longest)
     cut = sum(lengths) - length * len(ids)
-    told = [f"{cut:,} tokens of the samples behind their first {length:,} are cut"] if cut else []
+    if cut:
+        told.append(f"{cut:,} tokens of the samples behind their first {length:,} are cut")
     if length < longest:
         told.append(f"rows of {length:,} tokens, those of the data cut from {longest:,}")
     return Foreign(torch.from_numpy(np.stack([row[:length] for row in ids]).astype(np.int64)), told)
@@ -77,8 +91,8 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _rows(file: Path, model: Family) -> Iterator[Any]:
-    """Ids of each sample of a file."""
+def _rows(file: Path, model: Family, lossy: bool, told: list[str]) -> Iterator[Any]:
+    """Ids of each sample of a file; what is lost by it is added to `told`."""
     if file.suffix == ".npz":
         yield from _ids(file, model)
         return
@@ -90,22 +104,60 @@ def _rows(file: Path, model: Family) -> Iterator[Any]:
             raise ValueError(f"--samples {file}: sample {number} is {text!r}, not a text; leave it out")
         texts.append(text)
     try:
-        yield from model.codec.encode_batch(texts)
+        ids, loss = model.codec.encode_measured(texts)
     except ValueError as error:
         raise ValueError(f"--samples {file}: cannot be encoded ({error})") from None
+    if loss.lost and (loss.too_much or not lossy):
+        number, near = _first_lost(model.codec, texts)
+        raise ValueError(
+            f"--samples {file}: the checkpoint's tokenizer does not have {loss.share}, the first {near} in sample "
+            f"{number}; give samples of the same alphabet, or write them with its characters"
+        )
+    if loss.lost:
+        told.append(f"{loss.share} of the samples are lost, as some of the data: unknown to the tokenizer")
+    yield from ids
+
+
+def _first_lost(codec: Codec, texts: list[str]) -> tuple[int, str]:
+    """(number of the first sample that loses characters, which these are). Of a tokenizer of words, of which one
+    character says nothing, what becomes of them."""
+    losses = (codec.encode_measured([text])[1] for text in texts)
+    number, loss = next((i, loss) for i, loss in enumerate(losses) if loss.lost)
+    text = texts[number]
+    alone = [sign for sign in dict.fromkeys(text) if codec.encode_measured([sign])[1].lost]
+    if sum(map(text.count, alone)) == loss.lost:
+        return number, ", ".join(map(repr, alone[:_NAMED]))
+    return number, f"({loss.first_changed})"
 
 
 def _ids(file: Path, model: Family) -> np.ndarray:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            x = arrays["x"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"--samples {file}: holds no array x of ids ({error})") from None
+        x = read_array(file, "x", kinds="iuf")
+        told = "tokenizer_hash" in array_names(file)
+        drawn_by = str(read_array(file, "tokenizer_hash", kinds="U")) if told else None
+    except ValueError as error:
+        raise ValueError(f"--samples {error}") from None
     if x.ndim != 2 or (x.dtype.kind == "f" and not np.array_equal(x, np.floor(x))):  # NaN is not equal to itself
         raise ValueError(f"--samples {file}: x is {x.dtype} of shape {x.shape}; give whole numbers [samples, tokens]")
     if x.size and (x.min() < 0 or x.max() >= model.num_classes):
         raise ValueError(f"--samples {file}: ids lie in {x.min()}..{x.max()}, not in 0..{model.num_classes - 1}")
-    return x.astype(np.int64)
+    x = x.astype(np.int64)
+    if model.codec is not None and _of_another_tokenizer(file, x, drawn_by, model.codec):
+        raise ValueError(
+            f"--samples {file}: its ids are of another tokenizer than the checkpoint's; give a checkpoint of the same "
+            f"data, or the texts alone (such as {file.with_name(_TEXTS)}), which are then encoded anew"
+        )
+    return x
+
+
+def _of_another_tokenizer(file: Path, x: Int64[np.ndarray, "b n"], drawn_by: str | None, codec: Codec) -> bool:
+    """By the hash that `lightning sample` writes; of an older folder by the texts that lie beside the ids, where they
+    do. Other ids are believed."""
+    texts = file.with_name(_TEXTS)
+    if drawn_by is not None or file.name != "samples.npz" or not texts.is_file():
+        return drawn_by not in (None, codec.tokenizer_hash)
+    written = numbered_texts(codec.decode(x)).replace("\r\n", "\n").replace("\r", "\n")  # as files are read
+    return texts.read_text(encoding="utf-8", errors="replace") != written
 
 
 def _texts(file: Path) -> list[Any]:

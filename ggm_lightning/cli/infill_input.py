@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.codecs.pictures import EncodesPictures
-from ggm_lightning.data.arrays import read_array
+from ggm_lightning.data.arrays import DAMAGE, read_array
 from ggm_lightning.data.picture_bytes import SUFFIXES, channels_of, pixels_of
 from ggm_lightning.models.base import Family
 
@@ -164,7 +163,7 @@ def _from_npz(model: Family, path: str) -> Given:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             missing = [name for name in ("x", "mask") if name not in arrays]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise ValueError(f"--input {path}: cannot be read as .npz ({error}); write it with numpy.savez") from None
     if missing:
         raise ValueError(f"--input {path}: has no array '{missing[0]}'; x (integers) and mask (bool) are needed")

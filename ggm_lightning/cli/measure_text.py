@@ -26,6 +26,9 @@ from ggm_lightning.cli.text_judges import TextJudge
 from ggm_lightning.data.base import Benchmark
 from ggm_lightning.data.fingerprints import hash_of_ids
 from ggm_lightning.data.latents import rows_hash
+from ggm_lightning.data.text import TextData
+from ggm_lightning.data.tokens import TokenShards
+from ggm_lightning.data.zeroshot import ZeroShotText
 from ggm_lightning.metrics import diversity, mauve
 from ggm_lightning.metrics.jensen_shannon import jensen_shannon
 from ggm_lightning.metrics.text_judge import RULES, Scores
@@ -33,6 +36,7 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.report.evaluation_rows import REAL, Key, Row
 
 _LENGTHS = (1, 2, 3, 4)  # of runs of tokens
+_MAUVE = 5000  # samples of published ones (ReMDM)
 _TOGETHER = 4096  # rows of the training that are compared at once
 _Pairs = list[tuple[str, tuple[float, float]]]
 
@@ -42,8 +46,9 @@ class Text(Measure):
     """Samples of text, drawn or from elsewhere: judge, entropy, variety, copies, and distances from held-out text.
 
     Args:
-        judge: a checkpoint of an AutoregressiveModel on the same data, or a causal language model of `transformers`, by
-            its folder or by a name such as gpt2-large. Without one there is neither gen-ppl nor MAUVE.
+        judge: a checkpoint of an AutoregressiveModel on the same data (a file, a folder of `lightning export` or
+            hub:OWNER/NAME), or a causal language model of `transformers`, by its folder or by a name such as
+            gpt2-large. Without one there is neither gen-ppl nor MAUVE.
         judge_rule: which tokens count for a judge of transformers: mdlm, as published, or all.
         stride: for texts that are longer than such a judge reads, tokens by which its window is moved on; default: the
             rest is cut.
@@ -91,7 +96,8 @@ class Text(Measure):
             raise ValueError(f"--judge_rule is {self.judge_rule!r}; choose {' or '.join(RULES)}")
         if self.judge is None and (self.judge_rule, self.stride) != ("mdlm", None):
             raise ValueError("--judge_rule and --stride are given without a --judge; leave them out, or name one")
-        foreign = foreign_samples.read(self.samples, model) if self.samples else None
+        lossy = any(map(_loses_characters, context.sets))
+        foreign = foreign_samples.read(self.samples, model, lossy) if self.samples else None
         judge = None if self.judge is None else self._judge(context, self.judge)
         if foreign is not None and isinstance(judge, text_judges.OfCheckpoint) and foreign.x.shape[1] < model.shape[0]:
             raise ValueError(
@@ -142,6 +148,14 @@ class Trial:
         if name not in self.kept:
             self.kept[name] = self.judge.scores(x, self.model.codec.decode(x))
         return self.kept[name]
+
+
+def _loses_characters(one: EvaluationSet) -> bool:
+    """Whether the tokens of these data do not stand for all of their text."""
+    if not isinstance(one.data, TextData | ZeroShotText):
+        return False
+    loss = TokenShards(one.data.folder).loss
+    return loss is not None and loss.lost > 0
 
 
 def _trial(
@@ -215,9 +229,14 @@ def _row(trial: Trial, key: Key, x: Int64[Tensor, "b n"], about: dict[str, Any])
     }
     if trial.judge is not None:
         cut = trial.scores(x).cut
-        about |= {"judge": trial.judge.identity, "departures": trial.judge.departures, "judge_tokens_cut": cut}
+        departures = trial.judge.departures(x.shape[1])
+        if "mauve" in figures and len(first) != _MAUVE:
+            departures.append(f"MAUVE of {len(first):,} samples, published {_MAUVE:,}")
+        about |= {"judge": trial.judge.identity, "departures": departures, "judge_tokens_cut": cut}
         if cut:
             about["notes"].append(f"{cut:,} tokens behind those that the judge reads are cut")
+        if trial.scores(x).characters is None:
+            about["notes"].append("no bits per character: the judge's tokenizer does not say how much text is cut")
     return Row(key, figures, about)
 
 
@@ -226,13 +245,14 @@ def _judged(trial: Trial, x: Int64[Tensor, "b n"]) -> _Pairs:
         return []
     scores = trial.scores(x)
     nats, error = scores.per_token()
-    characters = sum(map(len, trial.model.codec.decode(x)))
-    per_character = int(scores.counted.sum()) / max(characters, 1) / math.log(2)
-    return [
+    found = [
         ("gen_ppl", (math.exp(min(nats, 700.0)), math.exp(min(nats, 700.0)) * error)),
         ("judge_nats_per_token", (nats, error)),
-        ("judge_bits_per_character", (nats * per_character, error * per_character)),
     ]
+    if scores.characters is not None:
+        per_character = int(scores.counted.sum()) / max(scores.characters, 1) / math.log(2)
+        found.append(("judge_bits_per_character", (nats * per_character, error * per_character)))
+    return found
 
 
 def _of_rows(x: Int64[Tensor, "b n"]) -> _Pairs:

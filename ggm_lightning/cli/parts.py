@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ggm_lightning.cli import ranks
+from ggm_lightning.data.arrays import DAMAGE
 
 Arrays = dict[str, np.ndarray]
 Span = tuple[int, int]  # rows start..stop-1
@@ -46,7 +46,7 @@ class Parts:
             with np.load(self.file(span), allow_pickle=False) as found:
                 arrays = dict(found)
             return arrays if str(arrays.pop("settings")) == self.settings else None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (*DAMAGE, KeyError):
             return None
 
     def write(self, span: Span, arrays: Arrays) -> None:

@@ -28,7 +28,7 @@ from ggm_lightning.data.rows import Rows, RowSource
 
 _LABELS = ("label", "labels", "y", "target", "targets")  # names of the array of labels in a .npz, in either case
 # What numpy and zipfile raise for files that are cut short, overwritten or of another kind.
-_DAMAGE = (
+DAMAGE = (
     ValueError,
     OSError,
     EOFError,
@@ -55,7 +55,7 @@ def _opened(path: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
             f"{path}: no array named {name}, it has {', '.join(array_names(path)) or 'none'}; write it with "
             "numpy.savez(path, x=..., label=...)"
         ) from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{path}: cannot be read as .npy or .npz ({reason}); write it again with numpy.save or savez"
@@ -105,7 +105,7 @@ def array_names(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(f"{path}: cannot be read as .npz ({error}); write it again with numpy.savez") from None
 
 

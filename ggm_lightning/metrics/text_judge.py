@@ -32,12 +32,14 @@ class Scores:
         counted: Int64[b], how many these are.
         cut: tokens that were not looked at, of all texts together.
         features: Float64[b, d], its last hidden state of each text's last token; None where it has none.
+        characters: for which the tokens that were looked at stand, of all texts together; None where that is unknown.
     """
 
     nats: Float64[Tensor, " b"]
     counted: Int64[Tensor, " b"]
     cut: int
     features: Float64[Tensor, "b d"] | None
+    characters: int | None = None
 
     def per_token(self) -> tuple[float, float]:
         """(nats per counted token of all texts together, its standard error over the texts). nan where none counts.
@@ -120,7 +122,20 @@ class CausalLM:
                 if begin <= last < end:
                     features[i] = hidden[place, last - begin].double()
         counted = torch.tensor([int(count.sum()) for count in counts])
-        return Scores(nats, counted, cut, torch.stack(features))
+        return Scores(nats, counted, cut, torch.stack(features), self._characters(texts, whole, rows))
+
+    def _characters(self, texts: Sequence[str], whole: list[list[int]], rows: list[list[int]]) -> int | None:
+        """For which `rows`, the beginnings of `whole`, stand. None where a tokenizer does not say which these are."""
+        found = 0
+        for text, tokens, row in zip(texts, whole, rows, strict=True):
+            if len(row) == len(tokens):
+                found += len(text)
+            elif getattr(self.tokenizer, "is_fast", False):
+                spans = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+                found += max(end for _, end in spans[: len(row)])  # special tokens stand at (0, 0)
+            else:
+                return None
+        return found
 
     def weights_hash(self) -> str:
         """sha256 of names and values of all weights: two judges of one name need not be one."""

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from ggm_lightning.cli import evaluate as evaluation
-from ggm_lightning.cli import measure_text
+from ggm_lightning.cli import measure_text, text_judges
+from ggm_lightning.cli.loading import load_family
 from ggm_lightning.cli.main import main
 from ggm_lightning.cli.measure import Sampling
 from ggm_lightning.cli.measure_files import CellFile
@@ -26,6 +27,7 @@ from ggm_lightning.data.rows import Rows
 from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.metrics.jensen_shannon import jensen_shannon
 from ggm_lightning.report.evaluation_rows import Key, Row
+from ggm_lightning.rundir import exported
 from tests.cli.small_checkpoints import SOURCE, N, V, model_and_judge, write
 from tests.cli.test_sweep import Killer, linear_calls
 
@@ -100,6 +102,7 @@ def test_every_row_says_what_it_depends_on(place: Path, capsys: pytest.CaptureFi
         assert words in page
     printed = capsys.readouterr().out
     assert "departs from the protocol: text: judge runs/ar/last.ckpt by its own tokens" in printed
+    assert "departs from the protocol: text: MAUVE of 6 samples, published 5,000" in printed
 
 
 def test_interrupted_at_any_cell_it_goes_on_with_the_same_figures(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +235,26 @@ def test_samples_from_elsewhere_in_every_form(place: Path) -> None:
         assert rows[1].about["samples_hash"] == hash_of_ids(x)
     assert all(one == found[0] for one in found[1:])
     assert found[0]["training_rows"] == 1  # they are
+
+
+def test_a_judge_that_was_exported(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same figures as by its checkpoint. Control: a folder of `transformers` is none."""
+    main(["export", "--ckpt_path", "runs/ar/last.ckpt", "--out", "judge", "--licence", "mit"])
+    np.savez("ids.npz", x=np.arange(5 * N).reshape(5, N) % V)
+    found, expected = (
+        evaluate_measures("runs/md4/last.ckpt", [Text(judge=name, samples="ids.npz")], device="cpu", out=out)[1].figures
+        for name, out in (("judge", "a"), ("runs/ar/last.ckpt", "b"))
+    )
+    assert found == expected
+    assert found["gen_ppl"] > 1
+    monkeypatch.setattr(exported, "fetched", lambda name, files: Path("judge"))
+    model = load_family("runs/md4/last.ckpt", "cpu").model
+    forms = ("judge", "judge/model.safetensors", "hub:owner/judge")
+    judges = [text_judges.find(form, model, "runs/md4", "mdlm", None, 8, "cpu", ()) for form in forms]
+    assert len({json.dumps(one.identity) for one in judges}) == 1
+    config = json.loads(Path("judge/config.json").read_text())
+    Path("judge/config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    assert not text_judges._is_checkpoint("judge")
 
 
 def test_naive_samplers_are_seen(place: Path) -> None:

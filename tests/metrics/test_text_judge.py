@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ggm_lightning.cli import text_judges
+from ggm_lightning.cli import measure_text, text_judges
 from ggm_lightning.codecs.text import Characters, Integers
 from ggm_lightning.metrics import text_judge
 from ggm_lightning.metrics.text_judge import CausalLM, Scores, counted_targets
@@ -120,6 +120,51 @@ def test_windows_count_every_token_once(model: Bigram) -> None:
         CausalLM("x", rule="mine")
 
 
+class Pairs:
+    """A tokeniser: "1a" and "1b" are the token 1. `is_fast`, it says which characters a token stands for."""
+
+    eos_token_id = EOS
+
+    def __init__(self, is_fast: bool) -> None:
+        self.is_fast = is_fast
+
+    def __call__(self, text: str, return_offsets_mapping: bool = False) -> dict[str, list[Any]]:
+        starts = range(0, len(text), 2)
+        found: dict[str, list[Any]] = {"input_ids": [1, *(int(text[i]) for i in starts)]}  # behind a beginning
+        if return_offsets_mapping:
+            assert self.is_fast, "the others raise here"
+            found["offset_mapping"] = [(0, 0), *((i, i + 2) for i in starts)]
+        return found
+
+
+def test_bits_per_character_are_of_the_characters_that_were_read(
+    model: Bigram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a cut text: 10 tokens of two characters behind one that stands for none. Control: of the whole text the figure
+    is another, and where the tokenizer does not say what was cut, there is none."""
+    codec = Characters("123456ab")
+    long, short = "".join(f"{1 + i % 5}a" for i in range(23)), "2a3a"
+    digits = "1" + long[::2]
+
+    def found(is_fast: bool, text: str, stride: int | None = None) -> tuple[float | None, Scores]:
+        monkeypatch.setattr(text_judge, "_loaded", lambda name: (Pairs(is_fast), model))
+        judge = text_judges.OfTransformers(CausalLM("x", rule="all", stride=stride), "contents")
+        x = torch.tensor([codec.encode(text)] * 2)
+        scores = judge.scores(x, codec.decode(x))
+        trial: Any = SimpleNamespace(judge=judge, scores=lambda rows: scores)
+        figures = {name: value for name, (value, _) in measure_text._judged(trial, x)}
+        return figures.get("judge_bits_per_character"), scores
+
+    value, scores = found(True, long)
+    assert (scores.cut, scores.characters) == (26, 2 * 20)
+    assert value == pytest.approx(nats(model, digits[:11], "." + "x" * 10) / 20 / math.log(2))
+    whole, scores = found(True, long, stride=3)
+    assert (scores.cut, scores.characters) == (0, 2 * 46)
+    assert whole == pytest.approx(nats(model, digits, "." + "x" * 23) / 46 / math.log(2))
+    assert found(False, long)[0] is None
+    assert found(False, short)[0] == found(True, short)[0] == pytest.approx(nats(model, "123", ".xx") / 4 / math.log(2))
+
+
 def test_the_error_is_that_of_a_ratio() -> None:
     """Texts of different lengths, drawn 300 times."""
     generator = torch.Generator().manual_seed(0)
@@ -165,19 +210,36 @@ def test_a_judge_of_the_command_is_loaded_once_and_known_by_its_weights(
     assert loads == ["a_judge"]
     x, texts = torch.zeros(2, 4, dtype=torch.int64), ["1234", "12"]
     assert found[0].scores(x, texts).counted.tolist() == [3, 2]
-    assert found[0].departures == ["judge a_judge, published gpt2-large"]
+    assert [one.split(" (")[0] for one in found[0].departures(1024)] == ["judge a_judge"]
     assert found[0].identity["longest"] == 11
     text_judges._of_transformers.cache_clear()
     with torch.no_grad():
         model.head.bias[0] += 1
     other = text_judges.find("a_judge", family, "x", "all", 3, 8, "auto", ())
     assert other.identity["weights"] != found[0].identity["weights"]
-    assert [one.split(",")[0] for one in other.departures] == ["judge a_judge", "rule all", "long texts in windows"]
+    names = ["judge a_judge (None layers", "rule all", "long texts in windows"]
+    assert [one.split(",")[0] for one in other.departures(7)] == names
     text_judges._of_transformers.cache_clear()
     for codec in (None, Integers(7)):
         nameless: Any = SimpleNamespace(codec=codec, device="cpu")
         with pytest.raises(ValueError, match="reads texts, and the checkpoint's ids have none"):
             text_judges.find("a_judge", nameless, "x", "mdlm", None, 8, "auto", ())
+
+
+def test_what_departs_from_the_published_judge(model: Bigram) -> None:
+    """It is known by its shape: a folder may be called anything."""
+    shape = {"num_hidden_layers": 36, "hidden_size": 1280, "vocab_size": 50257}
+    model.config = SimpleNamespace(max_position_embeddings=11, **shape)
+    judge = text_judges.OfTransformers(CausalLM("mine/any_name"), "contents")
+    assert judge.departures(1024) == []
+    assert judge.departures(512) == ["rows of 512 tokens, published 1,024"]
+    judge = text_judges.OfTransformers(CausalLM("mine/gpt2-large"), "contents")
+    model.config.num_hidden_layers = 5
+    (line,) = judge.departures(1024)
+    assert line == (
+        "judge mine/gpt2-large (5 layers, width 1280, vocabulary 50257), "
+        "published gpt2-large (36 layers, width 1280, vocabulary 50257)"
+    )
 
 
 @pytest.mark.parametrize("name", ["runs/ar_demo/last.ckpt", "last.ckpt", "a/b/c"])
