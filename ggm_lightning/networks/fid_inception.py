@@ -173,10 +173,12 @@ class FIDInception(nn.Module):
 
 
 def resized(pictures: UInt8[Tensor, "b c h w"], how: str) -> Float[Tensor, "b c 299 299"]:
-    """At 299 x 299, float32 in 0..255; neither rounded nor cut off."""
+    """At 299 x 299, float32 in 0..255, not rounded. Bicubic overshoots at edges: clean-fid cuts that off, and so it is
+    here."""
     x = pictures.float()
     if how == "clean":
-        return F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+        bicubic = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+        return bicubic.clamp(0, 255)
     return _between(_between(x, 2), 3)
 
 

@@ -96,11 +96,14 @@ def picture(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(8, 11), (512, 401)])
 def test_clean_is_the_bicubic_of_pillow(size: tuple[int, int]) -> None:
-    """As clean-fid does it: in floats, smoothed where a picture shrinks."""
+    """As clean-fid does it: in floats, smoothed where a picture shrinks, and cut off at black and white."""
     pixels = picture(*size)
-    wanted = np.asarray(Image.fromarray(pixels.astype(np.float32), "F").resize((299, 299), Image.Resampling.BICUBIC))
+    plain = np.asarray(Image.fromarray(pixels.astype(np.float32), "F").resize((299, 299), Image.Resampling.BICUBIC))
+    wanted = plain.clip(0, 255)
     found = resized(torch.from_numpy(pixels)[None, None], "clean")[0, 0].numpy()
     assert np.abs(found - wanted).max() < 1e-2
+    if size[0] < 299:
+        assert np.abs(found - plain).max() > 10, "control: bicubic overshoots"
     assert np.abs(resized(torch.from_numpy(pixels)[None, None], "tf")[0, 0].numpy() - wanted).max() > 10, "control"
 
 
