@@ -122,9 +122,9 @@ def test_the_figures_are_those_of_the_samples(capsys: pytest.CaptureFixture[str]
 
 
 def test_an_extractor_whose_file_has_changed_is_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have no weights by which to tell."""
+    """It may have no weights by which to tell, and answer only to dark pictures in another way."""
     fids = []
-    for change in (("", ""), ("", ""), ("/ 255", "/ 255 + pictures[:, :, :1, :1] / 255")):
+    for change in (("", ""), ("", ""), ("/ 255", "/ (255 + (pictures.float().mean() < 100))")):
         (folder / "halves.py").write_text(EXTRACTOR.replace(*change))
         monkeypatch.delitem(sys.modules, "halves", raising=False)
         main([*EVALUATE, *OWN])
@@ -132,6 +132,27 @@ def test_an_extractor_whose_file_has_changed_is_another(folder: Path, monkeypatc
         fids.append(json.loads(file.read_text())["rows"][0]["figures"]["fid"])
     assert fids[0] == fids[1] != fids[2]
     assert len(list(Path("runs/reference").iterdir())) == 2
+
+
+def test_an_extractor_whose_helper_has_changed_is_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code in another file than that of its class: neither kept features nor kept figures are taken. The cell that is
+    kept for the first helper is taken again."""
+    own = EXTRACTOR.replace("import torch", "import torch\nfrom helper import scaled", 1)
+    (folder / "halves.py").write_text(own.replace("pictures.float() / 255", "scaled(pictures)"))
+    fids, asked = [], []
+    for power in ("1", "2", "1"):
+        (folder / "helper.py").write_text(f"def scaled(pictures):\n    return (pictures.float() / 255) ** {power}\n")
+        for name in ("halves", "helper"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        shutil.rmtree("__pycache__", ignore_errors=True)  # by which Python may take a file of the same second as old
+        main([*EVALUATE, *OWN])
+        (file,) = Path("runs/d/evaluation").glob("*/evaluation.json")
+        fids.append(json.loads(file.read_text())["rows"][0]["figures"]["fid"])
+        asked.append(sum(sys.modules["halves"].CALLS))
+    assert fids[0] == fids[2]
+    assert abs(fids[1] - fids[0]) > 0.1 * fids[0]
+    assert len(list(Path("runs/reference").iterdir())) == 2
+    assert asked[0] == asked[1] > 1500 > 10 > asked[2], "control: what is the same is not measured again"
 
 
 @pytest.mark.usefixtures("folder")

@@ -87,6 +87,28 @@ def test_refused_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         FIDInception("nearest")
 
 
+class Bright(torch.nn.Module):
+    """Without weights: what it answers hangs on attributes alone."""
+
+    def __init__(self, power: float = 1.0, classes: int = 0):
+        super().__init__()
+        self.power, self.classes = power, classes
+
+    def forward(self, pictures: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        values = (pictures.float().mean((2, 3)) / 255) ** self.power
+        return (values, values[:, : self.classes]) if self.classes else values
+
+
+def test_identity_is_of_what_a_network_answers() -> None:
+    """Pictures have 3 x 7 x 11. Control: another object that answers the same, and one that differs by rounding."""
+    shape = (3, 7, 11)
+    own = fid_inception.identity(Bright(), shape)
+    assert own == fid_inception.identity(Bright(), shape) == fid_inception.identity(Bright(1 + 1e-9), shape)
+    for other in (Bright(1.01), Bright(classes=2)):
+        assert fid_inception.identity(other, shape) != own
+    assert fid_inception.identity(Bright(), (3, 7, 13)) != own
+
+
 # ------------------------------------------------------------------ how pictures get to 299 x 299
 
 
