@@ -18,16 +18,20 @@ from ggm_lightning.cli import drawn, measure_image, ranks
 from ggm_lightning.cli.main import main
 from ggm_lightning.cli.measure import Sampling
 from ggm_lightning.cli.measures import evaluate_measures
+from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.data.toy.digits import Digits
 from ggm_lightning.metrics import images
 from ggm_lightning.metrics.images import Features
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.md4 import MD4
+from ggm_lightning.report.evaluation_rows import Row
 from ggm_lightning.rundir import building
 from ggm_lightning.rundir import checkpoint as checkpoint_files
+from ggm_lightning.vqgan.codes import VQGANCodes
 from tests.cli import small_checkpoints
 from tests.cli.test_main import error_of
 from tests.cli.test_ranks import together
+from tests.vqgan import released_vqgan
 
 EXTRACTOR = """
 import torch
@@ -64,17 +68,26 @@ EVALUATE = [
 OWN = ["--extractor", "halves:Halves"]
 
 
-def write_model(path: Path, num_labels: int = 0) -> None:
+DIGITS = {"class_path": "ggm_lightning.data.toy.digits.Digits", "init_args": {}}
+
+
+def write_model(
+    path: Path,
+    num_labels: int = 0,
+    num_classes: int = 17,
+    shape: tuple[int, ...] = (1, 8, 8),
+    data: dict[str, Any] = DIGITS,
+    codec: Codec | None = None,
+) -> None:
     """MD4 of the digits with a tiny transformer of random weights."""
     network = {"class_path": "ggm_lightning.networks.transformer.Transformer"}
-    network["init_args"] = {"num_classes": 17, "feature_dim": 4, "num_heads": 2, "num_layers": 1}  # type: ignore[assignment]
+    network["init_args"] = {"num_classes": num_classes, "feature_dim": 4, "num_heads": 2, "num_layers": 1}  # type: ignore[assignment]
     network["init_args"] |= {"num_labels": num_labels}  # type: ignore[operator]
     section = {"class_path": "ggm_lightning.models.md4.MD4"}
-    section["init_args"] = {"network": network, "num_classes": 17, "shape": [1, 8, 8]}  # type: ignore[assignment]
+    section["init_args"] = {"network": network, "num_classes": num_classes, "shape": list(shape)}  # type: ignore[assignment]
     torch.manual_seed(0)
     model: Any = building.build(section, Family)
-    data = {"class_path": "ggm_lightning.data.toy.digits.Digits", "init_args": {}}
-    model.resolved_config, model.codec = {"model": section, "data": data}, Digits().codec
+    model.resolved_config, model.codec = {"model": section, "data": data}, codec or Digits().codec
     path.parent.mkdir(parents=True)
     about = checkpoint_files.describe(model)
     torch.save({"state_dict": model.state_dict(), "global_step": 3, checkpoint_files.KEY: about}, path)
@@ -94,6 +107,16 @@ def of_pictures(ids: np.ndarray | torch.Tensor) -> Features:
     x = torch.from_numpy(Digits().codec.decode(np.asarray(ids)).copy()).permute(0, 3, 1, 2).float() / 255
     values = torch.stack([x[..., :4].mean((1, 2, 3)), x[..., 4:].mean((1, 2, 3)), x.std((1, 2, 3))], 1).double()
     return Features(values, 5 * values)
+
+
+def shown(split: str, count: int) -> np.ndarray:
+    return Digits().codec.decode(Digits().load(split)[np.arange(count)]["x"].numpy())
+
+
+def write_pictures(folder: str, pictures: np.ndarray) -> None:
+    Path(folder).mkdir()
+    for i, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(Path(folder, f"{i:04}.png"))
 
 
 @pytest.mark.usefixtures("folder")
@@ -157,7 +180,7 @@ def test_an_extractor_whose_helper_has_changed_is_another(folder: Path, monkeypa
 
 @pytest.mark.usefixtures("folder")
 def test_several_ranks_divide_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn ones, those of a folder and the reference: figures of one process, and each picture goes through once."""
+    """Drawn ones and the rows of the reference; both from files: figures of one process, and each goes through once."""
     monkeypatch.setattr(measure_image, "_TOGETHER", 8)
     monkeypatch.setattr(measure_image, "_PART", 16)
     of_rank: dict[int, int] = {0: 0, 1: 0}
@@ -169,15 +192,16 @@ def test_several_ranks_divide_the_pictures(monkeypatch: pytest.MonkeyPatch) -> N
         return features_of(network, own, device)
 
     monkeypatch.setattr(images, "features_of", counted)
-    Path("pictures").mkdir()
-    for i, picture in enumerate(Digits().codec.decode(Digits().load("val")[np.arange(70)]["x"])):
-        Image.fromarray(picture).save(f"pictures/{i:02}.png")
+    write_pictures("pictures", shown("val", 70))
+    write_pictures("real", shown("train", 100))
 
     def measure(out: str) -> None:
         shutil.rmtree("runs/reference", ignore_errors=True)
         measures = [
-            measure_image.Image(extractor="halves:Halves", reference_count=100, pictures=pictures)
-            for pictures in (None, "pictures")
+            measure_image.Image(
+                extractor="halves:Halves", reference_count=100, reference_pictures=reference, pictures=pictures
+            )
+            for reference, pictures in ((None, None), ("real", "pictures"))
         ]
         for number, one in enumerate(measures):
             sampling = None if one.pictures else Sampling(num_steps=[2, 3], num_drawn=90)
@@ -270,16 +294,80 @@ def test_as_many_pictures_as_published_where_the_user_does_not_say(monkeypatch: 
 @pytest.mark.usefixtures("folder")
 def test_files_in_the_place_of_what_is_drawn() -> None:
     """The real pictures themselves: nothing is left of FID; darker ones: much."""
-    shown = Digits().codec.decode(Digits().load("train")[np.arange(60)]["x"].numpy())
-    for name, pictures in (("same", shown), ("darker", shown // 2)):
-        Path(name).mkdir()
-        for i, pixels in enumerate(pictures):
-            Image.fromarray(pixels).save(Path(name, f"{i:04}.png"))
+    same = shown("train", 60)
+    for name, pictures in (("same", same), ("darker", same // 2)):
+        write_pictures(name, pictures)
         main([*EVALUATE[:5], *OWN, "--pictures", name, "--reference_count", "60"])
     (file,) = Path("runs/d/evaluation").glob("*/cells")
     found = [json.loads(path.read_text())["rows"][0]["figures"]["fid"] for path in sorted(file.iterdir())]
     assert max(found) > 0.01
     assert abs(min(found)) < 1e-6
+
+
+@pytest.mark.usefixtures("folder")
+def test_files_in_the_place_of_the_real_rows() -> None:
+    """The same pictures: the same figures. Another picture among them is another reference, and the count takes the
+    first."""
+    write_pictures("real", shown("train", 60))
+    common = [*EVALUATE[:5], "--num_drawn", "40", "--num_steps", "2", *OWN]
+
+    def fid(*more: str) -> float:
+        main([*common, *more])
+        (file,) = Path("runs/d/evaluation").glob("*/evaluation.json")
+        (row,) = json.loads(file.read_text())["rows"]
+        if "--reference_pictures" in more:
+            assert f"{more[-1]} files of real beside 40" in row["about"]["protocol"]
+        return float(row["figures"]["fid"])
+
+    from_rows = {count: fid("--reference_count", count) for count in ("50", "60")}
+    for count, expected in from_rows.items():
+        assert fid("--reference_pictures", "real", "--reference_count", count) == pytest.approx(expected, rel=1e-9)
+    assert from_rows["50"] != pytest.approx(from_rows["60"], rel=1e-3), "control"
+    Image.fromarray(np.full((8, 8, 3), 255, np.uint8)).save("real/0007.png")
+    changed = fid("--reference_pictures", "real", "--reference_count", "50")
+    assert changed != pytest.approx(from_rows["50"], rel=1e-3)
+    kept = sorted(path.name.rpartition("-")[0] for path in Path("runs/reference").iterdir())
+    assert kept == ["Digits-train-50", "Digits-train-60", "real-50", "real-50", "real-60"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_of_codes_the_reference_are_reconstructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said, and of another decoder others, though the codes are the same. Files are the pictures themselves."""
+    Path("source").mkdir()
+    for i in range(40):
+        released_vqgan.picture(i, 16).save(f"source/{i:02}.png")
+
+    def evaluated(name: str, **more: Any) -> Row:
+        data = {"source": "source", "vqgan": name, "folder": f"codes-{name}"}
+        section = {"class_path": "ggm_lightning.vqgan.codes.VQGANCodes", "init_args": data}
+        made = VQGANCodes(**data)  # type: ignore[arg-type]
+        made.prepare_data()
+        write_model(Path(f"runs/{name}/last.ckpt"), num_classes=37, shape=(1, 8, 8), data=section, codec=made.codec)
+        measure = measure_image.Image(extractor="halves:Halves", **more)
+        (row,) = evaluate_measures(f"runs/{name}/last.ckpt", [measure], Sampling(num_steps=[1], num_drawn=20))
+        return row
+
+    original = released_vqgan.network
+
+    def brighter(**sizes: Any) -> torch.nn.Module:
+        network = original(**sizes)
+        with torch.no_grad():
+            network.decoder.conv_out.bias += 0.5
+        return network
+
+    released_vqgan.released(Path("v"))
+    monkeypatch.setattr(released_vqgan, "network", brighter)
+    released_vqgan.released(Path("w"))
+    one, other = evaluated("v"), evaluated("w")
+    assert "38 reconstructions of train by the VQGAN beside 20" in one.about["protocol"]
+    assert any("published figures compare with the pictures themselves" in text for text in one.about["departures"])
+    assert one.about["reference_hash"] == other.about["reference_hash"], "the codes are the same"
+    assert len(list(Path("runs/reference").iterdir())) == 2
+    shutil.rmtree("runs/v")
+    files = evaluated("v", reference_pictures="source")
+    assert "40 files of source beside 20" in files.about["protocol"]
+    assert not any("VQGAN" in text for text in files.about["departures"])
+    assert files.figures["fid"] != pytest.approx(one.figures["fid"], rel=1e-2)
 
 
 @pytest.mark.usefixtures("folder")
@@ -298,8 +386,15 @@ def test_refused_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
     for more, said in cases:
         assert said in error_of(capsys, [*EVALUATE, *more])
     Path("nothing").mkdir()
-    for folder, said in (("nowhere", "there is no such folder"), ("nothing", "has no .png or .jpg files")):
+    write_pictures("small", np.zeros((30, 7, 8, 3), np.uint8))
+    folders = (
+        ("nowhere", "there is no such folder"),
+        ("nothing", "has no .png or .jpg files"),
+        ("small", "small/0000.png"),  # before others are drawn
+    )
+    for folder, said in folders:
         assert said in error_of(capsys, [*EVALUATE[:5], *OWN, "--pictures", folder])
+        assert said in error_of(capsys, [*EVALUATE, *OWN, "--reference_pictures", folder])
     few = ["--num_drawn", "19"]
     assert "--num_drawn: 19 pictures are too few for 10 splits" in error_of(capsys, [*EVALUATE, *OWN, *few])
     text = small_checkpoints.write(Path("runs/t/last.ckpt"), "md4")
