@@ -32,6 +32,7 @@ from ggm_lightning.rundir.folder import write_whole
 from ggm_lightning.vqgan.codes import Codes
 
 _CACHE = Path("runs") / "reference"
+_PUBLISHED = 50_000  # pictures of either kind in published tables
 _TOGETHER = 64
 _PART = 16 * _TOGETHER  # pictures that a rank does at once; each goes through the network beside the same others
 Compute = Callable[[], list[Row]]
@@ -48,9 +49,12 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Reference:
-    """The real pictures, what they are in words, all that their features depend on, and the file that keeps these."""
+    """The real pictures, of how many there are, whether a VQGAN has reconstructed them, what they are in words, all
+    that their features depend on, and the file that keeps these."""
 
     pictures: Pictures
+    available: int
+    of_codes: bool
     told: str
     key: dict[str, Any]
     file: Path
@@ -76,11 +80,11 @@ class Image(Measure):
     extractor: str | None = None
     resize: str = "clean"
     reference: str = "train"
-    reference_count: int = 50_000
+    reference_count: int = _PUBLISHED
     reference_pictures: str | None = None
     pictures: str | None = None
     name: ClassVar[str] = "image"
-    num_drawn: ClassVar[int] = 50_000
+    num_drawn: ClassVar[int] = _PUBLISHED
 
     @property
     def real(self) -> str:
@@ -111,7 +115,7 @@ class Image(Measure):
         probe = _decoded(context, torch.zeros(2, *context.loaded.model.shape, dtype=torch.int64))
         width = images.features_of(network, [_pictures(probe)]).values.shape[1]
         for one in context.sets:
-            count = self._real(context, one).count
+            count = self._real(context, one)[0].count
             where = f"{one.name}, {self.reference_pictures or self.reference}"
             images.refuse_too_few(count, width, where, "raise --reference_count, if there are more")
         if self.pictures is None:
@@ -179,44 +183,58 @@ class Image(Measure):
         if score is not None:
             figures |= {"inception_score": score[0], "inception_score_stderr": score[1]}
         by = self.extractor or f"Inception of 2015-12-05, resize {self.resize}"
+        protocol = f"{len(real):,} {reference.told} beside {len(drawn):,}; {by}"
         about = {
             "what": "FID, KID of all pairs and IS; errors over 10 splits",
-            "protocol": f"{len(real):,} {reference.told} beside {len(drawn):,}; {by}",
-            "departures": self._departures(context, reference),
+            "protocol": protocol,
+            "notes": [protocol],
+            "departures": self._departures(reference, len(drawn)),
             "extractor_hash": reference.key["extractor"],
             "reference_hash": reference.pictures.identity,
         }
         return figures, about
 
-    def _departures(self, context: Context, reference: Reference) -> list[str]:
-        """From what published figures are of."""
-        if self.reference_pictures is None and _of_codes(context):
-            return [
+    def _departures(self, reference: Reference, num_drawn: int) -> list[str]:
+        """In what the figures are not those of published tables."""
+        found = []
+        if self.extractor is not None:
+            found.append(f"the features of {self.extractor} are not Inception's")
+        if num_drawn != _PUBLISHED:
+            found.append(f"{num_drawn:,} pictures are measured, not {_PUBLISHED:,}; FID of fewer is larger")
+        if reference.of_codes:
+            found.append(
                 f"the real pictures are {reference.told}; published figures compare with the pictures themselves "
                 "(--reference_pictures)"
-            ]
-        return []
+            )
+        if self.reference_pictures is None and self.reference != "train":
+            found.append(f"the real pictures are of {self.reference}, not of train")
+        count = reference.pictures.count
+        if count != min(_PUBLISHED, reference.available):
+            found.append(f"{count:,} of {reference.available:,} real pictures are taken, not {_PUBLISHED:,}")
+        return found
 
     def _network(self) -> nn.Module:
         if self.extractor is None:
             return fid_inception.load(self.inception, self.resize)
         return own_extractor(self.extractor)
 
-    def _real(self, context: Context, one: EvaluationSet) -> Pictures:
+    def _real(self, context: Context, one: EvaluationSet) -> tuple[Pictures, int]:
+        """(those that are taken, how many there are)."""
         if self.reference_pictures is not None:
             files = _files(context, "reference_pictures", self.reference_pictures)
-            return replace(files, count=min(self.reference_count, files.count))
+            return replace(files, count=min(self.reference_count, files.count)), files.count
         rows = one.data.rows(self.reference)
         count = min(self.reference_count, len(rows))
 
         def between(start: int, stop: int) -> UInt8[Tensor, "b 3 h w"]:
             return _pictures(_decoded(context, rows[np.arange(start, stop)]["x"]))
 
-        return Pictures(hash_of_rows(rows, count), count, between)
+        return Pictures(hash_of_rows(rows, count), count, between), len(rows)
 
     def _reference(self, context: Context, one: EvaluationSet, identity: str) -> Reference:
         """`identity` is the network's."""
-        real = self._real(context, one)
+        real, available = self._real(context, one)
+        of_codes = False
         key: dict[str, Any] = {"count": real.count, "extractor": identity}
         key["resize"] = None if self.extractor else self.resize
         if self.reference_pictures is not None:
@@ -224,13 +242,14 @@ class Image(Measure):
             key["files"] = real.identity
         else:
             told, name = f"of {self.reference}", f"{one.name}-{self.reference}"
-            if _of_codes(context):
+            of_codes = isinstance(context.loaded.model.codec, Codes)
+            if of_codes:
                 told = f"reconstructions of {self.reference} by the VQGAN"
             key |= {"data": one.name, "split": self.reference, "rows": real.identity}
             # what makes pictures of the rows; of codes the hash of the VQGAN's weights is in it
             key["codec"] = context.loaded.model.codec.tokenizer_hash
         digits = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        return Reference(real, told, key, _CACHE / f"{name}-{real.count}-{digits}.npy")
+        return Reference(real, available, of_codes, told, key, _CACHE / f"{name}-{real.count}-{digits}.npy")
 
 
 def _of_reference(context: Context, network: nn.Module, reference: Reference) -> Features | None:
@@ -302,10 +321,6 @@ def own_extractor(name: str) -> nn.Module:
 def _decoded(context: Context, x: Int[Tensor, " b *s"]) -> UInt8[np.ndarray, "b h w 3"]:
     codec: Any = context.loaded.model.codec
     return np.asarray(codec.decode(x.cpu().numpy()))
-
-
-def _of_codes(context: Context) -> bool:
-    return isinstance(context.loaded.model.codec, Codes)
 
 
 def _shape(context: Context) -> tuple[int, int, int]:

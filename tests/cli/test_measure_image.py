@@ -140,8 +140,16 @@ def test_the_figures_are_those_of_the_samples(capsys: pytest.CaptureFixture[str]
     (reference,) = Path("runs/reference").iterdir()
     assert reference.name.startswith("Digits-train-1500-")
     assert sum(calls[before:]) < 50, "the real pictures went through once"
-    shown = capsys.readouterr().out
-    assert "fid" in shown
+    said = capsys.readouterr().out
+    assert "fid" in said
+    assert "image: 1,500 of train beside 40; halves:Halves\n" in said
+    assert "departs from the protocol: image: the features of halves:Halves are not Inception's\n" in said
+    assert "departs from the protocol: image: 40 pictures are measured, not 50,000; FID of fewer is larger" in said
+    assert len(row["about"]["departures"]) == 2, "all of train"
+    main([*EVALUATE, *OWN, "--reference", "val", "--reference_count", "100"])
+    said = capsys.readouterr().out
+    assert "departs from the protocol: image: the real pictures are of val, not of train\n" in said
+    assert "departs from the protocol: image: 100 of 297 real pictures are taken, not 50,000" in said
 
 
 def test_an_extractor_whose_file_has_changed_is_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
