@@ -57,7 +57,7 @@ def hand_on(
     config: dict[str, Any],
     licence: str,
     parameters: int,
-    figures: list[dict[str, Any]],
+    figures: model_card.Figures,
 ) -> None:
     """Writes the folder with its model card, and says so."""
     card = model_card.card(folder.resolve().name, licence, config, parameters, figures)
@@ -67,7 +67,7 @@ def hand_on(
         f"written: {folder}/ ({exported.WEIGHTS} {size:,.2f} MB, {exported.CONFIG}, {exported.CARD}, {exported.SUMS})"
     )
     measured = "no figures: `lightning evaluate` before gives some"
-    if figures:
+    if len(figures):
         measured = f"figures of {len(figures)} evaluation{'s' if len(figures) > 1 else ''}"
     print(f"model card: licence {licence}, {measured}")
     print(f"use it: ggm_lightning.load({str(folder)!r}), or {folder} where a command wants a checkpoint")

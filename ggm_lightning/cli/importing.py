@@ -12,6 +12,7 @@ import yaml
 
 from ggm_lightning import __version__
 from ggm_lightning.cli.export import check_licence, hand_on
+from ggm_lightning.cli.model_card import Figures
 from ggm_lightning.codecs.text import Subwords
 from ggm_lightning.data.hub import HUB, hub_tokenizer
 from ggm_lightning.rundir import checkpoint as checkpoint_files
@@ -63,7 +64,7 @@ def import_model(
     checkpoint = {"state_dict": weights, checkpoint_files.KEY: config}
     model = restore.restored(checkpoint, path)
     _say(published, length, codec)
-    hand_on(folder, weights, config, licence, sum(p.numel() for p in model.parameters()), [])
+    hand_on(folder, weights, config, licence, sum(p.numel() for p in model.parameters()), Figures())
 
 
 def _config(published: mdlm_files.Published, codec: Subwords, length: int, origin: str) -> dict[str, Any]:

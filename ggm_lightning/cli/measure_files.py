@@ -101,6 +101,16 @@ def place(loaded: Loaded, settings: Settings, out: str | None) -> Path:
     return folder
 
 
+def whole_of(folder: Path, identity: str) -> list[Row]:
+    """The rows of a folder's evaluation of this checkpoint; none where it is another's, or cannot be read."""
+    if _identity(folder) != identity:
+        return []
+    try:
+        return _rows(json.loads((folder / WHOLE).read_text(encoding="utf-8"))["rows"])
+    except (KeyError, TypeError):  # of another version
+        return []
+
+
 def _default(loaded: Loaded, settings: Settings) -> Path:
     name = folder_name(
         "evaluation",

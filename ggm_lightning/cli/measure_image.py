@@ -7,7 +7,7 @@ import importlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,15 +22,17 @@ from ggm_lightning.cli.measure import Cell, Context, Measure, Plan
 from ggm_lightning.cli.parts import Arrays, Parts, batches, divided
 from ggm_lightning.codecs.codec import dict_hash
 from ggm_lightning.data.fingerprints import hash_of_rows
-from ggm_lightning.data.picture_files import Stream, folder_blocks, folder_stream
+from ggm_lightning.data.picture_files import folder_blocks, folder_stream
 from ggm_lightning.data.picture_folders import find_pictures
 from ggm_lightning.metrics import images
 from ggm_lightning.metrics.images import Features
 from ggm_lightning.networks import fid_inception
 from ggm_lightning.report.evaluation_rows import Key, Row
 from ggm_lightning.rundir.folder import write_whole
+from ggm_lightning.vqgan.codes import Codes
 
 _CACHE = Path("runs") / "reference"
+_PUBLISHED = 50_000  # pictures of either kind in published tables
 _TOGETHER = 64
 _PART = 16 * _TOGETHER  # pictures that a rank does at once; each goes through the network beside the same others
 Compute = Callable[[], list[Row]]
@@ -46,6 +48,19 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The real pictures, of how many there are, whether a VQGAN has reconstructed them, what they are in words, all
+    that their features depend on, and the file that keeps these."""
+
+    pictures: Pictures
+    available: int
+    of_codes: bool
+    told: str
+    key: dict[str, Any]
+    file: Path
+
+
+@dataclass(frozen=True)
 class Image(Measure):
     """FID, KID and IS of drawn pictures, by the features of a network; pixels, and decoded codes of a VQGAN.
 
@@ -56,6 +71,8 @@ class Image(Measure):
         resize: of Inception: clean (antialiased, arXiv 2104.11222) or tf (as the older tables).
         reference: split of the real pictures.
         reference_count: how many of them, from the first on.
+        reference_pictures: a folder of picture files in the place of that split's rows, as large as the model draws;
+            of a model of codes the split's rows are reconstructions. Classes are drawn as in `reference` all the same.
         pictures: a folder of picture files in the place of what is drawn, all of the size that the model draws.
     """
 
@@ -63,10 +80,11 @@ class Image(Measure):
     extractor: str | None = None
     resize: str = "clean"
     reference: str = "train"
-    reference_count: int = 50_000
+    reference_count: int = _PUBLISHED
+    reference_pictures: str | None = None
     pictures: str | None = None
     name: ClassVar[str] = "image"
-    num_drawn: ClassVar[int] = 50_000
+    num_drawn: ClassVar[int] = _PUBLISHED
 
     @property
     def real(self) -> str:
@@ -90,40 +108,48 @@ class Image(Measure):
             if self.reference not in one.data.splits:
                 known = ", ".join(one.data.splits)
                 raise ValueError(f"--reference {self.reference}: {one.name} has {known}")
+        for option, folder in (("reference_pictures", self.reference_pictures), ("pictures", self.pictures)):
+            if folder is not None:
+                _files(context, option, folder).between(0, 1)  # its size is looked at
         network = self._network()
         probe = _decoded(context, torch.zeros(2, *context.loaded.model.shape, dtype=torch.int64))
         width = images.features_of(network, [_pictures(probe)]).values.shape[1]
         for one in context.sets:
-            count = min(self.reference_count, len(one.data.rows(self.reference)))
-            images.refuse_too_few(
-                count, width, f"{one.name}, {self.reference}", "raise --reference_count, if there are more"
-            )
+            count = self._real(context, one)[0].count
+            where = f"{one.name}, {self.reference_pictures or self.reference}"
+            images.refuse_too_few(count, width, where, "raise --reference_count, if there are more")
         if self.pictures is None:
             images.refuse_too_few(context.draws.num_samples, width, "--num_drawn", "draw more")
         else:
-            count = self._stream(context).total
+            count = _files(context, "pictures", self.pictures).count
             images.refuse_too_few(count, width, f"--pictures {self.pictures}", "give more")
 
     def cells(self, context: Context) -> list[Cell]:
         network = self._network()
-        identity = fid_inception.identity(network)
+        shape = _shape(context)
+        # rank 0 says which it is: the last digit of an answer might be another on other hardware
+        identity = ranks.current().agree(lambda: fid_inception.identity(network, shape))
         found = []
         for one in context.sets:
+            reference = self._reference(context, one, identity)
             for plan in context.plans:
-                depends = {**context.depends_on(plan), "reference": self._key(one, identity)}
-                compute = self._of_drawn(context, one, plan, network, identity)
+                depends = {**context.depends_on(plan), "reference": reference.key}
+                compute = self._of_drawn(context, one, plan, network, reference)
                 found.append(Cell(context.key(one, plan).told, depends, compute, samples=plan, whose="all"))
             if self.pictures is not None:
-                depends = {"pictures": self._stream(context).fingerprint, "reference": self._key(one, identity)}
-                compute = self._of_files(context, one, network, identity)
+                files = _files(context, "pictures", self.pictures)
+                depends = {"pictures": files.identity, "reference": reference.key}
+                compute = self._of_files(context, one, files, network, reference)
                 found.append(Cell(f"{one.name}, {self.pictures}", depends, compute, whose="all"))
         return found
 
-    def _of_drawn(self, context: Context, one: EvaluationSet, plan: Plan, network: nn.Module, identity: str) -> Compute:
+    def _of_drawn(
+        self, context: Context, one: EvaluationSet, plan: Plan, network: nn.Module, reference: Reference
+    ) -> Compute:
         def compute() -> list[Row]:
             samples = context.drawn(plan)
             drawn = Pictures(samples.hash, len(samples.x), _from(context, samples.x))
-            measured = self._figures(context, one, network, identity, drawn)
+            measured = self._figures(context, network, reference, drawn)
             if measured is None:
                 return []
             figures, about = measured
@@ -131,36 +157,23 @@ class Image(Measure):
 
         return compute
 
-    def _of_files(self, context: Context, one: EvaluationSet, network: nn.Module, identity: str) -> Compute:
+    def _of_files(
+        self, context: Context, one: EvaluationSet, files: Pictures, network: nn.Module, reference: Reference
+    ) -> Compute:
         def compute() -> list[Row]:
-            folder, shape = Path(str(self.pictures)), _shape(context)
-            names = find_pictures(folder).names
-
-            def between(start: int, stop: int) -> Tensor:
-                blocks = folder_blocks(folder, names[start:stop], shape)
-                return torch.from_numpy(np.concatenate([block.images for block in blocks]))
-
-            files = Pictures(dict_hash(self._stream(context).fingerprint), len(names), between)
-            measured = self._figures(context, one, network, identity, files)
+            measured = self._figures(context, network, reference, files)
             if measured is None:
                 return []
             return [Row(Key(one.name, f"files of {self.pictures}"), *measured)]
 
         return compute
 
-    def _stream(self, context: Context) -> Stream:
-        """The files of --pictures; ValueError where there are none."""
-        folder = Path(str(self.pictures))
-        if not folder.is_dir():
-            raise ValueError(f"--pictures {folder}: there is no such folder; name one of picture files")
-        return folder_stream(folder, _shape(context))
-
     def _figures(
-        self, context: Context, one: EvaluationSet, network: nn.Module, identity: str, pictures: Pictures
+        self, context: Context, network: nn.Module, reference: Reference, pictures: Pictures
     ) -> tuple[dict[str, float | None], dict[str, Any]] | None:
         """(figures, what they depend on); None on all ranks but 0."""
-        drawn = _features(context, network, f"{identity} {self.resize}", pictures)
-        real = self._reference(context, one, network, identity)
+        drawn = _features(context, network, json.dumps(reference.key), pictures)
+        real = _of_reference(context, network, reference)
         if drawn is None or real is None:
             return None
         kid, kid_error = images.kernel_distance(real, drawn)
@@ -169,51 +182,103 @@ class Image(Measure):
         score = images.inception_score(drawn, seed=context.settings.seed)
         if score is not None:
             figures |= {"inception_score": score[0], "inception_score_stderr": score[1]}
+        by = self.extractor or f"Inception of 2015-12-05, resize {self.resize}"
+        protocol = f"{len(real):,} {reference.told} beside {len(drawn):,}; {by}"
         about = {
             "what": "FID, KID of all pairs and IS; errors over 10 splits",
-            "protocol": f"{len(real):,} of {self.reference} beside {len(drawn):,}; {self._protocol()}",
-            "extractor_hash": identity,
-            "reference_hash": self._key(one, identity)["rows"],
+            "protocol": protocol,
+            "notes": [protocol],
+            "departures": self._departures(reference, len(drawn)),
+            "extractor_hash": reference.key["extractor"],
+            "reference_hash": reference.pictures.identity,
         }
         return figures, about
 
-    def _protocol(self) -> str:
-        return self.extractor or f"Inception of 2015-12-05, resize {self.resize}"
+    def _departures(self, reference: Reference, num_drawn: int) -> list[str]:
+        """In what the figures are not those of published tables."""
+        found = []
+        if self.extractor is not None:
+            found.append(f"the features of {self.extractor} are not Inception's")
+        if num_drawn != _PUBLISHED:
+            found.append(f"{num_drawn:,} pictures are measured, not {_PUBLISHED:,}; FID of fewer is larger")
+        if reference.of_codes:
+            found.append(
+                f"the real pictures are {reference.told}; published figures compare with the pictures themselves "
+                "(--reference_pictures)"
+            )
+        if self.reference_pictures is None and self.reference != "train":
+            found.append(f"the real pictures are of {self.reference}, not of train")
+        count = reference.pictures.count
+        if count != min(_PUBLISHED, reference.available):
+            found.append(f"{count:,} of {reference.available:,} real pictures are taken, not {_PUBLISHED:,}")
+        return found
 
     def _network(self) -> nn.Module:
         if self.extractor is None:
             return fid_inception.load(self.inception, self.resize)
         return own_extractor(self.extractor)
 
-    def _key(self, one: EvaluationSet, identity: str) -> dict[str, Any]:
-        """What the reference's features depend on."""
+    def _real(self, context: Context, one: EvaluationSet) -> tuple[Pictures, int]:
+        """(those that are taken, how many there are)."""
+        if self.reference_pictures is not None:
+            files = _files(context, "reference_pictures", self.reference_pictures)
+            return replace(files, count=min(self.reference_count, files.count)), files.count
         rows = one.data.rows(self.reference)
         count = min(self.reference_count, len(rows))
-        key = {"data": one.name, "split": self.reference, "count": count, "extractor": identity}
-        key |= {"rows": hash_of_rows(rows, count), "resize": None if self.extractor else self.resize}
-        return key
 
-    def _reference(self, context: Context, one: EvaluationSet, network: nn.Module, identity: str) -> Features | None:
-        """Computed once for (data, split, count, extractor), and kept below runs/reference; None on all ranks but 0."""
-        key = self._key(one, identity)
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        file = _CACHE / f"{one.name}-{self.reference}-{key['count']}-{name}.npy"
-        here = ranks.current()
-        if here.agree(file.is_file):
-            return Features(torch.from_numpy(np.load(file, allow_pickle=False)).double()) if here.is_first else None
-        rows = one.data.rows(self.reference)
-
-        def between(start: int, stop: int) -> Tensor:
+        def between(start: int, stop: int) -> UInt8[Tensor, "b 3 h w"]:
             return _pictures(_decoded(context, rows[np.arange(start, stop)]["x"]))
 
-        found = _features(context, network, f"{identity} {self.resize}", Pictures(key["rows"], key["count"], between))
-        if found is None:
-            return None
-        file.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        np.save(content, found.values.float().numpy())
-        write_whole(file, content.getvalue())
-        return Features(found.values.float().double())  # as it will be read
+        return Pictures(hash_of_rows(rows, count), count, between), len(rows)
+
+    def _reference(self, context: Context, one: EvaluationSet, identity: str) -> Reference:
+        """`identity` is the network's."""
+        real, available = self._real(context, one)
+        of_codes = False
+        key: dict[str, Any] = {"count": real.count, "extractor": identity}
+        key["resize"] = None if self.extractor else self.resize
+        if self.reference_pictures is not None:
+            told, name = f"files of {self.reference_pictures}", Path(self.reference_pictures).resolve().name
+            key["files"] = real.identity
+        else:
+            told, name = f"of {self.reference}", f"{one.name}-{self.reference}"
+            of_codes = isinstance(context.loaded.model.codec, Codes)
+            if of_codes:
+                told = f"reconstructions of {self.reference} by the VQGAN"
+            key |= {"data": one.name, "split": self.reference, "rows": real.identity}
+            # what makes pictures of the rows; of codes the hash of the VQGAN's weights is in it
+            key["codec"] = context.loaded.model.codec.tokenizer_hash
+        digits = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        return Reference(real, available, of_codes, told, key, _CACHE / f"{name}-{real.count}-{digits}.npy")
+
+
+def _of_reference(context: Context, network: nn.Module, reference: Reference) -> Features | None:
+    """Computed once, and kept; None on all ranks but 0."""
+    file, here = reference.file, ranks.current()
+    if here.agree(file.is_file):
+        return Features(torch.from_numpy(np.load(file, allow_pickle=False)).double()) if here.is_first else None
+    found = _features(context, network, json.dumps(reference.key), reference.pictures)
+    if found is None:
+        return None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    np.save(content, found.values.float().numpy())
+    write_whole(file, content.getvalue())
+    return Features(found.values.float().double())  # as it will be read
+
+
+def _files(context: Context, option: str, path: str) -> Pictures:
+    """The picture files of a folder, in the order of their paths; ValueError where there are none."""
+    folder, shape = Path(path), _shape(context)
+    if not folder.is_dir():
+        raise ValueError(f"--{option} {folder}: there is no such folder; name one of picture files")
+    names = find_pictures(folder).names
+
+    def between(start: int, stop: int) -> UInt8[Tensor, "b 3 h w"]:
+        blocks = folder_blocks(folder, names[start:stop], shape)
+        return torch.from_numpy(np.concatenate([block.images for block in blocks]))
+
+    return Pictures(dict_hash(folder_stream(folder, shape).fingerprint), len(names), between)
 
 
 def _features(context: Context, network: nn.Module, identity: str, pictures: Pictures) -> Features | None:

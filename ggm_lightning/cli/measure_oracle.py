@@ -22,6 +22,7 @@ from ggm_lightning.models import exact_denoiser
 from ggm_lightning.report.evaluation_rows import REAL, Key, Row, finite
 
 DENOISERS = ("network", "exact")
+_FEW = 8  # rows by which a law is told from others
 _WHAT = (
     "nats per example: excess = -log p(samples) - entropy = KL(samples || law) + (entropy of the samples - entropy); "
     "the KL is at least `kl_at_least`, the entropy gap at most `gap_at_most`, by the law `by`"
@@ -69,7 +70,9 @@ class Oracle(Measure):
         for one in _known(context):
             section: dict[str, Any] = {"set": one.name, "section": one.section, "split": one.split}
             section |= {"states": context.settings.num_samples}
-            rows = {"limit": context.settings.limit, "num_drawn": context.draws.num_samples}
+            # code may have changed what the same section means
+            section["law"] = _fingerprint(_law(one), context.real(one)[:_FEW])
+            rows = {"rows": hash_of_ids(_compared(context, one)), "seed": context.settings.seed}
             found.append(Cell(f"{one.name} {REAL}", section | rows, _of_real(context, one)))
             for plan in context.plans:
                 depends = section | {"plan": context.depends_on(plan)}
@@ -78,7 +81,7 @@ class Oracle(Measure):
                 if self.denoiser == "exact":
                     name = f"{one.name} {plan.label} exact"
                     depends = depends | {"denoiser": "exact"}
-                    found.append(Cell(name, depends, _of_exact_denoiser(context, one, plan)))
+                    found.append(Cell(name, depends, _of_exact_denoiser(context, one, plan, section["law"])))
         return found
 
 
@@ -92,12 +95,22 @@ def _law(one: EvaluationSet) -> KnownLaw:
     return law
 
 
+def _fingerprint(law: KnownLaw, x: Int64[Tensor, "b n"]) -> str:
+    """Of a law by what it says: its entropy and log p of some rows, to 6 digits."""
+    return dict_hash([f"{nats:.5e}" for nats in (law.entropy()[0], *law.log_prob(x).tolist())])
+
+
+def _compared(context: Context, one: EvaluationSet) -> Int64[Tensor, " b *s"]:
+    """The held-out rows, as many as samples."""
+    return context.real(one)[: context.draws.num_samples]
+
+
 def _of_real(context: Context, one: EvaluationSet) -> Callable[[], list[Row]]:
     """Of held-out rows the excess is 0 but for chance, and the model's bound less the entropy at least KL(law ||
     model)."""
 
     def compute() -> list[Row]:
-        x = context.real(one)[: context.draws.num_samples]
+        x = _compared(context, one)
         minus_log_model = _minus_log_model(context, x)
         found = oracle.against(_law(one), x, minus_log_model)
         learned = minus_log_model - found.entropy
@@ -105,8 +118,9 @@ def _of_real(context: Context, one: EvaluationSet) -> Callable[[], list[Row]]:
             "oracle_bound_excess": float(learned.mean()),
             "oracle_bound_excess_stderr": float(learned.std()) / len(learned) ** 0.5,
         }
-        about = {"what": f"{_WHAT}; bound_excess: the model's bound on these rows less the entropy"}
-        return [_row(Key(one.name, REAL), figures, about | {"reference_hash": hash_of_ids(x)})]
+        about: dict[str, Any] = {"what": f"{_WHAT}; bound_excess: the model's bound on these rows less the entropy"}
+        about |= {"seed": context.settings.seed, "reference_hash": hash_of_ids(x)}
+        return [_row(Key(one.name, REAL), figures, about)]
 
     return compute
 
@@ -121,11 +135,11 @@ def _of_samples(context: Context, one: EvaluationSet, plan: Plan) -> Callable[[]
     return compute
 
 
-def _of_exact_denoiser(context: Context, one: EvaluationSet, plan: Plan) -> Callable[[], list[Row]]:
+def _of_exact_denoiser(context: Context, one: EvaluationSet, plan: Plan, fingerprint: str) -> Callable[[], list[Row]]:
     def compute() -> list[Row]:
         law = _law(one)
         # another law is another folder
-        own = context.folder / "draws" / f"exact-{one.name}-{dict_hash(one.section)[:8]}"
+        own = context.folder / "draws" / f"exact-{one.name}-{dict_hash([one.section, fingerprint])[:8]}"
         with exact_denoiser.put_in(context.loaded.model, law, one.name):
             samples = drawn.drawn(plan, context.draws, own)
         key = context.key(one, plan)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ggm_lightning.cli import measure_files
+from ggm_lightning.report.evaluation_rows import Row, said, tables
 from ggm_lightning.rundir.exported import WEIGHTS
 from ggm_lightning.rundir.terminal import visible
 
@@ -17,7 +21,23 @@ _REQUIRED = {"name", "split", "rows", "nelbo"}
 _LONGEST = 300
 
 
-def card(name: str, licence: str, config: dict[str, Any], parameters: int, figures: list[dict[str, Any]]) -> str:
+@dataclass(frozen=True)
+class Figures:
+    """What `lightning evaluate` measured of a checkpoint.
+
+    Attributes:
+        bounds: contents of the bounds' files.
+        evaluations: name of the folder -> the rows of the other measures in it.
+    """
+
+    bounds: Sequence[dict[str, Any]] = ()
+    evaluations: dict[str, list[Row]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.bounds) + len(self.evaluations)
+
+
+def card(name: str, licence: str, config: dict[str, Any], parameters: int, figures: Figures) -> str:
     """The text.
 
     Args:
@@ -40,17 +60,23 @@ def card(name: str, licence: str, config: dict[str, Any], parameters: int, figur
     return visible("\n".join(parts))
 
 
-def figures_of(folder: Path, identity: str) -> list[dict[str, Any]]:
+def figures_of(folder: Path, identity: str) -> Figures:
     """What `lightning evaluate` measured of this very checkpoint, from its files below the folder."""
-    found = []
+    bounds = []
     for path in sorted(folder.glob("evaluation-*/*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(content, dict) and content.get("checkpoint_identity") == identity and content.keys() >= _REQUIRED:
-            found.append(content)
-    return found
+            bounds.append(content)
+    evaluations = {}
+    for path in sorted(folder.glob(f"evaluation/*/{measure_files.WHOLE}")):
+        rows = measure_files.whole_of(path.parent, identity)
+        own = [row for row in rows if row.measure != "likelihood"]  # whose figures are in the bounds' files
+        if own:
+            evaluations[path.parent.name] = own
+    return Figures(bounds, evaluations)
 
 
 def _weights(config: dict[str, Any]) -> str:
@@ -78,16 +104,40 @@ def _described(section: dict[str, Any]) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
-def _measured(figures: list[dict[str, Any]]) -> str:
-    if not figures:
-        return "## Figures\n\nNothing was measured when this folder was written.\n"
-    units = [unit for unit, _ in _UNITS if any(one.get(unit) is not None for one in figures)]
-    rows = [("data", "split", "rows", *(text for unit, text in _UNITS if unit in units))]
-    rows += [
-        (one["name"], one["split"], f"{one['rows']:,}", *(_figure(one, unit) for unit in units)) for one in figures
-    ]
+def _measured(figures: Figures) -> str:
+    parts = [_bounds(figures.bounds)] if figures.bounds else []
+    parts += [_evaluation(name, rows) for name, rows in figures.evaluations.items()]
+    return "\n".join(["## Figures\n", *(parts or ["Nothing was measured when this folder was written.\n"])])
+
+
+def _bounds(bounds: Sequence[dict[str, Any]]) -> str:
+    units = [unit for unit, _ in _UNITS if any(one.get(unit) is not None for one in bounds)]
+    rows = [["data", "split", "rows", *(text for unit, text in _UNITS if unit in units)]]
+    rows += [[one["name"], one["split"], f"{one['rows']:,}", *(_figure(one, unit) for unit in units)] for one in bounds]
+    told = [_protocol(one) for one in bounds]
+    if any(told):
+        rows = [[*row, text] for row, text in zip(rows, ["protocol", *told], strict=True)]
     exact = "Upper bounds on -log p (for an AutoregressiveModel -log p itself), with their standard errors:"
-    return f"## Figures\n\n{exact}\n\n{_table(rows)}"
+    return f"{exact}\n\n{_table(rows)}"
+
+
+def _protocol(one: dict[str, Any]) -> str:
+    """Of a bound, where it is not the usual one."""
+    estimator = one.get("estimator") or "times"
+    named = [one.get("protocol"), None if estimator == "times" else f"estimator {estimator}"]
+    return ", ".join(text for text in named if text)
+
+
+def _evaluation(name: str, rows: Sequence[Row]) -> str:
+    """A table for each set and measure, and below them what was done."""
+    parts = [f"`evaluation/{name}`, with standard errors:\n"]
+    for table in tables(rows):
+        lines = [[f"{table.set}: {table.measure}", *table.columns]]
+        lines += [[title, *own] for title, own in table.lines]
+        parts.append(_table([[text.replace("|", "/") for text in line] for line in lines]))
+    told = [f"{row.measure}: {row.about['protocol']}" for row in rows if row.about.get("protocol")]
+    said_of_all = [*dict.fromkeys(told), *(f"departs from the protocol: {text}" for text in said(rows, "departures"))]
+    return "\n".join([*parts, *(f"- {line}" for line in said_of_all)]) + "\n"
 
 
 def _figure(one: dict[str, Any], unit: str) -> str:
@@ -97,7 +147,7 @@ def _figure(one: dict[str, Any], unit: str) -> str:
     return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
-def _table(rows: list[tuple[Any, ...]]) -> str:
+def _table(rows: Sequence[Sequence[Any]]) -> str:
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
     return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]]) + "\n"
 

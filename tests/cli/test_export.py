@@ -46,6 +46,40 @@ def test_the_card_has_the_figures_of_this_checkpoint(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.usefixtures("folder")
+def test_the_card_has_all_measures_of_this_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of evaluation/<settings>/, too, with protocols. Control: those of another checkpoint."""
+    small_checkpoints.write(Path("runs/a/other.ckpt"), "md4", seed=1)
+    drawn = ["--num_drawn", "8", "--num_steps", "2", "--limit", "7"]
+    for name, seed in (("last", "0"), ("other", "1")):
+        command = ["evaluate", "--ckpt_path", f"runs/a/{name}.ckpt", "--seed", seed, *drawn]
+        main([*command, "--measures", "likelihood", "text", "--estimator", "counts"])
+    folder = next(Path("runs/a/evaluation").glob("*seed0*"))
+    rows = json.loads((folder / "evaluation.json").read_text())["rows"]
+    capsys.readouterr()
+    main(EXPORT)
+    assert "figures of 2 evaluations\n" in capsys.readouterr().out
+    card = Path("handed/README.md").read_text()
+    assert f"`evaluation/{folder.name}`, with standard errors:" in card
+    assert "seed1" not in card
+    lines = card.splitlines()
+    (bound,) = [line for line in lines if line.startswith("| MarkovChain | val | 7 |")]
+    assert bound.endswith("| estimator counts |")
+    assert "| MarkovChain: text | real text | ancestral, 2 steps |" in lines
+    (entropy,) = [line for line in lines if line.startswith("| entropy of a row, nats |")]
+    of_text = {row["key"]["sampler"]: row for row in rows if row["about"]["measure"] == "text"}
+    for text, name in zip(entropy.strip("| ").split(" | ")[1:], ("real", "ancestral"), strict=True):
+        value, error = map(float, text.split(" ± "))
+        assert value == pytest.approx(of_text[name]["figures"]["entropy_nats"], rel=1e-3)
+        assert error == pytest.approx(of_text[name]["figures"]["entropy_nats_stderr"], abs=1e-3)
+    assert f"- text: {of_text['ancestral']['about']['protocol']}" in lines
+    assert not any(line.startswith("| MarkovChain: likelihood") for line in lines), "it is in the bounds' table"
+    damaged = json.loads((folder / "evaluation.json").read_text()) | {"rows": [1]}
+    (folder / "evaluation.json").write_text(json.dumps(damaged))
+    main(["export", *EXPORT[1:4], "again", *EXPORT[5:]])
+    assert "evaluation/" not in Path("again/README.md").read_text()
+
+
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("family", ["seq", "fuji"])
 def test_a_latent_model_of_stage_2_keeps_its_frozen_encoder(family: str) -> None:
     """The measured statistics and the switch, too. Control: before the switch the encoder is free."""

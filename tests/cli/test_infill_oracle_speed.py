@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ggm_lightning.cli import measure_speed
@@ -21,6 +22,7 @@ from ggm_lightning.data.toy.synthetic import MarkovChain
 from ggm_lightning.report.evaluation_rows import Row
 from tests.cli import small_checkpoints
 
+draw, law = MarkovChain.draw, MarkovChain.law  # as they are, for tests that put others in their place
 QUICK = Sampling(num_steps=[2], num_drawn=12)
 
 
@@ -74,6 +76,38 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest
     assert figures(evaluated(tmp_path, "md4", [Speed(repeats=1, timed_samples=1)])) == figures(first)
     with pytest.raises(pytest.fail.Exception):
         evaluated(tmp_path, "md4", [Speed(repeats=2, timed_samples=1)])
+
+
+def test_kept_figures_of_another_seed_rows_or_law_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All in the same folder. The seed is of the bound, and the law is the measure of all three lines."""
+
+    def oracle(**more: Any) -> dict[str, dict[str, float | None]]:
+        rows = evaluated(tmp_path, "md4", [Oracle("exact")], out=str(tmp_path / "kept"), **more)
+        assert all(row.about["seed"] == more.get("seed", 0) for row in rows)
+        return figures(rows)
+
+    first = oracle()
+    assert oracle() == first, "control"
+    seeded = oracle(seed=5)["real"]
+    assert seeded["oracle_excess"] == first["real"]["oracle_excess"], "the same rows"
+    assert seeded["oracle_bound_excess"] != first["real"]["oracle_bound_excess"]
+
+    def last_changed(data: MarkovChain, count: int, rng: np.random.Generator) -> Any:
+        x = draw(data, count, rng)
+        x[8] = (x[8] + 1) % 7  # the ninth is the last one that is measured
+        return x
+
+    with monkeypatch.context() as changed:
+        changed.setattr(MarkovChain, "draw", last_changed)
+        assert oracle()["real"]["oracle_excess"] != first["real"]["oracle_excess"]
+    section = {"num_symbols": 7, "length": 11, "source_seed": 3}
+    monkeypatch.setattr(MarkovChain, "law", lambda _: law(MarkovChain(**section)))  # type: ignore[arg-type]
+    second = oracle()
+    assert set(second) == {"real", "ancestral", "ancestral (exact denoiser)"}
+    assert all(second[line]["oracle_entropy"] != first[line]["oracle_entropy"] for line in first)
+    assert len(list((tmp_path / "kept" / "draws").glob("exact-*"))) == 2
 
 
 def test_infilling_is_a_function_of_the_rows_and_the_seed(tmp_path: Path) -> None:

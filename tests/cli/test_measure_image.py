@@ -18,6 +18,7 @@ from ggm_lightning.cli import drawn, measure_image, ranks
 from ggm_lightning.cli.main import main
 from ggm_lightning.cli.measure import Sampling
 from ggm_lightning.cli.measures import evaluate_measures
+from ggm_lightning.codecs.codec import Codec
 from ggm_lightning.data.toy.digits import Digits
 from ggm_lightning.metrics import images
 from ggm_lightning.metrics.images import Features
@@ -64,17 +65,26 @@ EVALUATE = [
 OWN = ["--extractor", "halves:Halves"]
 
 
-def write_model(path: Path, num_labels: int = 0) -> None:
+DIGITS = {"class_path": "ggm_lightning.data.toy.digits.Digits", "init_args": {}}
+
+
+def write_model(
+    path: Path,
+    num_labels: int = 0,
+    num_classes: int = 17,
+    shape: tuple[int, ...] = (1, 8, 8),
+    data: dict[str, Any] = DIGITS,
+    codec: Codec | None = None,
+) -> None:
     """MD4 of the digits with a tiny transformer of random weights."""
     network = {"class_path": "ggm_lightning.networks.transformer.Transformer"}
-    network["init_args"] = {"num_classes": 17, "feature_dim": 4, "num_heads": 2, "num_layers": 1}  # type: ignore[assignment]
+    network["init_args"] = {"num_classes": num_classes, "feature_dim": 4, "num_heads": 2, "num_layers": 1}  # type: ignore[assignment]
     network["init_args"] |= {"num_labels": num_labels}  # type: ignore[operator]
     section = {"class_path": "ggm_lightning.models.md4.MD4"}
-    section["init_args"] = {"network": network, "num_classes": 17, "shape": [1, 8, 8]}  # type: ignore[assignment]
+    section["init_args"] = {"network": network, "num_classes": num_classes, "shape": list(shape)}  # type: ignore[assignment]
     torch.manual_seed(0)
     model: Any = building.build(section, Family)
-    data = {"class_path": "ggm_lightning.data.toy.digits.Digits", "init_args": {}}
-    model.resolved_config, model.codec = {"model": section, "data": data}, Digits().codec
+    model.resolved_config, model.codec = {"model": section, "data": data}, codec or Digits().codec
     path.parent.mkdir(parents=True)
     about = checkpoint_files.describe(model)
     torch.save({"state_dict": model.state_dict(), "global_step": 3, checkpoint_files.KEY: about}, path)
@@ -94,6 +104,16 @@ def of_pictures(ids: np.ndarray | torch.Tensor) -> Features:
     x = torch.from_numpy(Digits().codec.decode(np.asarray(ids)).copy()).permute(0, 3, 1, 2).float() / 255
     values = torch.stack([x[..., :4].mean((1, 2, 3)), x[..., 4:].mean((1, 2, 3)), x.std((1, 2, 3))], 1).double()
     return Features(values, 5 * values)
+
+
+def shown(split: str, count: int) -> np.ndarray:
+    return Digits().codec.decode(Digits().load(split)[np.arange(count)]["x"].numpy())
+
+
+def write_pictures(folder: str, pictures: np.ndarray) -> None:
+    Path(folder).mkdir()
+    for i, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(Path(folder, f"{i:04}.png"))
 
 
 @pytest.mark.usefixtures("folder")
@@ -117,14 +137,22 @@ def test_the_figures_are_those_of_the_samples(capsys: pytest.CaptureFixture[str]
     (reference,) = Path("runs/reference").iterdir()
     assert reference.name.startswith("Digits-train-1500-")
     assert sum(calls[before:]) < 50, "the real pictures went through once"
-    shown = capsys.readouterr().out
-    assert "fid" in shown
+    said = capsys.readouterr().out
+    assert "fid" in said
+    assert "image: 1,500 of train beside 40; halves:Halves\n" in said
+    assert "departs from the protocol: image: the features of halves:Halves are not Inception's\n" in said
+    assert "departs from the protocol: image: 40 pictures are measured, not 50,000; FID of fewer is larger" in said
+    assert len(row["about"]["departures"]) == 2, "all of train"
+    main([*EVALUATE, *OWN, "--reference", "val", "--reference_count", "100"])
+    said = capsys.readouterr().out
+    assert "departs from the protocol: image: the real pictures are of val, not of train\n" in said
+    assert "departs from the protocol: image: 100 of 297 real pictures are taken, not 50,000" in said
 
 
 def test_an_extractor_whose_file_has_changed_is_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have no weights by which to tell."""
+    """It may have no weights by which to tell, and answer only to dark pictures in another way."""
     fids = []
-    for change in (("", ""), ("", ""), ("/ 255", "/ 255 + pictures[:, :, :1, :1] / 255")):
+    for change in (("", ""), ("", ""), ("/ 255", "/ (255 + (pictures.float().mean() < 100))")):
         (folder / "halves.py").write_text(EXTRACTOR.replace(*change))
         monkeypatch.delitem(sys.modules, "halves", raising=False)
         main([*EVALUATE, *OWN])
@@ -134,9 +162,30 @@ def test_an_extractor_whose_file_has_changed_is_another(folder: Path, monkeypatc
     assert len(list(Path("runs/reference").iterdir())) == 2
 
 
+def test_an_extractor_whose_helper_has_changed_is_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code in another file than that of its class: neither kept features nor kept figures are taken. The cell that is
+    kept for the first helper is taken again."""
+    own = EXTRACTOR.replace("import torch", "import torch\nfrom helper import scaled", 1)
+    (folder / "halves.py").write_text(own.replace("pictures.float() / 255", "scaled(pictures)"))
+    fids, asked = [], []
+    for power in ("1", "2", "1"):
+        (folder / "helper.py").write_text(f"def scaled(pictures):\n    return (pictures.float() / 255) ** {power}\n")
+        for name in ("halves", "helper"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        shutil.rmtree("__pycache__", ignore_errors=True)  # by which Python may take a file of the same second as old
+        main([*EVALUATE, *OWN])
+        (file,) = Path("runs/d/evaluation").glob("*/evaluation.json")
+        fids.append(json.loads(file.read_text())["rows"][0]["figures"]["fid"])
+        asked.append(sum(sys.modules["halves"].CALLS))
+    assert fids[0] == fids[2]
+    assert abs(fids[1] - fids[0]) > 0.1 * fids[0]
+    assert len(list(Path("runs/reference").iterdir())) == 2
+    assert asked[0] == asked[1] > 1500 > 10 > asked[2], "control: what is the same is not measured again"
+
+
 @pytest.mark.usefixtures("folder")
 def test_several_ranks_divide_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn ones, those of a folder and the reference: figures of one process, and each picture goes through once."""
+    """Drawn ones and the rows of the reference; both from files: figures of one process, and each goes through once."""
     monkeypatch.setattr(measure_image, "_TOGETHER", 8)
     monkeypatch.setattr(measure_image, "_PART", 16)
     of_rank: dict[int, int] = {0: 0, 1: 0}
@@ -148,15 +197,16 @@ def test_several_ranks_divide_the_pictures(monkeypatch: pytest.MonkeyPatch) -> N
         return features_of(network, own, device)
 
     monkeypatch.setattr(images, "features_of", counted)
-    Path("pictures").mkdir()
-    for i, picture in enumerate(Digits().codec.decode(Digits().load("val")[np.arange(70)]["x"])):
-        Image.fromarray(picture).save(f"pictures/{i:02}.png")
+    write_pictures("pictures", shown("val", 70))
+    write_pictures("real", shown("train", 100))
 
     def measure(out: str) -> None:
         shutil.rmtree("runs/reference", ignore_errors=True)
         measures = [
-            measure_image.Image(extractor="halves:Halves", reference_count=100, pictures=pictures)
-            for pictures in (None, "pictures")
+            measure_image.Image(
+                extractor="halves:Halves", reference_count=100, reference_pictures=reference, pictures=pictures
+            )
+            for reference, pictures in ((None, None), ("real", "pictures"))
         ]
         for number, one in enumerate(measures):
             sampling = None if one.pictures else Sampling(num_steps=[2, 3], num_drawn=90)
@@ -249,11 +299,9 @@ def test_as_many_pictures_as_published_where_the_user_does_not_say(monkeypatch: 
 @pytest.mark.usefixtures("folder")
 def test_files_in_the_place_of_what_is_drawn() -> None:
     """The real pictures themselves: nothing is left of FID; darker ones: much."""
-    shown = Digits().codec.decode(Digits().load("train")[np.arange(60)]["x"].numpy())
-    for name, pictures in (("same", shown), ("darker", shown // 2)):
-        Path(name).mkdir()
-        for i, pixels in enumerate(pictures):
-            Image.fromarray(pixels).save(Path(name, f"{i:04}.png"))
+    same = shown("train", 60)
+    for name, pictures in (("same", same), ("darker", same // 2)):
+        write_pictures(name, pictures)
         main([*EVALUATE[:5], *OWN, "--pictures", name, "--reference_count", "60"])
     (file,) = Path("runs/d/evaluation").glob("*/cells")
     found = [json.loads(path.read_text())["rows"][0]["figures"]["fid"] for path in sorted(file.iterdir())]
@@ -277,8 +325,15 @@ def test_refused_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
     for more, said in cases:
         assert said in error_of(capsys, [*EVALUATE, *more])
     Path("nothing").mkdir()
-    for folder, said in (("nowhere", "there is no such folder"), ("nothing", "has no .png or .jpg files")):
+    write_pictures("small", np.zeros((30, 7, 8, 3), np.uint8))
+    folders = (
+        ("nowhere", "there is no such folder"),
+        ("nothing", "has no .png or .jpg files"),
+        ("small", "small/0000.png"),  # before others are drawn
+    )
+    for folder, said in folders:
         assert said in error_of(capsys, [*EVALUATE[:5], *OWN, "--pictures", folder])
+        assert said in error_of(capsys, [*EVALUATE, *OWN, "--reference_pictures", folder])
     few = ["--num_drawn", "19"]
     assert "--num_drawn: 19 pictures are too few for 10 splits" in error_of(capsys, [*EVALUATE, *OWN, *few])
     text = small_checkpoints.write(Path("runs/t/last.ckpt"), "md4")

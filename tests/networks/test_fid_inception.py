@@ -87,6 +87,28 @@ def test_refused_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         FIDInception("nearest")
 
 
+class Bright(torch.nn.Module):
+    """Without weights: what it answers hangs on attributes alone."""
+
+    def __init__(self, power: float = 1.0, classes: int = 0):
+        super().__init__()
+        self.power, self.classes = power, classes
+
+    def forward(self, pictures: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        values = (pictures.float().mean((2, 3)) / 255) ** self.power
+        return (values, values[:, : self.classes]) if self.classes else values
+
+
+def test_identity_is_of_what_a_network_answers() -> None:
+    """Pictures have 3 x 7 x 11. Control: another object that answers the same, and one that differs by rounding."""
+    shape = (3, 7, 11)
+    own = fid_inception.identity(Bright(), shape)
+    assert own == fid_inception.identity(Bright(), shape) == fid_inception.identity(Bright(1 + 1e-9), shape)
+    for other in (Bright(1.01), Bright(classes=2)):
+        assert fid_inception.identity(other, shape) != own
+    assert fid_inception.identity(Bright(), (3, 7, 13)) != own
+
+
 # ------------------------------------------------------------------ how pictures get to 299 x 299
 
 
@@ -96,11 +118,14 @@ def picture(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(8, 11), (512, 401)])
 def test_clean_is_the_bicubic_of_pillow(size: tuple[int, int]) -> None:
-    """As clean-fid does it: in floats, smoothed where a picture shrinks."""
+    """As clean-fid does it: in floats, smoothed where a picture shrinks, and cut off at black and white."""
     pixels = picture(*size)
-    wanted = np.asarray(Image.fromarray(pixels.astype(np.float32), "F").resize((299, 299), Image.Resampling.BICUBIC))
+    plain = np.asarray(Image.fromarray(pixels.astype(np.float32), "F").resize((299, 299), Image.Resampling.BICUBIC))
+    wanted = plain.clip(0, 255)
     found = resized(torch.from_numpy(pixels)[None, None], "clean")[0, 0].numpy()
     assert np.abs(found - wanted).max() < 1e-2
+    if size[0] < 299:
+        assert np.abs(found - plain).max() > 10, "control: bicubic overshoots"
     assert np.abs(resized(torch.from_numpy(pixels)[None, None], "tf")[0, 0].numpy() - wanted).max() > 10, "control"
 
 
