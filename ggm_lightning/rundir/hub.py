@@ -77,18 +77,21 @@ class Hub:
     def _gather(self, deadline: float, seconds: float) -> None:
         with _first_free(ports(self.token)) as door:
             while True:
-                while len(self._nodes) < self.ranks:
-                    door.settimeout(max(0.05, min(1.0, deadline - time.monotonic())))
-                    with contextlib.suppress(TimeoutError):
-                        self._let_in(door.accept()[0])
-                    if time.monotonic() > deadline:
-                        self._give_up(seconds)
+                self._let_all_in(door, deadline, seconds)
                 gone = [rank for rank, line in self._lines.items() if not _was_sent(line, {"all": self._nodes})]
                 if not gone:
                     return
                 for rank in gone:  # it may call again
                     self._lines.pop(rank).close()
                     del self._nodes[rank]
+
+    def _let_all_in(self, door: socket.socket, deadline: float, seconds: float) -> None:
+        while len(self._nodes) < self.ranks:
+            door.settimeout(max(0.05, min(1.0, deadline - time.monotonic())))
+            with contextlib.suppress(TimeoutError):
+                self._let_in(door.accept()[0])
+            if len(self._nodes) < self.ranks and time.monotonic() > deadline:
+                self._give_up(seconds)
 
     def _give_up(self, seconds: float) -> None:
         for line in self._lines.values():
