@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch import Callback
+from torch import distributed, multiprocessing
 
 from ggm_lightning.callbacks.keep import KeepLast
 from ggm_lightning.callbacks.stop import StopSignals
@@ -82,3 +84,48 @@ def test_without_scontrol_a_line_says_what_is_to_be_done(stopped, monkeypatch):
     error = stopped(signal.SIGUSR1, 2)[0]
     assert (error.goes_back, error.exit_code) == (False, 128 + signal.SIGUSR1)
     assert "last.ckpt is saved; scontrol is not found here (a container?)" in str(error)
+
+
+def steps_of(rank: int, store: str, signals: dict[int, int], out: list[object]) -> None:
+    """Five steps of one of two ranks, which `signals` reach in the second one; how it has ended."""
+    os.environ["SLURM_JOB_ID"] = "17"
+    requeue.hindrance, requeue.is_preempted = lambda: None, lambda: False
+    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    keep = SimpleNamespace(dirpath="runs/x", save_now=lambda trainer: None)
+    loops = SimpleNamespace(epoch_loop=SimpleNamespace())
+    trainer = SimpleNamespace(world_size=2, global_step=0, is_global_zero=rank == 0, fit_loop=loops)
+    stop = StopSignals(keep)
+    stop.on_train_start(trainer, None)
+    try:
+        for step in range(5):
+            stop.on_train_batch_start(trainer)
+            trainer.global_step += 1
+            if step == 1 and rank in signals:
+                os.kill(os.getpid(), signals[rank])
+            stop.on_train_batch_end(trainer, None, None, None, step)
+    except Stopped as stopped:
+        out[rank] = (trainer.global_step, str(stopped), stopped.exit_code, stopped.goes_back)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("signals", "name", "code"),
+    [
+        ({1: signal.SIGUSR1}, "SIGUSR1", 128 + signal.SIGUSR1),
+        ({0: signal.SIGTERM, 1: signal.SIGUSR1}, "SIGUSR1", 128 + signal.SIGUSR1),
+        ({0: signal.SIGINT, 1: signal.SIGTERM}, "SIGTERM", 128 + signal.SIGTERM),
+    ],
+    ids=["one rank alone", "the job comes back", "the scheduler's"],
+)
+def test_all_ranks_obey_the_signal_that_one_has_received(tmp_path, signals, name, code) -> None:
+    with multiprocessing.get_context("fork").Manager() as manager:
+        out = manager.list([None, None])
+        context = multiprocessing.start_processes(
+            steps_of, (str(tmp_path / "store"), signals, out), nprocs=2, join=False, start_method="fork"
+        )
+        while not context.join():
+            pass
+        (step, said, exit_code, goes_back), follows = out
+    assert (step, exit_code, goes_back) == (3, code, name == "SIGUSR1")
+    assert f"stopped by {name} after step 3" in said
+    assert follows == (3, "", 0, False)
