@@ -48,10 +48,10 @@ class StopSignals(Checkpoint):
         self._is_whole = False  # weights, moments and averages are those of one step
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._install()  # before the first loader workers are forked, to whom Ctrl-C is sent, too
+        self._take_over(trainer)  # before the first loader workers are forked, to whom Ctrl-C is sent, too
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._install()
+        self._take_over(trainer)
         self._first = self._step = trainer.global_step
         self._is_whole = True
         self._agreement = Agreement(trainer)
@@ -61,15 +61,28 @@ class StopSignals(Checkpoint):
             # waits for the device
             loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
+    def _take_over(self, trainer: Trainer) -> None:
+        self._install()
+        if trainer.received_sigterm:
+            # by the handler that Lightning (2.6.6) has set moments ago: it would leave without a line, with exit code 0
+            trainer._signal_connector.received_sigterm = False
+            self.received = self.received or signal.SIGTERM
+
     def _install(self) -> None:
-        endings.training_begins()
         if not self._before:
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        heard = endings.turn.training_begins()  # last: what comes from here on is noted
+        if heard is not None:
+            self.received = self.received or signal.Signals(heard)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._note:  # else the trainer has put back those of before its own
+                signal.signal(number, handler)
         self._before = {}
+        heard = endings.turn.training_ends()
+        if heard is not None:
+            os.kill(os.getpid(), heard)  # once more, for cli/early.py
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

@@ -12,7 +12,7 @@ from torch import distributed, multiprocessing
 
 from ggm_lightning.callbacks.keep import KeepLast
 from ggm_lightning.callbacks.stop import StopSignals
-from ggm_lightning.rundir import requeue
+from ggm_lightning.rundir import endings, requeue
 from ggm_lightning.rundir.checkpoint import AtomicCheckpointIO, read
 from ggm_lightning.rundir.endings import Stopped
 
@@ -86,6 +86,55 @@ def test_without_scontrol_a_line_says_what_is_to_be_done(stopped, monkeypatch):
     assert "last.ckpt is saved; scontrol is not found here (a container?)" in str(error)
 
 
+class SendsAt(Callback):
+    """A signal in one hook."""
+
+    def __init__(self, number: int, hook: str) -> None:
+        setattr(self, hook, lambda trainer, pl_module: os.kill(os.getpid(), number))
+
+
+@pytest.fixture
+def early(monkeypatch):
+    """What cli/early.py does with USR1 and SIGTERM under SLURM, but for its thread; the numbers that it has heard."""
+    heard, turn = [], endings.Turn()
+    monkeypatch.setattr(endings, "turn", turn)
+
+    def hears(number, frame):
+        heard.append(number)
+        turn.hear(number)
+
+    before = {number: signal.signal(number, hears) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    yield heard
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_just_before_training_is_obeyed_after_its_first_step(early, tiny, tiny_data, fit, tmp_path, number):
+    """By training alone, and once: Lightning has noted SIGTERM, too, and would leave without a line."""
+    keep = KeepLast(str(tmp_path), every_n_steps=1000)
+    options = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()], "limit_val_batches": 0}
+    with pytest.raises(Stopped, match=f"stopped by {number.name} after step 1;") as raised:
+        fit(tiny(), SendsAt(number, "on_train_start"), keep, StopSignals(keep), data=tiny_data(12), **options)
+    assert raised.value.exit_code == 128 + number
+    assert early == [number]
+    assert not endings.turn.ends_here()  # nor by the thread, should it come to it now
+
+
+@pytest.mark.parametrize("hook", ["on_fit_end", "setup"])
+def test_a_signal_after_training_is_left_to_what_listens_then(early, tiny, fit, tmp_path, hook) -> None:
+    """Heard while Report writes its page, and so sent once more. (`setup`: no signal, a control.)"""
+    keep = KeepLast(str(tmp_path), every_n_steps=1000)
+    before = signal.getsignal(signal.SIGTERM)
+    sends = [SendsAt(signal.SIGTERM, hook)] if hook == "on_fit_end" else []
+    options = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()], "max_epochs": 1}
+    fit(tiny(), *sends, keep, StopSignals(keep), **options)
+    assert early == [signal.SIGTERM] * 2 * len(sends)
+    assert endings.turn.is_over
+    assert endings.turn.ends_here()
+    assert signal.getsignal(signal.SIGTERM) is before  # and not what Lightning has set within training
+
+
 def steps_of(rank: int, store: str, signals: dict[int, int], out: list[object]) -> None:
     """Five steps of one of two ranks, which `signals` reach in the second one; how it has ended."""
     os.environ["SLURM_JOB_ID"] = "17"
@@ -94,6 +143,7 @@ def steps_of(rank: int, store: str, signals: dict[int, int], out: list[object]) 
     keep = SimpleNamespace(dirpath="runs/x", save_now=lambda trainer: None)
     loops = SimpleNamespace(epoch_loop=SimpleNamespace())
     trainer = SimpleNamespace(world_size=2, global_step=0, is_global_zero=rank == 0, fit_loop=loops)
+    trainer.received_sigterm = False
     stop = StopSignals(keep)
     stop.on_train_start(trainer, None)
     try:

@@ -19,8 +19,8 @@ from ggm_lightning.cli.early import EarlySignals
 from ggm_lightning.cli.launcher import Place
 from ggm_lightning.cli.together import Labelled, Session
 from ggm_lightning.rundir import checkpoint as checkpoint_files
+from ggm_lightning.rundir import endings, lives, requeue
 from ggm_lightning.rundir import hub as hubs
-from ggm_lightning.rundir import lives, requeue
 from tests.rundir.test_hub import drop, hub
 from tests.rundir.test_hub import together as at_once
 
@@ -92,11 +92,13 @@ def test_rank_1_speaks_for_rank_0(two: list[hubs.Hub], tmp_path: Path, monkeypat
 @pytest.fixture
 def signalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """signalled(number, rank) -> (exit code or None, what was said, whether it was requeued)."""
+    monkeypatch.setattr(endings, "turn", endings.Turn())
 
     def act(number: signal.Signals, rank: int = 0) -> tuple[int | None, str, bool]:
         asked: list[int] = []
         monkeypatch.setattr(requeue, "requeue", lambda: asked.append(1))
         monkeypatch.setattr(early.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(endings.turn, "_is_ending", False)  # that of the act before
         signals = EarlySignals(tmp_path, "17", rank, lambda: None)
 
         def ends(code: int) -> None:
@@ -104,7 +106,7 @@ def signalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
         monkeypatch.setattr(signals, "_end", ends)
         try:
-            signals._act(number)
+            signals._take(number)
             code: Any = None
         except SystemExit as stopped:
             code = stopped.code
@@ -132,6 +134,52 @@ def test_sigterm_before_the_first_step(signalled: Any, tmp_path: Path, monkeypat
     assert signalled(signal.SIGTERM)[::2] == (128 + signal.SIGTERM, False)  # scancel
     monkeypatch.setattr(requeue, "is_preempted", lambda: True)
     assert signalled(signal.SIGTERM)[::2] == (0, True)
+
+
+def test_training_takes_what_was_heard_and_is_not_obeyed_yet(signalled: Any) -> None:
+    endings.turn.hear(signal.SIGUSR1)  # the thread has not come to it
+    assert endings.turn.training_begins() == signal.SIGUSR1
+    assert endings.turn.training_begins() is None
+    for rank in (0, 1):
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            assert signalled(number, rank) == (None, "", False)
+
+
+def test_rank_1_waits_for_rank_0_or_for_training(signalled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def begins(seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 2:
+            endings.turn.training_begins()
+        return len(waits) == 2
+
+    monkeypatch.setattr(endings.turn, "training_begins_within", begins)
+    assert signalled(signal.SIGTERM, rank=1) == (128 + signal.SIGTERM, "", False)
+    monkeypatch.setattr(endings.turn, "_is_ending", False)
+    assert signalled(signal.SIGTERM, rank=1) == (None, "", False)
+    assert waits == [early._PATIENCE] * 2
+
+
+def test_no_step_follows_where_a_signal_ends_the_process(signalled: Any) -> None:
+    assert endings.turn.ends_here()
+    main = threading.Thread(target=endings.turn.training_begins, daemon=True)
+    main.start()
+    main.join(0.1)
+    assert main.is_alive()
+    endings.turn._is_ending = False
+    main.join(5)
+    assert not main.is_alive()
+
+
+def test_a_signal_after_training_ends_the_process_with_its_line(signalled: Any) -> None:
+    endings.turn.training_begins()
+    assert endings.turn.training_ends() is None
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        code, said, requeued = signalled(number)
+        assert (code, requeued) == (128 + number, False)
+        assert said == f"stopped by {number.name} after training, which is saved\n"
+    assert signalled(signal.SIGUSR1, rank=1) == (None, "", False)
 
 
 def saved(path: Path, step: int) -> None:
