@@ -31,11 +31,15 @@ class EarlySignals:
         folder: of the run.
         job: SLURM's number.
         rank: rank 0 acts for all.
+        note_start: makes this start one of those that are counted, if it is none yet.
         before_leaving: what has to be released.
     """
 
-    def __init__(self, folder: Path, job: str, rank: int, before_leaving: Callable[[], None]) -> None:
-        self.folder, self.job, self.rank, self.before_leaving = folder, job, rank, before_leaving
+    def __init__(
+        self, folder: Path, job: str, rank: int, note_start: Callable[[], None], before_leaving: Callable[[], None]
+    ) -> None:
+        self.folder, self.job, self.rank = folder, job, rank
+        self.note_start, self.before_leaving = note_start, before_leaving
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
 
@@ -83,6 +87,7 @@ class EarlySignals:
         if not wants_back:
             self._say(said)
             self._end(128 + number)
+        self.note_start()
         count = lives.without_step(self.folder, self.job)
         if not lives.may_start_again(self.folder, self.job):
             self._say(

@@ -52,6 +52,10 @@ class Turn:
             self._is_ending = not self._training.is_set()
             return self._is_ending
 
+    def is_settled(self) -> bool:
+        """Whether training has begun, or a signal ends the process before: false of a command that is refused."""
+        return self._is_ending or self.is_over or self._training.is_set()
+
     def training_begins_within(self, seconds: float) -> bool:
         return self._training.wait(seconds)
 
