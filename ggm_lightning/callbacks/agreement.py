@@ -1,7 +1,7 @@
-"""Whether any rank has raised its flag, agreed upon between the hosts and without the devices.
+"""The largest of the ranks' codes, such as that of a signal, agreed upon between the hosts and without the devices.
 
 A reduction of a tensor on a GPU ends in a look at its value, and so waits for all work that was handed out before it:
-once a step that is a device which runs dry once a step. Here the flags go through a gloo group of the hosts, while the
+once a step that is a device which runs dry once a step. Here the codes go through a gloo group of the hosts, while the
 devices compute, and the answer to the question of one step is taken in the next.
 """
 
@@ -30,15 +30,25 @@ class Agreement:
             self._group = distributed.new_group(backend="gloo")
         self._asked: tuple[torch.Tensor, Any] | None = None
 
-    def ask(self, raised: bool) -> bool:
-        """Whether a flag was raised when this was asked the time before; of a rank alone, and where the ranks have no
-        process group, whether one is raised now."""
+    def ask(self, code: int) -> int:
+        """The largest of all ranks' codes when this was asked the time before; of a rank alone, and where the ranks
+        have no process group, the largest now. 0, the smallest, says that there is nothing to agree upon."""
+        if self._trainer.world_size == 1:
+            return code
         if not self._between_hosts:
-            return self._trainer.strategy.reduce_boolean_decision(raised, all=False)
+            return self._by_decisions(code)
         before = self.settle()
-        flag = torch.from_numpy(np.array(int(raised)))
-        self._asked = flag, distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        asked = torch.from_numpy(np.array(code))
+        self._asked = asked, distributed.all_reduce(asked, distributed.ReduceOp.MAX, group=self._group, async_op=True)
         return before
+
+    def _by_decisions(self, code: int) -> int:
+        """Where the strategy knows yes and no alone: one question as long as all codes are 0, and one more for each
+        step up to the largest."""
+        largest = 0
+        while self._trainer.strategy.reduce_boolean_decision(code > largest, all=False):
+            largest += 1
+        return largest
 
     def largest(self, number: int) -> int:
         """Of all ranks' numbers; they wait for each other."""
@@ -48,10 +58,10 @@ class Agreement:
         distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self._group)
         return int(found.numpy())
 
-    def settle(self) -> bool:
-        """The answer to what was asked last; False where nothing was. Hosts wait for each other, not for devices."""
+    def settle(self) -> int:
+        """The answer to what was asked last; 0 where nothing was. Hosts wait for each other, not for devices."""
         if self._asked is None:
-            return False
-        (flag, work), self._asked = self._asked, None
+            return 0
+        (asked, work), self._asked = self._asked, None
         work.wait()
-        return bool(flag.numpy())
+        return int(asked.numpy())

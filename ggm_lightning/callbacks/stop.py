@@ -24,7 +24,8 @@ from ggm_lightning.rundir import endings, requeue
 from ggm_lightning.rundir import hub as hubs
 from ggm_lightning.rundir.endings import NonFinite, Stopped
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# where ranks have received different ones, all obey the last of these: a job that SLURM wants to go on comes back
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals(Checkpoint):
@@ -36,21 +37,21 @@ class StopSignals(Checkpoint):
 
     def __init__(self, keep_last: KeepLast) -> None:
         self.keep_last = keep_last
-        self.received: int | None = None
+        self.received: signal.Signals | None = None
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
         self._step = 0
-        self._leaving = False
+        self._leaving: signal.Signals | None = None  # for which all ranks leave
         self._agreement: Agreement | None = None  # once training has begun
         self._batches_left = self._questions_left = 0  # of a validation
         self._first = 0
         self._is_whole = False  # weights, moments and averages are those of one step
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._install()  # before the first loader workers are forked, to whom Ctrl-C is sent, too
+        self._take_over(trainer)  # before the first loader workers are forked, to whom Ctrl-C is sent, too
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._install()
+        self._take_over(trainer)
         self._first = self._step = trainer.global_step
         self._is_whole = True
         self._agreement = Agreement(trainer)
@@ -60,22 +61,35 @@ class StopSignals(Checkpoint):
             # waits for the device
             loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
+    def _take_over(self, trainer: Trainer) -> None:
+        self._install()
+        if trainer.received_sigterm:
+            # by the handler that Lightning (2.6.6) has set moments ago: it would leave without a line, with exit code 0
+            trainer._signal_connector.received_sigterm = False
+            self.received = self.received or signal.SIGTERM
+
     def _install(self) -> None:
-        endings.training_begins()
         if not self._before:
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        heard = endings.turn.training_begins()  # last: what comes from here on is noted
+        if heard is not None:
+            self.received = self.received or signal.Signals(heard)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._note:  # else the trainer has put back those of before its own
+                signal.signal(number, handler)
         self._before = {}
+        heard = endings.turn.training_ends()
+        if heard is not None:
+            os.kill(os.getpid(), heard)  # once more, for cli/early.py
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a forked process that has not set its own handlers yet (data/base.py)
         if number == signal.SIGINT and self.received == signal.SIGINT:
             self._die("stopped at once by the second Ctrl-C; last.ckpt is the one before")
-        self.received = self.received or number
+        self.received = self.received or signal.Signals(number)
         if number == signal.SIGINT:
             _say("Ctrl-C: ending after this step; press it again to stop at once")
 
@@ -94,22 +108,21 @@ class StopSignals(Checkpoint):
         self._is_whole = True
         # any rank may have been told; they must leave after the same step, which of several ranks is the next one
         assert self._agreement is not None
-        if self._agreement.ask(self.received is not None):
-            self._save_and_mark(trainer)
+        self._save_if_agreed(trainer, self._agreement.ask(self._code()))
 
     # the step's own metrics are logged after the hook above: leave at the next one, whichever it is
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        if self._leaving:
-            self._leave(trainer)
+        if self._leaving is not None:
+            self._leave(trainer, self._leaving)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._agreement is None or trainer.sanity_checking:
             return
-        if not self._leaving and self._agreement.settle():
-            self._save_and_mark(trainer)  # not only after a whole validation
-        if self._leaving:
-            self._leave(trainer)
+        if self._leaving is None:
+            self._save_if_agreed(trainer, self._agreement.settle())  # not only after a whole validation
+        if self._leaving is not None:
+            self._leave(trainer, self._leaving)
         batches = trainer.num_val_batches
         own = sum(batches) if isinstance(batches, list) else batches
         if trainer.world_size == 1 or not math.isfinite(own):
@@ -128,26 +141,30 @@ class StopSignals(Checkpoint):
             self._ask_in_validation(trainer)
         elif self.received is not None:
             self.keep_last.save_now(trainer)
-            self._leave(trainer)
+            self._leave(trainer, self.received)
 
     def _ask_in_validation(self, trainer: Trainer) -> None:
         """Once after each batch; behind its last one a rank asks what the others will still ask."""
         while self._questions_left > self._batches_left and self._agreement is not None:
             self._questions_left -= 1
-            if self._agreement.ask(self.received is not None):
-                self._save_and_mark(trainer)
-                self._leave(trainer)
+            self._save_if_agreed(trainer, self._agreement.ask(self._code()))
+            if self._leaving is not None:
+                self._leave(trainer, self._leaving)
             if self._batches_left > 0:
                 return
 
-    def _save_and_mark(self, trainer: Trainer) -> None:
-        self.keep_last.save_now(trainer)
-        self._leaving = True
+    def _code(self) -> int:
+        """What the ranks agree upon: 0 for no signal, else its place among _SIGNALS, counted from 1."""
+        return 0 if self.received is None else 1 + _SIGNALS.index(self.received)
 
-    def _leave(self, trainer: Trainer) -> None:
+    def _save_if_agreed(self, trainer: Trainer, code: int) -> None:
+        if code:
+            self.keep_last.save_now(trainer)
+            self._leaving = _SIGNALS[code - 1]
+
+    def _leave(self, trainer: Trainer, number: signal.Signals) -> None:
         if not trainer.is_global_zero:
             raise Stopped("", 0)
-        number = signal.Signals(self.received or signal.SIGTERM)
         path = f"{self.keep_last.dirpath}/last.ckpt"
         said = f"stopped by {_NAMES.get(number, number.name)} after step {trainer.global_step}; {path} is saved"
         is_preempted = number == signal.SIGTERM and requeue.is_preempted()

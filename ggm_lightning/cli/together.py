@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 import ggm_lightning
 from ggm_lightning.cli.early import EarlySignals
 from ggm_lightning.cli.launcher import Place
+from ggm_lightning.rundir import endings, lives, requeue
 from ggm_lightning.rundir import hub as hubs
-from ggm_lightning.rundir import lives, requeue
 from ggm_lightning.rundir.folder import missing, refuse_unwritable, remove_empty
 from ggm_lightning.rundir.lock import FolderLock, Held
 from ggm_lightning.rundir.terminal import counted
@@ -49,6 +49,8 @@ class Session:
         self.place, self.folder, self.fits, self.labelled = place, folder, fits, labelled
         self.lock: FolderLock | None = None
         self.made: list[Path] = []  # folders that were not there before
+        self.is_noted = False  # in lives.jsonl
+        self._noting = threading.Lock()  # the thread of early signals notes, too
 
     def begin(self) -> None:
         """Raises Apart where the ranks do not find each other."""
@@ -57,9 +59,7 @@ class Session:
             for name in self.labelled:
                 setattr(sys, name, Labelled(getattr(sys, name), f"rank {place.rank}: ", has_bars=place.rank == 0))
         if place.job is not None and self.fits and place.launcher != "lightning":
-            if place.rank == 0:
-                lives.begin(self.folder, place.job, place.restart, ranks=place.ranks, version=ggm_lightning.__version__)
-            EarlySignals(self.folder, place.job, place.rank, self.release).install()
+            EarlySignals(self.folder, place.job, place.rank, self.note_start, self.release).install()
         if place.is_together:
             hub = hubs.Hub(place.rank, place.ranks, place.node, _token(place), address(place))
             hub.when_over = self._end_by_force
@@ -78,6 +78,18 @@ class Session:
                 f"{self.folder}: in use by {held.holder}; wait for its end, stop it, or choose another --name"
             ) from None
         self.lock = lock
+        self.note_start()
+
+    def note_start(self) -> None:
+        """Under SLURM a line of the run's lives.jsonl, once: when the folder is this run's, and before that where an
+        early signal puts the job back into the queue. Not of a command that is refused (see `close`)."""
+        place = self.place
+        if place.job is None or place.rank != 0 or not self.fits:
+            return
+        with self._noting:
+            if not self.is_noted:
+                lives.begin(self.folder, place.job, place.restart, ranks=place.ranks, version=ggm_lightning.__version__)
+            self.is_noted = True
 
     def make_folder(self) -> None:
         """OSError where it cannot be written. At the session's end it is removed again if nothing is in it, as after a
@@ -111,6 +123,8 @@ class Session:
 
     def close(self) -> None:
         """However it has ended; this rank is then not missed by the others."""
+        if self.is_noted and self.place.job is not None and not endings.turn.is_settled():
+            lives.take_back(self.folder, self.place.job, self.place.restart)
         self.release()
         remove_empty(self.made)
         hub = hubs.current()
@@ -146,7 +160,7 @@ class Session:
             return ""
         if self.place.job is None or not self.fits:
             return f"{hub.lost}; all ranks end"
-        if not lives.has_progressed(self.folder):
+        if not lives.has_progressed(self.folder, self.place.job, self.place.restart):
             return f"{hub.lost}; all ranks end; the job is not requeued, no step was saved since it started"
         print(f"{hub.lost}; all ranks end, and the job goes back into the queue", file=sys.stderr, flush=True)
         self.release()

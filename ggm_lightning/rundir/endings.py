@@ -3,17 +3,68 @@
 from __future__ import annotations
 
 import threading
-
-_training = threading.Event()
-
-
-def training_begins() -> None:
-    """From here on signals are looked at where a step has ended (callbacks/stop.py), and no longer by cli/early.py."""
-    _training.set()
+import time
 
 
-def training_has_begun() -> bool:
-    return _training.is_set()
+class Turn:
+    """Whose turn it is to obey a signal: that of cli/early.py before training and after it, that of callbacks/stop.py
+    in between. At the change none is lost and none is obeyed twice: what a handler hears is kept until one of the two
+    takes it.
+
+    Attributes:
+        is_over: training has ended, and not by a signal.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._training = threading.Event()
+        self._is_ending = False  # by cli/early.py
+        self._heard: list[int] = []
+        self._change = threading.Lock()  # never taken in a handler, which may interrupt whoever holds it
+
+    def hear(self, number: int) -> None:
+        """For a handler of cli/early.py."""
+        self._heard.append(number)
+
+    def training_begins(self) -> int | None:
+        """The signal that was heard and not obeyed before, to be obeyed now; training has set its own handlers already.
+
+        Where cli/early.py is ending this process, it does not return: no step may follow then.
+        """
+        with self._change:
+            if not self._is_ending:
+                self._training.set()
+                self.is_over = False
+        while self._is_ending:
+            time.sleep(0.1)
+        return self._taken()
+
+    def training_ends(self) -> int | None:
+        """The signal that was heard when training no longer listened; its own handlers are gone already."""
+        with self._change:
+            self._training.clear()
+            self.is_over = True
+        return self._taken()
+
+    def ends_here(self) -> bool:
+        """For cli/early.py: whether it is to end the process. Training does not begin any more then."""
+        with self._change:
+            self._is_ending = not self._training.is_set()
+            return self._is_ending
+
+    def is_settled(self) -> bool:
+        """Whether training has begun, or a signal ends the process before: false of a command that is refused."""
+        return self._is_ending or self.is_over or self._training.is_set()
+
+    def training_begins_within(self, seconds: float) -> bool:
+        return self._training.wait(seconds)
+
+    def _taken(self) -> int | None:
+        heard, self._heard = self._heard, []
+        return heard[0] if heard else None
+
+
+turn = Turn()
 
 
 class Stopped(Exception):

@@ -14,8 +14,10 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
 
+from ggm_lightning.cli.early import EarlySignals
 from ggm_lightning.cli.last_words import later_end
 from ggm_lightning.cli.main import main
+from ggm_lightning.rundir import endings
 
 ROOT = Path(__file__).parents[2]
 MARKOV = ROOT / "experiments" / "md4_markov.yaml"
@@ -130,6 +132,18 @@ def test_a_fit_that_is_refused_leaves_no_empty_folder(
 ) -> None:
     extra = [word.replace("RUNS", str(runs)).replace("TMP", str(tmp_path)) for word in extra]
     error_of(capsys, tmp_path / "deep" / "runs", *extra)
+    assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize("extra", ["--data.init_args.lenth=0", "--data.init_args.length=0"])
+def test_a_job_that_is_refused_leaves_no_start_either(
+    extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In lives.jsonl: a key that is mistyped, and a value that is refused when the folder is this job's already."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(EarlySignals, "install", lambda self: None)
+    monkeypatch.setattr(endings, "turn", endings.Turn())
+    error_of(capsys, tmp_path / "deep" / "runs", extra)
     assert not (tmp_path / "deep").exists()
 
 

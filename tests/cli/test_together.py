@@ -20,8 +20,8 @@ from ggm_lightning.cli.early import EarlySignals
 from ggm_lightning.cli.launcher import Place
 from ggm_lightning.cli.together import Labelled, Session
 from ggm_lightning.rundir import checkpoint as checkpoint_files
+from ggm_lightning.rundir import endings, lives, requeue
 from ggm_lightning.rundir import hub as hubs
-from ggm_lightning.rundir import lives, requeue
 from tests.rundir.test_hub import drop, hub
 from tests.rundir.test_hub import together as at_once
 
@@ -68,12 +68,13 @@ def test_after_the_loss_of_a_rank_the_job_goes_back_if_it_has_got_on(
     drop(two[1])
     assert two[0].is_over.wait(5)
     hubs.use(two[0])
-    lives.begin(tmp_path, "17", 0)
+    lives.begin(tmp_path, PLACE.job, PLACE.restart)
     monkeypatch.setattr(together, "_once", threading.Lock())
     said = Session(PLACE, tmp_path, True).last_line()
     assert said == "rank 1 on n1 has died; all ranks end; the job is not requeued, no step was saved since it started"
     assert asked == []
     (tmp_path / "last.ckpt").write_text("steps")
+    lives.begin(tmp_path, "18", PLACE.restart)  # another job's
     monkeypatch.setattr(together, "_once", threading.Lock())
     assert Session(PLACE, tmp_path, True).last_line() == ""  # it is said before SLURM ends this process
     assert "rank 1 on n1 has died; all ranks end, and the job goes back into the queue" in capsys.readouterr().err
@@ -93,19 +94,23 @@ def test_rank_1_speaks_for_rank_0(two: list[hubs.Hub], tmp_path: Path, monkeypat
 @pytest.fixture
 def signalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """signalled(number, rank) -> (exit code or None, what was said, whether it was requeued)."""
+    monkeypatch.setattr(endings, "turn", endings.Turn())
+
+    noted: list[int] = []
 
     def act(number: signal.Signals, rank: int = 0) -> tuple[int | None, str, bool]:
         asked: list[int] = []
         monkeypatch.setattr(requeue, "requeue", lambda: asked.append(1))
         monkeypatch.setattr(early.time, "sleep", lambda seconds: None)
-        signals = EarlySignals(tmp_path, "17", rank, lambda: None)
+        monkeypatch.setattr(endings.turn, "_is_ending", False)  # that of the act before
+        signals = EarlySignals(tmp_path, "17", rank, lambda: noted.append(1), lambda: None)
 
         def ends(code: int) -> None:
             raise SystemExit(code)
 
         monkeypatch.setattr(signals, "_end", ends)
         try:
-            signals._act(number)
+            signals._take(number)
             code: Any = None
         except SystemExit as stopped:
             code = stopped.code
@@ -133,6 +138,102 @@ def test_sigterm_before_the_first_step(signalled: Any, tmp_path: Path, monkeypat
     assert signalled(signal.SIGTERM)[::2] == (128 + signal.SIGTERM, False)  # scancel
     monkeypatch.setattr(requeue, "is_preempted", lambda: True)
     assert signalled(signal.SIGTERM)[::2] == (0, True)
+
+
+def test_training_takes_what_was_heard_and_is_not_obeyed_yet(signalled: Any) -> None:
+    endings.turn.hear(signal.SIGUSR1)  # the thread has not come to it
+    assert endings.turn.training_begins() == signal.SIGUSR1
+    assert endings.turn.training_begins() is None
+    for rank in (0, 1):
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            assert signalled(number, rank) == (None, "", False)
+
+
+def test_rank_1_waits_for_rank_0_or_for_training(signalled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def begins(seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 2:
+            endings.turn.training_begins()
+        return len(waits) == 2
+
+    monkeypatch.setattr(endings.turn, "training_begins_within", begins)
+    assert signalled(signal.SIGTERM, rank=1) == (128 + signal.SIGTERM, "", False)
+    monkeypatch.setattr(endings.turn, "_is_ending", False)
+    assert signalled(signal.SIGTERM, rank=1) == (None, "", False)
+    assert waits == [early._PATIENCE] * 2
+
+
+def test_no_step_follows_where_a_signal_ends_the_process(signalled: Any) -> None:
+    assert endings.turn.ends_here()
+    main = threading.Thread(target=endings.turn.training_begins, daemon=True)
+    main.start()
+    main.join(0.1)
+    assert main.is_alive()
+    endings.turn._is_ending = False
+    main.join(5)
+    assert not main.is_alive()
+
+
+def test_a_signal_after_training_ends_the_process_with_its_line(signalled: Any) -> None:
+    endings.turn.training_begins()
+    assert endings.turn.training_ends() is None
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        code, said, requeued = signalled(number)
+        assert (code, requeued) == (128 + number, False)
+        assert said == f"stopped by {number.name} after training, which is saved\n"
+    assert signalled(signal.SIGUSR1, rank=1) == (None, "", False)
+
+
+def test_a_job_that_is_refused_leaves_the_folder_to_the_one_that_is_there(tmp_path: Path) -> None:
+    first = Session(Place(job="17"), tmp_path, True)
+    first.take_folder()
+    (tmp_path / "last.ckpt").write_text("steps")
+    second = Session(Place(job="18"), tmp_path, True)
+    with pytest.raises(ValueError, match="in use by"):
+        second.take_folder()
+    second.close()
+    assert [life["job"] for life in lives.of(tmp_path)] == ["17"]
+    assert lives.has_progressed(tmp_path, "17", 0)
+    first.release()
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_start_is_noted_unless_it_is_refused(begins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endings, "turn", endings.Turn())
+    refused = Session(Place(job="17"), tmp_path / "runs" / "name", True)
+    refused.make_folder()
+    refused.take_folder()
+    refused.note_start()  # by the thread of early signals: one start is one line
+    assert len(lives.of(refused.folder)) == 1
+    if begins:
+        endings.turn.training_begins()
+    refused.close()
+    assert refused.folder.exists() == begins
+    assert len(lives.of(refused.folder)) == begins
+
+
+@pytest.mark.parametrize(("job", "rank", "fits"), [(None, 0, True), ("17", 1, True), ("17", 0, False)])
+def test_who_notes_no_start(job: str | None, rank: int, fits: bool, tmp_path: Path) -> None:
+    Session(Place(job=job, rank=rank), tmp_path, fits).note_start()
+    assert lives.of(tmp_path) == []
+
+
+def test_a_start_that_an_early_signal_ends_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also before the folder is this job's."""
+    monkeypatch.setattr(endings, "turn", endings.Turn())
+    monkeypatch.setattr(requeue, "requeue", lambda: "failed")
+    session = Session(Place(job="17"), tmp_path / "name", True)
+    signals = EarlySignals(session.folder, "17", 0, session.note_start, session.release)
+    monkeypatch.setattr(signals, "_end", lambda code: None)
+    assert endings.turn.ends_here()
+    signals._act(signal.SIGUSR1)
+    assert "back into the queue (start 1 without a step" in capsys.readouterr().err
+    session.close()  # the main thread may have come so far, before SLURM ends the process
+    assert lives.without_step(session.folder, "17") == 1
 
 
 def saved(path: Path, step: int) -> None:

@@ -41,6 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (signal.SIGTERM, "tttt", "two workers"),
         (signal.SIGINT, "tv", "no workers"),  # the first batch of a validation within training
         (signal.SIGTERM, "tttt", "two ranks"),
+        pytest.param(signal.SIGUSR1, "tttt", "two ranks", marks=pytest.mark.slow),
     ],
 )
 def test_ends_the_step_and_saves(number: int, until: str, scenario: str, tmp_path: Path, whole: Path) -> None:
@@ -50,7 +51,8 @@ def test_ends_the_step_and_saves(number: int, until: str, scenario: str, tmp_pat
     if scenario == "two workers":
         run.signal_group(number)  # a terminal sends Ctrl-C, and SLURM its signals, to the loader's workers, too
     else:
-        run.signal(number, [0] if scenario == "two ranks" else None)  # one rank is told, both leave
+        told = 1 if number == signal.SIGUSR1 else 0  # one rank is told, both leave, for the same signal
+        run.signal(number, [told] if scenario == "two ranks" else None)
     codes = run.end()
     assert codes == [128 + number, 0][: run.ranks], run.output[-3000:]
     said = [line for line in run.output.splitlines() if MESSAGES[number] in line]

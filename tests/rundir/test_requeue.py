@@ -40,19 +40,43 @@ def test_a_job_may_start_so_often_without_a_step(tmp_path: Path) -> None:
     for restart in range(lives.MOST):
         lives.begin(tmp_path, "17", restart)
         assert lives.may_start_again(tmp_path, "17")
-        assert not lives.has_progressed(tmp_path)
+        assert not lives.has_progressed(tmp_path, "17", restart)
     lives.begin(tmp_path, "17", lives.MOST)
     assert not lives.may_start_again(tmp_path, "17")
     assert lives.without_step(tmp_path, "18") == 0  # another job counts from its own first start
     (tmp_path / "last.ckpt").write_text("steps")
-    assert lives.has_progressed(tmp_path)
+    assert lives.has_progressed(tmp_path, "17", lives.MOST)
     assert lives.may_start_again(tmp_path, "17")
     lives.begin(tmp_path, "17", lives.MOST + 1)
-    assert not lives.has_progressed(tmp_path)
+    assert not lives.has_progressed(tmp_path, "17", lives.MOST + 1)
     assert lives.without_step(tmp_path, "17") == 1
     with (tmp_path / lives.FILE).open("a") as file:
         file.write('{"job": "17", "la')  # a full disk
     assert lives.without_step(tmp_path, "17") == 1
+
+
+def test_another_job_in_the_folder_counts_for_nothing(tmp_path: Path) -> None:
+    for restart in (0, 1):
+        lives.begin(tmp_path, "17", restart)
+        lives.begin(tmp_path, "18", 0)
+    assert lives.without_step(tmp_path, "17") == 2
+    (tmp_path / "last.ckpt").write_text("steps")
+    lives.begin(tmp_path, "18", 1)
+    assert lives.has_progressed(tmp_path, "17", 1)
+    assert not lives.has_progressed(tmp_path, "18", 1)
+    assert not lives.has_progressed(tmp_path, "17", 2)  # a start that is not noted yet
+
+
+def test_a_start_that_came_to_nothing_is_taken_back(tmp_path: Path) -> None:
+    lives.begin(tmp_path, "17", 0)
+    before = (tmp_path / lives.FILE).read_bytes()
+    lives.begin(tmp_path, "17", 1)
+    lives.take_back(tmp_path, "18", 1)  # not the last line
+    lives.take_back(tmp_path, "17", 1)
+    assert (tmp_path / lives.FILE).read_bytes() == before
+    lives.take_back(tmp_path, "17", 0)
+    assert list(tmp_path.iterdir()) == []
+    lives.take_back(tmp_path, "17", 0)
 
 
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
