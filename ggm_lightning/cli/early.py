@@ -21,6 +21,7 @@ from typing import NoReturn
 from ggm_lightning.rundir import endings, lives, requeue
 from ggm_lightning.rundir import hub as hubs
 
+_WANTS_BACK = 75  # exit code for experiments/slurm/train.sbatch, which has scontrol where a container has none
 _PATIENCE = 120.0  # seconds for SLURM to end a process that was put back, and for rank 0 to end the others
 
 
@@ -101,7 +102,7 @@ class EarlySignals:
             time.sleep(_PATIENCE)
             self._end(0)
         self._say(reason)
-        self._end(128 + number)
+        self._end(_WANTS_BACK)
 
     def _say(self, message: str) -> None:
         print(message, file=sys.stderr, flush=True)

@@ -98,9 +98,14 @@ def signalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
     noted: list[int] = []
 
-    def act(number: signal.Signals, rank: int = 0) -> tuple[int | None, str, bool]:
+    def act(number: signal.Signals, rank: int = 0, hindrance: str | None = None) -> tuple[int | None, str, bool]:
         asked: list[int] = []
-        monkeypatch.setattr(requeue, "requeue", lambda: asked.append(1))
+
+        def asks() -> str | None:
+            asked.append(1)
+            return hindrance
+
+        monkeypatch.setattr(requeue, "requeue", asks)
         monkeypatch.setattr(early.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(endings.turn, "_is_ending", False)  # that of the act before
         signals = EarlySignals(tmp_path, "17", rank, lambda: noted.append(1), lambda: None)
@@ -125,6 +130,9 @@ def test_usr1_before_the_first_step(signalled: Any, tmp_path: Path) -> None:
         code, said, requeued = signalled(signal.SIGUSR1)
         assert (code, requeued) == (0, True)
         assert f"the job goes back into the queue (start {restart + 1} without a step" in said
+    code, said, _ = signalled(signal.SIGUSR1, hindrance="scontrol is not found here (a container?)")
+    assert code == 75  # as experiments/slurm/train.sbatch understands it
+    assert "scontrol is not found here" in said
     lives.begin(tmp_path, "17", lives.MOST)
     code, said, requeued = signalled(signal.SIGUSR1)
     assert (code, requeued) == (128 + signal.SIGUSR1, False)
