@@ -28,14 +28,14 @@ def prior(kind: str = "md4", labels: int = 0) -> Family:
     return MD4(Transformer(K, num_labels=labels, **TINY), K, (S,), schedule=Linear(0.1))
 
 
-def small(kind: str = "md4", labels: int = 0, **more: object) -> DiLADD:
-    """With every parameter filled, so that everything matters."""
+def small(kind: str = "md4", labels: int = 0, of_prior: int | None = None, **more: object) -> DiLADD:
+    """With every parameter filled, so that everything matters. of_prior: the labels of its network, where others."""
     torch.manual_seed(0)
     sizes = {"num_latents": S, "latent_dim": D, **TINY}
     network = JointDenoiser(V, latent_positions="aligned", num_labels=labels, **sizes)
     encoder = LatentEncoder(V, chunk=N // S, normalise="none", **sizes)
     common = {"num_codes": K, "schedule": Linear(0.1), "dead_below": 0.5}
-    model = DiLADD(network, encoder, prior(kind, labels), V, (N,), **(common | more))
+    model = DiLADD(network, encoder, prior(kind, labels if of_prior is None else of_prior), V, (N,), **(common | more))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
