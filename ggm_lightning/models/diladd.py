@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 
 from ggm_lightning.core import noise, times
 from ggm_lightning.core.arguments import shown, whole_number
+from ggm_lightning.core.categorical import PLAIN
 from ggm_lightning.core.gaussian import LatentClock
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Schedule
@@ -38,7 +40,7 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.models.lddm_stages import Recipe, TrainingTimes
 from ggm_lightning.networks.codebook import Codebook
-from ggm_lightning.sampling import arguments
+from ggm_lightning.sampling import arguments, guidance
 from ggm_lightning.sampling import latent as latent_first
 from ggm_lightning.sampling.contract import Denoiser
 from ggm_lightning.sampling.naming import Maker
@@ -73,6 +75,8 @@ class DiLADD(LatentFamily):
     Samplers: "ancestral" and the plans of masked diffusion for the tokens, in num_steps; before them the prior draws
     the codes, in `latent_steps` (default S) by its sampler `latent_sampler` (default its first). Infilling:
     infill_latents codes are drawn for each row, and one is chosen by how well it explains what is known; see SeqLDDM.
+    temperature, top_p, top_k and nucleus sharpen codes and tokens alike; of several candidates the first alone where
+    the mode is taken, as all were the same. guidance pulls codes, too, where the prior takes labels.
 
     Args:
         network, encoder, num_classes, shape, schedule, num_timesteps, recipe, infill_latents, family: see LatentFamily.
@@ -278,7 +282,12 @@ class DiLADD(LatentFamily):
         return self.given(latent_first.explaining(self, request, candidates, z.flatten(1), known))
 
     def _drawn(self, request: Request, candidate: int) -> Tensor:
-        """Vectors Float[b, S, d] of codes of the prior: a function of (seed, candidate, row)."""
+        """Vectors Float[b, S, d] of codes of the prior: a function of (seed, candidate, row). They are sharpened as the
+        tokens are, and guided where the prior takes labels."""
+        sharpening = request.sharpening
+        if candidate > 0 and (sharpening.temperature == 0 or sharpening.top_k == 1):
+            sharpening = PLAIN  # else all candidates were the mode, and none explained what is known
+        has_labels = bool(declared.by(self.prior.network).num_labels)
         drawn = self.prior.sample(
             request.num_samples,
             request.options.get("latent_steps", self.latent_shape[0]),
@@ -286,6 +295,8 @@ class DiLADD(LatentFamily):
             seed=noise.integer_seed("codes", seed=request.seed, step=candidate),
             sampler=request.options.get("latent_sampler"),
             row=request.row,
+            guidance=request.guidance if has_labels else guidance.NONE,
+            **asdict(sharpening),
         )
         self.other_calls["prior"] += drawn.network_calls
         return self.codebook.entries(drawn.x)

@@ -8,6 +8,7 @@ from torch import nn
 from ggm_lightning.core.schedules import Linear
 from ggm_lightning.models.autoregressive import AutoregressiveModel
 from ggm_lightning.models.base import Family
+from ggm_lightning.models.blackout import Blackout
 from ggm_lightning.models.diladd import DiLADD
 from ggm_lightning.models.ggm import GGM
 from ggm_lightning.models.md4 import MD4
@@ -25,6 +26,9 @@ def prior(kind: str = "md4", labels: int = 0) -> Family:
         return AutoregressiveModel(Transformer(K, time_features="none", causal=True, **TINY), K, (S,))
     if kind == "ggm":
         return GGM(HollowTransformer(K, **TINY), K, (S,), loss="ce_x0", order="random", num_sweeps=2)
+    if kind == "blackout":
+        counts = {"output": "distribution", "loss": "cross_entropy", "network_input": "counts", "time_input": "unit"}
+        return Blackout(Transformer(K, **TINY), K, (S,), num_timesteps=20, t_end=10.0, **counts)
     return MD4(Transformer(K, num_labels=labels, **TINY), K, (S,), schedule=Linear(0.1))
 
 

@@ -17,6 +17,7 @@ from ggm_lightning.models.diladd import DiLADD
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.networks.latent_encoder import LatentEncoder
+from ggm_lightning.sampling.request import Samples
 from tests.models.small_diladd import TINY, D, K, N, S, V, prior, small
 from tests.models.test_lddm_stages import FIRST_STAGE, LAST, equal, fitted, read
 
@@ -180,13 +181,12 @@ def test_the_prior_is_told_the_label_that_the_tokens_are_told(of_prior: int, x: 
     for some in (label, None):
         told.clear()
         model.nelbo(x, some, seed=2)
-        model.sample(B, 2, label=some)
-        model.sample(B, 2, label=some, clamp=(x[0], torch.arange(N) < 2))
+        model.sample(B, 1, label=some, latent_steps=1, clamp=(x[0], torch.arange(N) < 2))
         model.label_dropout = 0.0
         model.loss(x, some, step=1)
         model.label_dropout = 0.5
         expected = torch.full((B,), 3) if some is None else label
-        assert len(told) == 3 + model.infill_latents
+        assert len(told) == 2 + model.infill_latents
         for given in told:
             assert given is None if of_prior == 0 else torch.equal(given, expected)
     told.clear()
@@ -199,6 +199,52 @@ def test_the_prior_is_told_the_label_that_the_tokens_are_told(of_prior: int, x: 
         model.nelbo(x, some, seed=2)
         codes.append(model.parts_of_bound[1])
     assert torch.equal(*codes) == (of_prior == 0)
+
+
+def codes_drawn(model: DiLADD) -> list[Tensor]:
+    """Fills with what the prior draws from now on."""
+    found: list[Tensor] = []
+    original = model.prior.sample
+
+    def watched(*given: object, **more: object) -> Samples:
+        drawn = original(*given, **more)
+        found.append(drawn.x)
+        return drawn
+
+    model.prior.sample = watched
+    return found
+
+
+def test_codes_are_sharpened_and_guided_as_the_tokens_are() -> None:
+    """They are those of prior.sample with the same options. Control: at the defaults those of prior.sample without."""
+    model = small(labels=3, label_dropout=0.5)
+    label = torch.arange(B) % 3
+    found = codes_drawn(model)
+    seed = noise.integer_seed("codes", seed=1, step=0)
+    for options in (
+        {},
+        {"temperature": 0.05},
+        {"top_p": 0.3, "nucleus": "inside"},
+        {"top_k": 2},
+        {"guidance": 3.0},
+    ):
+        model.sample(B, 1, label=label, seed=1, **options)
+        expected = model.prior.sample(B, S, label=label, seed=seed, **options).x
+        assert torch.equal(found[-2], expected)
+        assert torch.equal(found[-2], found[0]) == (not options)
+
+
+def test_an_unlabelled_prior_is_not_guided_and_one_that_cannot_be_sharpened_says_so() -> None:
+    model = small(labels=3, of_prior=0, label_dropout=0.5)
+    label, found = torch.arange(B) % 3, codes_drawn(model)
+    guided, plain = (model.sample(B, 2, label=label, seed=1, guidance=weight).x for weight in (9.0, 1.0))
+    assert torch.equal(*found)
+    assert not torch.equal(guided, plain)
+    levels = small("blackout")
+    with pytest.raises(ValueError, match=r"temperature 0.5 and top_p 1.0 are for sampler posterior"):
+        levels.sample(2, 2, temperature=0.5)
+    assert (levels.network_calls, levels.prior.network_calls) == (0, 0)
+    levels.sample(2, 2, temperature=0.5, latent_sampler="posterior")  # control
 
 
 def test_a_row_with_nothing_known_is_as_without_a_clamp() -> None:
