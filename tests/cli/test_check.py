@@ -178,6 +178,7 @@ def test_a_codec_and_a_data_set(capsys: pytest.CaptureFixture[str]) -> None:
         (["mine_checked.OverSites", "--shape", "[]"], "shape is []; give at least one whole number"),
         (["mine_checked.Tiny", "--num_classes", "0"], "num_classes is 0; it must be at least 1"),
         (["mine_checked.py"], "a source file; name the class in it, as in `lightning check mine_checked.Tiny`"),
+        (["ggm_lightning.models.diladd.DiLADD"], "give that family, model.prior, and the family of its tokens, MD4"),
         (["--row", "1"], "name a class or a checkpoint first"),
     ],
 )
