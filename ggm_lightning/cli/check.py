@@ -31,6 +31,9 @@ def run(args: list[str]) -> None:
     if args[0].startswith("-"):
         raise ValueError(f"check {args[0]}: name a class or a checkpoint first, as in `lightning check mynet.Tiny`")
     name, rest = args[0], args[1:]
+    if name.endswith(".py"):
+        module = Path(name).stem
+        raise ValueError(f"check {name}: a source file; name the class in it, as in `lightning check {module}.Tiny`")
     if name.endswith(".ckpt") or Path(name).exists():
         given = [word.removeprefix("--").partition("=")[0] for word in rest if word.startswith("--")]
         _check_keys(name, [key for key in given if key != "help"], list(inspect.signature(checkpoint).parameters)[1:])
@@ -79,11 +82,10 @@ def check(name: str, family: str = "ggm_lightning.models.md4.MD4", text: Any = (
 
     texts = (text,) if isinstance(text, str) else tuple(text)
     found = _found(name)
+    given |= _sizes(name, given)
     kind = contracts.kind_of(found)
     made, arguments = _built(found, name, given, _OF_MODEL.get(kind, ()))
     sizes = {key: value for key, value in (given | arguments).items() if key in _OF_MODEL.get(kind, ())}
-    if "shape" in sizes:
-        sizes["shape"] = tuple(sizes["shape"])
     print(f"{name}: {kind if kind == 'rates' else f'a {kind}'}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of samplers that say what their error is: here it is measured
@@ -96,6 +98,19 @@ def check(name: str, family: str = "ggm_lightning.models.md4.MD4", text: Any = (
         first = ": ".join(text for text in (failed[0].asked, failed[0].came) if text)
         raise ValueError(f"check {name}: {len(failed)} of {len(answers)} answers are wrong; the first: {first}")
     print("  all is as it has to be")
+
+
+def _sizes(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """num_classes, and shape as a tuple, where they are given; one number is the shape of a row."""
+    found: dict[str, Any] = {}
+    if given.get("num_classes") is not None:
+        found["num_classes"] = whole_number(f"check {name}: num_classes", given["num_classes"], 1)
+    if given.get("shape") is not None:
+        sides = given["shape"] if isinstance(given["shape"], list | tuple) else [given["shape"]]
+        found["shape"] = tuple(whole_number(f"check {name}: a side of shape", side, 1) for side in sides)
+        if not sides:
+            raise ValueError(f"check {name}: shape is []; give at least one whole number, as in --shape 8")
+    return found
 
 
 def _found(name: str) -> Any:
@@ -119,7 +134,13 @@ def _built(kind: type, name: str, given: dict[str, Any], of_model: Iterable[str]
     """(the object, its arguments): what is given, but what only the model around it takes; the sizes, and a family's
     network, where they are needed and not given."""
     from ggm_lightning.exact.networks import Equal
+    from ggm_lightning.models.diladd import DiLADD
 
+    if issubclass(kind, DiLADD):
+        raise ValueError(
+            f"check {name}: DiLADD holds a family of its own for its codes and knows no exact network here; give that "
+            "family, model.prior, and the family of its tokens, MD4"
+        )
     parameters = inspect.signature(kind).parameters
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         _check_keys(name, given, [*dict.fromkeys((*parameters, *of_model, "family", "text"))])
@@ -127,8 +148,6 @@ def _built(kind: type, name: str, given: dict[str, Any], of_model: Iterable[str]
     arguments: dict[str, Any] = {key: value for key, value in _SIZES.items() if key in parameters} | given
     if "network" in parameters and "network" not in given:
         arguments["network"] = Equal(arguments.get("num_classes", 3))
-    if "shape" in arguments:
-        arguments["shape"] = tuple(arguments["shape"])
     if "encoder" in parameters and "encoder" not in given:
         exact = _with_latent(arguments["num_classes"], arguments["shape"])
         arguments |= {key: made for key, made in exact.items() if key in parameters and key not in given}

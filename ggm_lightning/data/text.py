@@ -8,6 +8,7 @@ data:
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -347,8 +348,25 @@ class TextData(PreparedData):
         if self.wrap is not None:
             wrap = token_named(codec, "wrap", self.wrap[0]), token_named(codec, "wrap", self.wrap[1])
         if self.held_out == "documents":
+            if split != "train" and self.val is None:
+                self._check_held_out(shards, split)
             return Windows(shards, split, self.length, stride, wrap)
         return Windows(shards, "train", self.length, stride, wrap, self._part(shards, split))
+
+    def _check_held_out(self, shards: TokenShards, split: str) -> None:
+        """ValueError where the last part of a text holds no row."""
+        held_out = shards.tokens(split)
+        need = self.length if self.wrap is None else self.length - 2
+        if held_out >= need:
+            return
+        total = shards.tokens("train") + held_out
+        more = f"about {math.ceil(need / self.val_fraction):,} tokens of text (there are {total:,})"
+        if self.val_documents is not None:
+            more = "more data.val_documents"
+        raise ValueError(
+            f"data.train: the part that is held out has {held_out} tokens, and a row of data.length {self.length} "
+            f"needs {need}; give {more}, a smaller data.length, or --data.val FILE"
+        )
 
     def _part(self, shards: TokenShards, split: str) -> tuple[int, int]:
         """The tokens of a split that is cut by blocks."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 
 from ggm_lightning.core import noise, times
 from ggm_lightning.core.arguments import shown, whole_number
+from ggm_lightning.core.categorical import PLAIN
 from ggm_lightning.core.gaussian import LatentClock
 from ggm_lightning.core.noise import StepNoise
 from ggm_lightning.core.schedules import Schedule
@@ -38,7 +40,7 @@ from ggm_lightning.models.base import Family
 from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.models.lddm_stages import Recipe, TrainingTimes
 from ggm_lightning.networks.codebook import Codebook
-from ggm_lightning.sampling import arguments
+from ggm_lightning.sampling import arguments, guidance
 from ggm_lightning.sampling import latent as latent_first
 from ggm_lightning.sampling.contract import Denoiser
 from ggm_lightning.sampling.naming import Maker
@@ -54,6 +56,16 @@ def _sampler_name(name: str, value: Any) -> Any:
     return value
 
 
+def _check_labels(network: nn.Module, of_prior: nn.Module) -> None:
+    """A network that does not say how many it knows is given labels as they come."""
+    own, known = declared.by(network).num_labels, declared.by(of_prior).num_labels
+    if known and own is not None and known != own:
+        raise ValueError(
+            f"DiLADD: the prior's network has num_labels {known}, the tokens' network {own}; give both num_labels: "
+            f"{own or known}, or the prior's network 0"
+        )
+
+
 class DiLADD(LatentFamily):
     """Codes c(x) first, by a family of their own, then the tokens given their vectors, eqs. (1) to (4).
 
@@ -63,11 +75,13 @@ class DiLADD(LatentFamily):
     Samplers: "ancestral" and the plans of masked diffusion for the tokens, in num_steps; before them the prior draws
     the codes, in `latent_steps` (default S) by its sampler `latent_sampler` (default its first). Infilling:
     infill_latents codes are drawn for each row, and one is chosen by how well it explains what is known; see SeqLDDM.
+    temperature, top_p, top_k and nucleus sharpen codes and tokens alike; of several candidates the first alone where
+    the mode is taken, as all were the same. guidance pulls codes, too, where the prior takes labels.
 
     Args:
         network, encoder, num_classes, shape, schedule, num_timesteps, recipe, infill_latents, family: see LatentFamily.
-        prior: of the codes, built for num_classes = num_codes and shape = [S]. Its optimizer, seeds and eval_samples
-            are not used.
+        prior: of the codes, built for num_classes = num_codes and shape = [S]. Its network takes no labels, or as many
+            as the tokens' network. Its optimizer, label_dropout, seeds and eval_samples are not used.
         num_codes: K; 4,096 is published.
         decay, dead_below: of the codebook (networks/codebook.py).
         commitment: weight of the mean squared distance of the encoder's outputs from their vectors, per coordinate,
@@ -130,7 +144,9 @@ class DiLADD(LatentFamily):
             )
         if not 0 <= commitment < math.inf:
             raise ValueError(f"commitment is {commitment}; it must be at least 0 and finite, 0.25 is published")
+        _check_labels(network, prior.network)
         self.prior, self.num_codes = prior, num_codes
+        prior.label_dropout = self.label_dropout  # it loses the labels that are lost here, see label_of_prior
         self.commitment, self.encoder_hides = commitment, tuple(encoder_hides)
         self.codebook = Codebook(num_codes, d, decay, dead_below)
         self.code_use = CodeUse(num_codes)
@@ -150,6 +166,13 @@ class DiLADD(LatentFamily):
     def encode(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """What the tokens see, Float[b, S, d]: the vectors of the codes."""
         return self.codebook.entries(self.codebook.codes(self.directions(x, hidden)))
+
+    def label_of_prior(self, label: Tensor | None, b: int) -> Tensor | None:
+        """Int64[b], what the prior is told wherever the tokens' network is told `label`: the same, and their null class
+        where there is none; None where its network takes no labels."""
+        if declared.by(self.prior.network).num_labels == 0:
+            return None
+        return self.network_label(label, b)
 
     @contextmanager
     def _latents_of(self, batch: dict[str, Tensor]) -> Iterator[None]:
@@ -205,7 +228,8 @@ class DiLADD(LatentFamily):
         if with_prior:
             other = StepNoise(noise.integer_seed("codes", seed=draws.seed, step=0), draws.step, draws.row, draws.total)
             with contract.used_for(self.prior, "training"):
-                of_codes = self.prior.training_loss(codes, self.prior.network_label(label, len(x)), other)
+                told = self.prior.network_label(self.label_of_prior(label, len(x)), len(x))
+                of_codes = self.prior.training_loss(codes, told, other)
             self._parts["train/latent_loss"] = of_codes.detach()
             total = total + self.recipe.c_z * of_codes * (self.latent_shape[0] / self.num_sites)
         return total
@@ -235,9 +259,8 @@ class DiLADD(LatentFamily):
                 u, t = noise.uniform("eval mask", seed=seed, step=j, row=row, num_sites=self.num_sites), self.on_grid(t)
                 tokens += self.token_terms(x, self.corrupt(x, t, u), t, latent, label).double()
         tokens = tokens / num_samples + self.constant_nats
-        of_codes = self.prior.nelbo(
-            codes, label, num_samples, seed=noise.integer_seed("codes", seed=seed, step=0), row=row
-        )
+        told = self.label_of_prior(label, len(x))
+        of_codes = self.prior.nelbo(codes, told, num_samples, noise.integer_seed("codes", seed=seed, step=0), row)
         self.parts_of_bound = (tokens, of_codes.double())
         return tokens + of_codes.double()
 
@@ -259,14 +282,21 @@ class DiLADD(LatentFamily):
         return self.given(latent_first.explaining(self, request, candidates, z.flatten(1), known))
 
     def _drawn(self, request: Request, candidate: int) -> Tensor:
-        """Vectors Float[b, S, d] of codes of the prior: a function of (seed, candidate, row)."""
+        """Vectors Float[b, S, d] of codes of the prior: a function of (seed, candidate, row). They are sharpened as the
+        tokens are, and guided where the prior takes labels."""
+        sharpening = request.sharpening
+        if candidate > 0 and (sharpening.temperature == 0 or sharpening.top_k == 1):
+            sharpening = PLAIN  # else all candidates were the mode, and none explained what is known
+        has_labels = bool(declared.by(self.prior.network).num_labels)
         drawn = self.prior.sample(
             request.num_samples,
             request.options.get("latent_steps", self.latent_shape[0]),
-            label=None if declared.by(self.prior.network).num_labels == 0 else request.label,
+            label=self.label_of_prior(request.label, request.num_samples),
             seed=noise.integer_seed("codes", seed=request.seed, step=candidate),
             sampler=request.options.get("latent_sampler"),
             row=request.row,
+            guidance=request.guidance if has_labels else guidance.NONE,
+            **asdict(sharpening),
         )
         self.other_calls["prior"] += drawn.network_calls
         return self.codebook.entries(drawn.x)

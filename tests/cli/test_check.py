@@ -93,6 +93,8 @@ def test_a_network_of_layers_over_the_sites(capsys: pytest.CaptureFixture[str]) 
     assert "MD4 takes it: 5 classes, shape (7,)" in capsys.readouterr().out
     check.run(["mine_checked.Fixed", "--shape", "[2]", "--num_classes=7"])
     assert "MD4 takes it: 7 classes, shape (2,)" in capsys.readouterr().out
+    check.run(["mine_checked.OverSites", "--shape", "7"])
+    assert "MD4 takes it: 3 classes, shape (7,)" in capsys.readouterr().out
     with pytest.raises(ValueError, match="answers are wrong"):  # control: at other sizes it does not work
         check.run(["mine_checked.Fixed"])
 
@@ -168,6 +170,15 @@ def test_a_codec_and_a_data_set(capsys: pytest.CaptureFixture[str]) -> None:
             "--family GGM), and --NAME VALUE an argument of its ",
         ),
         (["ggm_lightning.networks.unet.UNet"], "its arguments are given as --NAME VALUE"),
+        (
+            ["mine_checked.OverSites", "--shape", "[a]"],
+            "a side of shape is 'a'; it must be a whole number of at least 1",
+        ),
+        (["mine_checked.OverSites", "--shape", "0"], "a side of shape is 0; it must be at least 1"),
+        (["mine_checked.OverSites", "--shape", "[]"], "shape is []; give at least one whole number"),
+        (["mine_checked.Tiny", "--num_classes", "0"], "num_classes is 0; it must be at least 1"),
+        (["mine_checked.py"], "a source file; name the class in it, as in `lightning check mine_checked.Tiny`"),
+        (["ggm_lightning.models.diladd.DiLADD"], "give that family, model.prior, and the family of its tokens, MD4"),
         (["--row", "1"], "name a class or a checkpoint first"),
     ],
 )

@@ -157,7 +157,11 @@ def test_mistakes_are_named(source: Path) -> None:
         TextData(str(source), val_fraction=1.0)
     with pytest.raises(ValueError, match="leave one out"):
         TextData(str(source), alphabet="abc")
-    with pytest.raises(ValueError, match=r"data\.length is 5000, but the val split"):
+    with pytest.raises(
+        ValueError,
+        match=r"held out has 430 tokens, and a row of data.length 5000 needs 5000; "
+        r"give about 100,000 tokens of text \(there are 8,590\), a smaller data.length, or --data.val FILE",
+    ):
         _data(source, length=5000)
     for content, message in (
         ("", "a.txt: 0 characters of text, the file is empty"),

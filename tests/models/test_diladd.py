@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ggm_lightning.models.diladd import DiLADD
 from ggm_lightning.models.lddm_stages import Recipe
 from ggm_lightning.models.trained import Optimizer
 from ggm_lightning.networks.latent_encoder import LatentEncoder
+from ggm_lightning.sampling.request import Samples
 from tests.models.small_diladd import TINY, D, K, N, S, V, prior, small
 from tests.models.test_lddm_stages import FIRST_STAGE, LAST, equal, fitted, read
 
@@ -161,6 +163,90 @@ def test_the_prior_has_steps_and_a_sampler_of_its_own() -> None:
         model.sample(2, 3, latent_steps=0)
 
 
+@pytest.mark.parametrize("of_prior", [3, 0])
+def test_the_prior_is_told_the_label_that_the_tokens_are_told(of_prior: int, x: Tensor) -> None:
+    """In the loss, the bound and samples; of none the null class; an unlabelled prior beside labels is told nothing.
+    Control: other labels give other bounds of the codes, where the prior knows any."""
+    model = small(labels=3, of_prior=of_prior, label_dropout=0.5, infill_latents=2).double()
+    label = torch.arange(B) % 3
+    told: list[Tensor | None] = []
+    for name in ("training_loss", "nelbo", "sample"):
+        original = getattr(model.prior, name)
+
+        def watched(*given: object, original: Callable[..., object] = original, **more: object) -> object:
+            told.append(more["label"] if "label" in more else given[1])  # type: ignore[arg-type]
+            return original(*given, **more)
+
+        setattr(model.prior, name, watched)
+    for some in (label, None):
+        told.clear()
+        model.nelbo(x, some, seed=2)
+        model.sample(B, 1, label=some, latent_steps=1, clamp=(x[0], torch.arange(N) < 2))
+        model.label_dropout = 0.0
+        model.loss(x, some, step=1)
+        model.label_dropout = 0.5
+        expected = torch.full((B,), 3) if some is None else label
+        assert len(told) == 2 + model.infill_latents
+        for given in told:
+            assert given is None if of_prior == 0 else torch.equal(given, expected)
+    told.clear()
+    model.loss(x, label, step=1)
+    dropped = noise.uniform("label", seed=0, step=1, row=torch.arange(B), num_sites=1)[:, 0] < 0.5
+    assert 0 < int(dropped.sum()) < B
+    assert told == [None] if of_prior == 0 else torch.equal(told[0], torch.where(dropped, 3, label))
+    codes = []
+    for some in (label, (label + 1) % 3):
+        model.nelbo(x, some, seed=2)
+        codes.append(model.parts_of_bound[1])
+    assert torch.equal(*codes) == (of_prior == 0)
+
+
+def codes_drawn(model: DiLADD) -> list[Tensor]:
+    """Fills with what the prior draws from now on."""
+    found: list[Tensor] = []
+    original = model.prior.sample
+
+    def watched(*given: object, **more: object) -> Samples:
+        drawn = original(*given, **more)
+        found.append(drawn.x)
+        return drawn
+
+    model.prior.sample = watched
+    return found
+
+
+def test_codes_are_sharpened_and_guided_as_the_tokens_are() -> None:
+    """They are those of prior.sample with the same options. Control: at the defaults those of prior.sample without."""
+    model = small(labels=3, label_dropout=0.5)
+    label = torch.arange(B) % 3
+    found = codes_drawn(model)
+    seed = noise.integer_seed("codes", seed=1, step=0)
+    for options in (
+        {},
+        {"temperature": 0.05},
+        {"top_p": 0.3, "nucleus": "inside"},
+        {"top_k": 2},
+        {"guidance": 3.0},
+    ):
+        model.sample(B, 1, label=label, seed=1, **options)
+        expected = model.prior.sample(B, S, label=label, seed=seed, **options).x
+        assert torch.equal(found[-2], expected)
+        assert torch.equal(found[-2], found[0]) == (not options)
+
+
+def test_an_unlabelled_prior_is_not_guided_and_one_that_cannot_be_sharpened_says_so() -> None:
+    model = small(labels=3, of_prior=0, label_dropout=0.5)
+    label, found = torch.arange(B) % 3, codes_drawn(model)
+    guided, plain = (model.sample(B, 2, label=label, seed=1, guidance=weight).x for weight in (9.0, 1.0))
+    assert torch.equal(*found)
+    assert not torch.equal(guided, plain)
+    levels = small("blackout")
+    with pytest.raises(ValueError, match=r"temperature 0.5 and top_p 1.0 are for sampler posterior"):
+        levels.sample(2, 2, temperature=0.5)
+    assert (levels.network_calls, levels.prior.network_calls) == (0, 0)
+    levels.sample(2, 2, temperature=0.5, latent_sampler="posterior")  # control
+
+
 def test_a_row_with_nothing_known_is_as_without_a_clamp() -> None:
     model = small(infill_latents=3)
     values, known = torch.arange(N) % V, torch.zeros(3, N, dtype=torch.bool)
@@ -196,6 +282,8 @@ def test_wrong_arguments_are_refused_in_one_line() -> None:
         ({"encoder_hides": (0.6, 0.1)}, r"encoder_hides is \[0.6, 0.1\]; give two shares"),
         ({"commitment": -1.0}, "commitment is -1.0; it must be at least 0"),
         ({"decay": 1.5}, "decay is 1.5"),
+        ({"labels": 2, "of_prior": 3}, r"network has num_labels 3, the tokens' network 2; give both num_labels: 2, or"),
+        ({"of_prior": 3}, r"network has num_labels 3, the tokens' network 0; give both num_labels: 3, or the prior's"),
     ):
         with pytest.raises(ValueError, match=words):
             small(**options)

@@ -187,6 +187,19 @@ def test_a_single_code_is_the_token_family_alone() -> None:
         assert torch.equal(drawn, md4.sample(300, 4, grid="uniform", seed=7).x) == same
 
 
+def test_infilling_sharpens_codes_and_keeps_several_at_the_mode() -> None:
+    """The second bit given that the first is 1 is 1 with .8, at temperature .5 with .8^2 / (.8^2 + .2^2) = .941. The
+    most probable code is that of 00: at temperature 0 candidates that were all this one could explain no 1."""
+    drawn = {}
+    for temperature in (1.0, 0.5, 0.0):
+        known = (torch.tensor([1, 0]), torch.tensor([True, False]))
+        options = {"latent_steps": 1, "seed": 4, "grid": "uniform", "temperature": temperature}
+        drawn[temperature] = model_of("injective").sample(2000, 1, clamp=known, **options).x[:, 1].double().mean()
+    assert float(drawn[0.5]) == pytest.approx(0.941, abs=0.022)  # standard error .0053
+    assert float(drawn[1.0]) == pytest.approx(0.8, abs=0.03)
+    assert float(drawn[0.0]) > 0.75
+
+
 def test_infilling_resamples_codes() -> None:
     """The second bit given that the first is 1: P(11) / P(1.) = .8. Control: with one candidate P(they agree) = .85."""
     known = torch.tensor([True, False])
