@@ -20,7 +20,7 @@ from torch import Tensor
 from ggm_lightning.core import death, gaussian, times
 from ggm_lightning.exact import chains, glauber, latent
 from ggm_lightning.exact import noise as noises
-from ggm_lightning.exact.equations import ERRORS
+from ggm_lightning.exact.estimates import ERRORS
 from ggm_lightning.exact.records import Check, row
 from ggm_lightning.exact.states import Known, floor, frequencies, standard_errors, total_variation
 from ggm_lightning.exact.subject import Subject

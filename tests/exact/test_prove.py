@@ -137,6 +137,8 @@ def test_what_cannot_be_proved_is_refused_in_one_line() -> None:
         (lambda: prove(small, JointLaw.random(2, V)), "the law has 3 classes at 2 sites, the model 3 at 3"),
         (lambda: prove(torch.nn.Identity()), "a Identity came; give a model of a class derived from Family"),
         (lambda: prove(small, only=("term",)), "only names term; there are shown"),
+        (lambda: prove(small, only=()), "MD4 .3 classes, 3 sites. has nothing of no names to look at"),
+        (lambda: prove(small, only=("hidden",), report=True), "has nothing of hidden to look at; give other names"),
         (lambda: prove(small, equal="all"), "equal is 'all'; give each, mean or above"),
         (lambda: JointLaw([[0.1, -0.2], [0.3, 0.4]]), "holds no probabilities"),
         (lambda: JointLaw([[0.1, 0.2, 0.3], [0.3, 0.4, 0.1]]), "shape .2, 3.; give V numbers"),
@@ -144,6 +146,13 @@ def test_what_cannot_be_proved_is_refused_in_one_line() -> None:
         with pytest.raises(ValueError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_names_of_which_there_is_nothing_are_told() -> None:
+    proof = prove(of(MD4), only=("terms", "hidden", "levels"), report=True, samplers=(), num_samples=200)
+    assert proof.missing == ("hidden",)
+    assert "not looked at, as there is nothing of it here: hidden" in str(proof)
+    assert not prove(of(MD4), only=("terms",)).missing
 
 
 def test_the_models_own_network_stays_as_it_is() -> None:
