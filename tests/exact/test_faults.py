@@ -179,6 +179,17 @@ class Redraws(Ancestral):
         run.z = self._revealed(run, sites.reveal & run.masked)
 
 
+class LastDrawnAnew(Ancestral):
+    """The last site has another value at the end where it is known."""
+
+    def finish(self, run: Run) -> Tensor:
+        x = super().finish(run).clone()
+        if run.request.clamp is not None:
+            known = run.request.clamp[1].flatten(1)[:, -1]
+            x[known, -1] = (x[known, -1] + 1) % run.model.num_classes
+        return x
+
+
 class Uncompensated(Remasking):
     """Sites are hidden, and as many revealed as if they were not."""
 
@@ -269,6 +280,7 @@ FAULTS: dict[str, tuple[Callable[[], Any], Callable[[], Any], tuple[str, ...], s
 }
 SAMPLERS = {
     "known sites redrawn": (Ancestral, Redraws, "known", "known sites are drawn anew"),
+    "last site redrawn": (Ancestral, LastDrawnAnew, "known", "known sites are drawn anew"),
     "reveal not compensated": (Remasking, Uncompensated, "levels", "what is hidden again is not made up for"),
 }
 

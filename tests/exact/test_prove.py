@@ -120,6 +120,28 @@ def test_samplers() -> None:
     assert {check.name.split(": ")[1] for check in proof} == {*OF_SAMPLERS, "infilling draws"}
 
 
+@pytest.mark.parametrize("shape", [(1,), (2, 2)])
+@pytest.mark.parametrize("kind", [MD4, GenMD4, GGM, Blackout])
+def test_one_site_and_two_axes(kind: type[Family], shape: tuple[int, ...]) -> None:
+    """The chains are enumerated in rows of n sites, and the model takes rows of its shape."""
+    model = kind(Equal(2), num_classes=2, shape=shape)
+    if kind is MD4:
+        model.samplers = {"ancestral": model.samplers["ancestral"]}
+    proof = prove(model, only=("shown", "terms", "reverse_law", "draws", "known", "infilling"), num_samples=500)
+    name = next(iter(model.samplers))
+    assert {f"sampler {name}: {what}" for what in ("draws", "known", "infilling draws")} <= {one.name for one in proof}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1,), (2, 1)])
+@pytest.mark.parametrize("build", [latent.fuji, latent.seq])
+def test_one_site_and_two_axes_beside_a_latent(build: Callable[..., Family], shape: tuple[int, ...]) -> None:
+    model = build(JointLaw.random(len(shape), 2), latent.linear_code(JointLaw.random(len(shape), 2)))
+    model.shape = shape
+    proof = prove(model, only=("bound", "draws", "law"), num_samples=500)
+    assert any(one.name.endswith(": draws") for one in proof)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("zeros", [0.0, 0.3])
 @pytest.mark.parametrize("name", MODELS)
