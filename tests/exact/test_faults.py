@@ -222,6 +222,23 @@ class Doubled(Blackout):
         return super().terms(x, zt, t, label) / (self.num_sites * math.log(2))
 
 
+class WithoutItsBirths(Blackout):
+    """The rate of a site is taken to be a tenth of what the network says."""
+
+    def deaths(self, *args: Any) -> tuple[Tensor, Tensor]:
+        y, log_y = super().deaths(*args)
+        return y / 10, log_y - math.log(10)
+
+
+class WithoutTheRate(WithoutItsBirths):
+    """In the bound alone."""
+
+    def _law(self, *args: Any) -> Any:
+        law, log_y = super()._law(*args)
+        law.y = law.y * 10
+        return law, log_y
+
+
 def blackout(kind: type[Blackout]) -> Blackout:
     return kind(Equal(V), V, (2,), num_timesteps=20)
 
@@ -298,6 +315,15 @@ def test_a_fault_of_a_family_is_found_and_named(fault: str) -> None:
     assert f"{name}: " in message
     assert " at " in message  # where the largest deviation is
     assert "\n" not in message
+
+
+def test_a_wrong_rate_of_births_is_found_with_five_classes() -> None:
+    only = ("terms", "reverse_law")
+    assert prove(Blackout(Equal(5), 5, (2,)), only=only).passed
+    failed = prove(WithoutItsBirths(Equal(5), 5, (2,)), report=True, only=only).failed
+    assert [check.name for check in failed] == ["reverse_law"]  # both sides of `terms` are wrong alike
+    failed = prove(WithoutTheRate(Equal(5), 5, (2,)), report=True, only=only).failed
+    assert [check.name for check in failed] == ["terms"]
 
 
 @pytest.mark.parametrize("fault", SAMPLERS)

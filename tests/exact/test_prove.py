@@ -132,6 +132,20 @@ def test_one_site_and_two_axes(kind: type[Family], shape: tuple[int, ...]) -> No
     assert {f"sampler {name}: {what}" for what in ("draws", "known", "infilling draws")} <= {one.name for one in proof}
 
 
+@pytest.mark.parametrize("num_classes", [4, 5])
+def test_several_births_in_a_short_step_are_no_rate(num_classes: int) -> None:
+    """Their probability is less than float64 tells from 0 beside 1 from four classes on."""
+    model = Blackout(Equal(num_classes), num_classes, (2,))
+    proof = prove(model, only=("terms", "reverse_law"))
+    assert proof["terms"].deviation < 1e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [4, 5, 8])
+def test_all_of_blackout_with_more_classes(num_classes: int) -> None:
+    assert prove(Blackout(Equal(num_classes), num_classes, (2,))).passed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1,), (2, 1)])
 @pytest.mark.parametrize("build", [latent.fuji, latent.seq])
