@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import births, death, times
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.noise import SweepNoise
 from ggm_lightning.exact.states import Known, all_states, index, product, with_known
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
@@ -90,6 +92,31 @@ def sweeps(model: GGM, sampler: str, size: int = 1, known: Known | None = None) 
             per_site = model.reverse_law(shaped(model, states), at[0], at[1], sampler=sampler, **more).probs()
         p = p @ product(per_site, states, unknown)
     return of_clean(p, states, V, known)
+
+
+def exact_visits(law: JointLaw, noise: SweepNoise, sampler: str, known: Known) -> Tensor:
+    """What GGM's heat_bath or gated (order: raster or permuted) fills in by Bayes' rule alone, without the model's
+    `reverse_law`: known tokens are taken to be as noisy as the time says.
+
+        p_s(v | others) = sum over x of p(x_i = x | other sites of z_t) P(z_s_i = v | x_i = x)
+        heat_bath       z_s_i ~ p_s;    gated  z_s_i ~ p_s(v) P(z_t_i | z_s_i = v), normalised
+    """
+    model, sites = noise.model, torch.arange(law.num_sites)
+    pi, states, unknown = model.log_pi.exp(), with_known(law.num_classes, known), _unknown(law.num_sites, known)
+    p = product(pi.expand(1, law.num_sites, -1), states, unknown)[0]
+    for t, s in itertools.pairwise(model.sweeps.grid(1) + model.redenoise * model.sweeps.grid(1, first_sweeps=1)):
+        if s > t:
+            per_site = noise.reach(s)[sites, :, states]
+        else:
+            others = law.posterior(noise.reach(t)[sites, states], own=False)
+            step = noise.step(s, t)[sites, states]  # P(z_t_i | z_s_i = v)
+            per_site = torch.einsum("bnx,nvx->bnv", others, noise.reach(s))
+            moved = (noise.step(s, t) != torch.eye(law.num_classes)).flatten(1).any(1)
+            if sampler == "gated":
+                per_site = per_site * step / (per_site * step).sum(-1, keepdim=True)
+            per_site = torch.where(moved[:, None], per_site, nn.functional.one_hot(states, law.num_classes).double())
+        p = p @ product(per_site, states, unknown)
+    return of_clean(p, states, law.num_classes, known)
 
 
 def deaths(model: Blackout, sampler: str, num_steps: int, known: Known | None = None) -> Tensor:

@@ -5,7 +5,7 @@ law        they are p, or their distance from p falls with the steps
 levels     after a step to s a site is masked with probability 1 - alpha(s)
 known      known sites have their values, in x and in every state on the way there
 infilling  the unknown sites have their exact conditional law, or come nearer to it than to ignoring what is known; of
-           samplers that noise what is known (Blackout's, MarkovDiffusion's) the law that follows from that
+           samplers that noise what is known (Blackout's, MarkovDiffusion's, GGM's) the law that follows from that
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ggm_lightning.core import death, gaussian, times
 from ggm_lightning.exact import chains, glauber, latent
 from ggm_lightning.exact import noise as noises
 from ggm_lightning.exact.estimates import ERRORS
+from ggm_lightning.exact.noise import SweepNoise
 from ggm_lightning.exact.records import Check, row
 from ggm_lightning.exact.states import Known, floor, frequencies, standard_errors, total_variation
 from ggm_lightning.exact.subject import Subject
@@ -260,7 +261,9 @@ def _infilling(subject: Subject, named: Named, title: str, wanted: Any) -> Itera
         yield Check(f"{title}: infilling draws", equation, off, ERRORS, place, often)
     if _has_a_floor(subject, named):
         return
-    if _noises_known(subject, named):
+    if isinstance(subject.noise, SweepNoise) and named.name in ("heat_bath", "gated"):
+        yield _swept_infilling(subject, named, found, known, title)
+    elif _noises_known(subject, named):
         yield from _noisy_infilling(subject, named, found, known, title)
     elif _is_exact(subject, named) and not isinstance(model, GGM):
         off, place = _off(subject, found, law.given(known), known, "p(x | known)")
@@ -313,6 +316,16 @@ def _noisy_infilling(subject: Subject, named: Named, found: Tensor, known: Known
     place = f"site 0 = {int(known[0][0])}; {away:.3f} if what is known is ignored"
     equation = "x ~ the law given z_t with the known sites noised, total variation"
     yield Check(f"{title}: infilling", equation, total_variation(found, expected), allowed, place, _UNSEEN)
+
+
+def _swept_infilling(subject: Subject, named: Named, found: Tensor, known: Known, title: str) -> Check:
+    """GGM's against the law that follows by Bayes' rule; how far that is from p(x | known) is no fault, and told."""
+    assert isinstance(subject.noise, SweepNoise)
+    expected = chains.exact_visits(subject.law, subject.noise, named.name, known)
+    off, place = _off(subject, found, expected, known, "by Bayes' rule")
+    apart = total_variation(expected, subject.law.given(known))
+    equation = f"x ~ the law with known tokens as noisy as t says ({apart:.2g} from p(x | known)), standard errors"
+    return Check(f"{title}: infilling", equation, off, ERRORS, place, _UNSEEN)
 
 
 def _off_with_nothing_known(subject: Subject, named: Named) -> float:

@@ -217,6 +217,27 @@ class Blind(MarkovDiffusion):
         return StateLaw(torch.where(known[1][..., None], right.log_p, others.log_p))
 
 
+class BlindInSweeps(GGM):
+    """The same, of GGM."""
+
+    def reverse_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        sharpening: Sharpening = PLAIN,
+        sampler: str | None = None,
+        known: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> Any:
+        right = super().reverse_law(zt, t, s, label, sharpening, sampler, known, order)
+        if known is not None:
+            other = torch.where(known, (zt + 1) % V, zt)
+            right.log_p = super().reverse_law(other, t, s, label, sharpening, sampler, known, order).log_p
+        return right
+
+
 class Doubled(Blackout):
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         return super().terms(x, zt, t, label) / (self.num_sites * math.log(2))
@@ -376,6 +397,16 @@ def test_what_is_no_number_fails(wrong: type[MD4]) -> None:
     proof = prove(md4(wrong, num_timesteps=4), LAW, True, only, num_samples=1_000)
     assert {"bound", "equal", "estimator"} <= {check.name for check in proof.failed}
     assert proof["terms"].passed == (wrong is NoNumberOfOne)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5])
+def test_infilling_of_ggm_is_compared_with_its_own_law_by_bayes_rule(zeros: float) -> None:
+    """Not with p(x | known), from which a right sampler is .5 away where the law has zeros."""
+    law = JointLaw.random(N, V, 1, zeros)
+    proof = prove(GGM(Equal(V), V, (N,)), law, only=("infilling",), num_samples=4_000)
+    assert len(list(proof)) == 4
+    failed = prove(BlindInSweeps(Equal(V), V, (N,)), law, True, ("infilling",), num_samples=4_000).failed
+    assert [check.name for check in failed] == ["sampler heat_bath: infilling", "sampler gated: infilling"]
 
 
 def test_a_fault_shows_in_other_equations_too_and_all_are_named() -> None:
