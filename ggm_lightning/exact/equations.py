@@ -8,7 +8,7 @@ terms        terms(x, z_t, t) = KL(q(z_s | z_t, x) || reverse_law(z_s | z_t)) / 
 reverse_law  reverse_law(z_s_n | z_t) = sum over x of p(x | z_t) q(z_s_n | z_t, x)
 bound        sum over x of exp(-bound(x)) <= 1, as -log p of every law has it
 equal        what the family says of bound(x) + log p(x)
-estimator, error    exact/estimates.py
+estimator, error    exact/estimates.py;  loss    exact/losses.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ggm_lightning.core import noise as core_noise
 from ggm_lightning.core.categorical import PLAIN
-from ggm_lightning.exact import estimates, glauber
+from ggm_lightning.exact import estimates, glauber, losses
 from ggm_lightning.exact import noise as noises
 from ggm_lightning.exact.estimates import ERRORS
 from ggm_lightning.exact.integral import STEPS, limit
@@ -257,7 +257,7 @@ def factor(ratio: Tensor, num_sites: int, slack: float = 0.02) -> str:
 
 
 def of_bound(subject: Subject, wanted: Callable[[str], bool], equal: str | None) -> Checks:
-    """bound, equal and each, and those of exact/estimates.py, which need the same sums."""
+    """bound, equal and each, and those of exact/estimates.py and exact/losses.py, which need the same sums."""
     nats = bound(subject)
     if nats is None:
         values, error = estimates.estimated(subject)
@@ -269,6 +269,8 @@ def of_bound(subject: Subject, wanted: Callable[[str], bool], equal: str | None)
     ]
     yield from (check for check in of_values if wanted(check.name))
     yield from estimates.checks(subject, nats, wanted)
+    if wanted("loss"):
+        yield from losses.checks(subject, values, error, nats is not None)
 
 
 def _bound_of(subject: Subject, nats: Tensor, error: Tensor) -> Checks:

@@ -17,7 +17,7 @@ from ggm_lightning.exact.subject import Subject
 from ggm_lightning.models.base import Family
 
 EQUATIONS = ("shown", "hidden", "corrupt", "start", "terms", "reverse_law")
-OF_BOUND = ("bound", "equal", "each", "estimator", "error")
+OF_BOUND = ("bound", "equal", "each", "estimator", "error", "loss")
 OF_SAMPLERS = ("draws", "law", "levels", "known", "infilling")
 
 
