@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ggm_lightning.core import births, death, times
+from ggm_lightning.exact.law import JointLaw
+from ggm_lightning.exact.noise import SweepNoise
 from ggm_lightning.exact.states import Known, all_states, index, product, with_known
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.blackout import Blackout
@@ -24,6 +26,11 @@ from ggm_lightning.models.markov import MarkovDiffusion
 def when(t: float, s: float, rows: Tensor) -> Tensor:
     """t and s for each row, Float64[2, b]."""
     return torch.tensor([[t], [s]], dtype=torch.float64).expand(2, len(rows))
+
+
+def shaped(model: Family, rows: Tensor) -> Tensor:
+    """Rows Int64[b, n] as the model takes them, Int64[b, *shape]."""
+    return rows.reshape(-1, *model.shape)
 
 
 def of_clean(p: Tensor, states: Tensor, num_classes: int, known: Known | None = None) -> Tensor:
@@ -51,11 +58,17 @@ def masked(model: Family, num_steps: int, grid: str | None = None, known: Known 
     for t, s in itertools.pairwise(times.sampling_grid(num_steps, grid or model.grids[0])):
         live = p > 0
         rows = states[live]
-        p = p[live] @ product(model.reverse_law(rows, *when(t, s, rows)).probs().detach(), states, unknown)
+        p = p[live] @ product(
+            model.reverse_law(shaped(model, rows), *when(t, s, rows)).probs().detach(), states, unknown
+        )
     if model.schedule is None:
         return of_clean(p, states, V, known)
     everywhere = torch.ones(states.shape, dtype=torch.bool)
-    mu = model.logits_at(states, when(0, 0, states)[0], None, everywhere).softmax(-1).reshape(*states.shape, V)
+    mu = (
+        model.logits_at(shaped(model, states), when(0, 0, states)[0], None, everywhere)
+        .softmax(-1)
+        .reshape(*states.shape, V)
+    )
     shown = nn.functional.one_hot(states.clamp(max=V - 1), V).double()
     clean = all_states(V, n) if known is None else with_known(V, known)
     filled = product(torch.where((states == V)[..., None], mu.double(), shown), clean, unknown)
@@ -69,16 +82,41 @@ def sweeps(model: GGM, sampler: str, size: int = 1, known: Known | None = None) 
     unknown = _unknown(n, known)
     p = product(pi.expand(1, n, V), states, unknown)[0]
     rounds = 0 if known is None else model.redenoise
-    more: dict[str, Any] = {} if known is None else {"known": known[1].expand(len(states), n)}
+    more: dict[str, Any] = {} if known is None else {"known": shaped(model, known[1].expand(len(states), n))}
     for t, s in itertools.pairwise(model.sweeps.grid(size) + rounds * model.sweeps.grid(size, first_sweeps=1)):
         if s > t:
             a = model.sweeps.survival_at(torch.tensor([s]))[..., None]
             per_site = a * nn.functional.one_hot(states, V) + (1 - a) * pi
         else:
             at = when(t, s, states).long()
-            per_site = model.reverse_law(states, at[0], at[1], sampler=sampler, **more).probs()
+            per_site = model.reverse_law(shaped(model, states), at[0], at[1], sampler=sampler, **more).probs()
         p = p @ product(per_site, states, unknown)
     return of_clean(p, states, V, known)
+
+
+def exact_visits(law: JointLaw, noise: SweepNoise, sampler: str, known: Known) -> Tensor:
+    """What GGM's heat_bath or gated (order: raster or permuted) fills in by Bayes' rule alone, without the model's
+    `reverse_law`: known tokens are taken to be as noisy as the time says.
+
+        p_s(v | others) = sum over x of p(x_i = x | other sites of z_t) P(z_s_i = v | x_i = x)
+        heat_bath       z_s_i ~ p_s;    gated  z_s_i ~ p_s(v) P(z_t_i | z_s_i = v), normalised
+    """
+    model, sites = noise.model, torch.arange(law.num_sites)
+    pi, states, unknown = model.log_pi.exp(), with_known(law.num_classes, known), _unknown(law.num_sites, known)
+    p = product(pi.expand(1, law.num_sites, -1), states, unknown)[0]
+    for t, s in itertools.pairwise(model.sweeps.grid(1) + model.redenoise * model.sweeps.grid(1, first_sweeps=1)):
+        if s > t:
+            per_site = noise.reach(s)[sites, :, states]
+        else:
+            others = law.posterior(noise.reach(t)[sites, states], own=False)
+            step = noise.step(s, t)[sites, states]  # P(z_t_i | z_s_i = v)
+            per_site = torch.einsum("bnx,nvx->bnv", others, noise.reach(s))
+            moved = (noise.step(s, t) != torch.eye(law.num_classes)).flatten(1).any(1)
+            if sampler == "gated":
+                per_site = per_site * step / (per_site * step).sum(-1, keepdim=True)
+            per_site = torch.where(moved[:, None], per_site, nn.functional.one_hot(states, law.num_classes).double())
+        p = p @ product(per_site, states, unknown)
+    return of_clean(p, states, law.num_classes, known)
 
 
 def deaths(model: Blackout, sampler: str, num_steps: int, known: Known | None = None) -> Tensor:
@@ -99,7 +137,7 @@ def deaths(model: Blackout, sampler: str, num_steps: int, known: Known | None = 
         live = p > 0
         rows = states[live]
         at = when(t, s, rows)
-        per_site = model.reverse_law(rows, at[0], at[1], sampler=sampler).probs()
+        per_site = model.reverse_law(shaped(model, rows), at[0], at[1], sampler=sampler).probs()
         if known is not None:
             pi = float(death.bridge_probability(at[0, :1], at[1, :1]))
             gained = torch.arange(V) - rows[..., None]
@@ -123,5 +161,5 @@ def markov(model: MarkovDiffusion, num_steps: int, grid: str | None = None, know
         rows = states[live]
         at = when(t, s, rows)
         given = None if known is None else (known[0].expand(len(rows), n), known[1].expand(len(rows), n))
-        p = p[live] @ product(model.reverse_law(rows, at[0], at[1], known=given).probs(), states)
+        p = p[live] @ product(model.reverse_law(shaped(model, rows), at[0], at[1], known=given).probs(), states)
     return of_clean(p, states, model.num_classes, known)

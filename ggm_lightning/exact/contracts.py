@@ -23,6 +23,8 @@ from ggm_lightning.data.base import DiscreteData
 from ggm_lightning.exact.law import JointLaw
 from ggm_lightning.exact.networks import Equal, HollowMasked
 from ggm_lightning.exact.proof import EQUATIONS, OF_BOUND, OF_SAMPLERS, prove
+from ggm_lightning.exact.samplers import FINE
+from ggm_lightning.exact.states import floor, frequencies, total_variation
 from ggm_lightning.metrics.samples import SampleMetric
 from ggm_lightning.models.base import Family
 from ggm_lightning.models.markov import MarkovDiffusion
@@ -31,6 +33,8 @@ from ggm_lightning.rundir import codecs
 from ggm_lightning.sampling.sampler import Sampler
 
 ROWS = 4
+_DRAWS = 20_000
+_NEARER = 0.9  # of the distance with equal logits: sites drawn as if they were independent come to .76
 _CHECKED = (
     "checked are networks (nn.Module), families (Family), samplers (Sampler or Plan), schedules (Schedule), rates "
     "(Rates), codecs (Codec) and data sets (DiscreteData)"
@@ -150,7 +154,19 @@ def _of_sampler(sampler: Sampler) -> Answers:
     for answer in _proved(prove(model, law, True, OF_SAMPLERS, [sampler])):
         told = answer.asked.endswith((": law", ": infilling"))  # an error that its docstring may state
         yield Answer(answer.asked, answer.came, None if told and not answer.passed else answer.passed)
+    yield _hears(law, model, sampler)
     yield Answer("it states its law", (type(sampler).__doc__ or "no docstring").strip().split("\n")[0], None)
+
+
+def _hears(law: JointLaw, model: MD4, sampler: Sampler) -> Answer:
+    """Whether it draws what the network says: its error may be large, but less than beside equal logits."""
+    ignorant = MD4(Equal(law.num_classes), law.num_classes, (law.num_sites,))
+    drawn = [one.sample(_DRAWS, FINE, sampler=sampler, seed=0).x for one in (model, ignorant)]
+    near, away = (total_variation(frequencies(x, law.num_classes), law.p) for x in drawn)
+    asked = "its law is nearer to p with an exact network than with equal logits"
+    came = f"total variation {near:.3f} in {FINE} steps, with equal logits {away:.3f}"
+    heard = near < _NEARER * away - 3 * floor(law.p, _DRAWS)
+    return Answer(asked, came if heard else f"{came}: it does not draw what the network says", heard)
 
 
 def _of_schedule(schedule: Schedule) -> Answers:

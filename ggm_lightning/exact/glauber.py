@@ -138,9 +138,10 @@ def reverse(model: GGM, p: Tensor, sampler: str, size: int = 1, gated: bool | No
     """The law of X_0 when X_T ~ p, through `reverse_law` alone. `gated` overrides what the sampler would do (a negative
     control)."""
     states = all_states(model.num_classes, model.num_sites)
+    rows = states.reshape(-1, *model.shape)
     for t, s in itertools.pairwise(model.sweeps.grid(size)):
         when = torch.tensor([[t], [s]]).expand(2, len(states))
-        law = model.reverse_law(states, when[0], when[1], sampler=sampler)
+        law = model.reverse_law(rows, when[0], when[1], sampler=sampler)
         law.gated = law.gated if gated is None else gated  # type: ignore[union-attr]
         p = p @ product(law.probs(), states)
     return p
@@ -149,6 +150,7 @@ def reverse(model: GGM, p: Tensor, sampler: str, size: int = 1, gated: bool | No
 def reverse_over_orders(model: GGM, p: Tensor, sampler: str, size: int = 1) -> Tensor:
     """The same with order: random, over all orders of each sweep."""
     n, states = model.num_sites, all_states(model.num_classes, model.num_sites)
+    rows = states.reshape(-1, *model.shape)
     orders = [torch.tensor(order) for order in itertools.permutations(range(n))]
     for r in reversed(range(model.sweeps.num_sweeps)):
         found = torch.zeros_like(p)
@@ -157,7 +159,7 @@ def reverse_over_orders(model: GGM, p: Tensor, sampler: str, size: int = 1) -> T
             for first in reversed(range(0, n, size)):
                 s = torch.full((len(states),), r * n + first)
                 t = torch.full((len(states),), r * n + min(first + size, n))
-                law = model.reverse_law(states, t, s, sampler=sampler, order=order.expand(len(states), n))
+                law = model.reverse_law(rows, t, s, sampler=sampler, order=order.expand(len(states), n))
                 q = q @ product(law.probs(), states)
             found = found + q
         p = found / len(orders)
@@ -176,7 +178,7 @@ def weight_of(visited: Tensor) -> float:
 def bound(model: GGM, law: JointLaw) -> Tensor:
     """Eq. (8) for every x0, every state and visit enumerated: Float64[V^n], nats."""
     S, steps = len(law.x), model.sweeps.num_steps
-    x0, zt = law.x.repeat_interleave(S, 0), law.x.repeat(S, 1)
+    x0, zt = (x.reshape(-1, *model.shape) for x in (law.x.repeat_interleave(S, 0), law.x.repeat(S, 1)))
     total = torch.zeros(S, dtype=torch.float64)
     for t in range(1, steps + 1):
         q = law_at(model, law.x, model.sweeps.survival_at(torch.tensor([t]))[0])
@@ -188,7 +190,7 @@ def bound(model: GGM, law: JointLaw) -> Tensor:
 def bound_over_orders(model: GGM, law: JointLaw) -> Tensor:
     """The same with order: random: over sweeps and all sets that one has visited, core/hollow.py, eq. (12)."""
     S, n, R = len(law.x), law.num_sites, model.sweeps.num_sweeps
-    x0, zt = law.x.repeat_interleave(S, 0), law.x.repeat(S, 1)
+    x0, zt = (x.reshape(-1, *model.shape) for x in (law.x.repeat_interleave(S, 0), law.x.repeat(S, 1)))
     total = torch.zeros(S, dtype=torch.float64)
     for r, visited in itertools.product(range(R), all_states(2, n).bool()):
         q = law_at(model, law.x, model.sweeps.survival[r + visited.long()])

@@ -116,6 +116,7 @@ def _at(term: Callable[..., Tensor], model: LatentFamily, law: JointLaw, when: T
     e, z0, at = NODES.expand(shape).reshape(-1, 1, 1), model.encode(x), model.clock.time(latent_at.expand(len(x)))
     signal, noise = (f(at)[:, None, None] for f in (model.latent_schedule.alpha, model.latent_schedule.masked_fraction))
     zt = torch.where(hidden, law.num_classes, x)
+    x, zt = x.reshape(-1, *model.shape), zt.reshape(-1, *model.shape)
     nats = term(x, zt, when.expand(len(x)), signal.sqrt() * z0 + noise.sqrt() * e).double().reshape(shape)
     nats = torch.where((probability > 0)[None, :, None], nats, 0.0)
     return (probability[:, None] * WEIGHTS * nats).sum((1, 2))
@@ -134,7 +135,7 @@ def bound(model: FujiLDDM | SeqLDDM, law: JointLaw) -> tuple[Tensor, float]:
         zero = torch.zeros(1, dtype=torch.float64)
         tokens = _over_times(model.terms, model, law, model.num_timesteps, latent_at=zero)
         parts = [tokens, _over_times(model.latent_terms, model, law, model.num_latent_timesteps)]
-    total = model.prior_nats(law.x)
+    total = model.prior_nats(law.x.reshape(-1, *model.shape))
     for nats, _ in parts:
         total = total + nats
     return total, sum(apart for _, apart in parts)
@@ -211,7 +212,9 @@ def law_of_ddpm(model: FujiLDDM, num_steps: int, grid: str | None = None, known:
     start[-1] = PRIOR
 
     def moved(rows: Tensor, mass: Tensor, t: float, s: float) -> Tensor:
-        law = model.joint_law(rows, *_when(t, s, len(rows)), latent=GRID.reshape(-1, 1, 1), sampler="ddpm")
+        law = model.joint_law(
+            rows.reshape(-1, *model.shape), *_when(t, s, len(rows)), latent=GRID.reshape(-1, 1, 1), sampler="ddpm"
+        )
         found = product(law.tokens.probs(), states, unknown).T * mass  # [state', z_t]
         if s == 0:  # in the last step the latent has done its work
             return found
@@ -228,7 +231,7 @@ def latents(model: LatentFamily, kind: str, steps: int) -> tuple[Tensor, Tensor]
         mass = model.prior.network(torch.tensor([[model.num_codes]]))[0, 0].exp()
         return model.codebook.entries(codes)[:, 0].double(), mass
     z, mass = GRID, PRIOR
-    masked = torch.full((len(GRID), model.num_sites), model.num_classes)
+    masked = torch.full((len(GRID), *model.shape), model.num_classes)
     for t, s in itertools.pairwise(times.sampling_grid(steps, "uniform")):
         law = latent_first.latent_step(model, masked, z.reshape(-1, 1, 1), *_when(t, s, len(z)), None, kind)
         mean = law.mean[:, 0, 0]
@@ -248,7 +251,7 @@ def likelihood_of_known(model: LatentFamily, z: Tensor, known: Known) -> Tensor:
     for site in torch.nonzero(given)[:, 0].tolist():
         asked = torch.zeros(len(z), model.num_sites, dtype=torch.bool)
         asked[:, site] = True
-        logits = model.predict(state, zero, z.reshape(-1, 1, 1), zero, None)[0](asked)
+        logits = model.predict(state.reshape(-1, *model.shape), zero, z.reshape(-1, 1, 1), zero, None)[0](asked)
         total *= logits.softmax(-1)[:, values[site]]
         state[:, site] = values[site]
     return total
@@ -292,7 +295,9 @@ def law_of_latent_first(
     start[-1] = kept
 
     def moved(rows: Tensor, mass: Tensor, t: float, s: float) -> Tensor:
-        law = model.reverse_law(rows, *_when(t, s, len(rows)), denoiser=model.given(z.reshape(-1, 1, 1)))
+        law = model.reverse_law(
+            rows.reshape(-1, *model.shape), *_when(t, s, len(rows)), denoiser=model.given(z.reshape(-1, 1, 1))
+        )
         return product(law.probs(), states, unknown).T * mass
 
     return _clean(model, _evolved(start, states, grid or model.grids[0], num_steps, moved).sum(1), states)
@@ -314,7 +319,7 @@ def law_one_by_one(model: LatentFamily, kind: str, known: Known | None = None) -
             state, p = x.expand(len(z), n).clone(), kept.clone()
             state[:, unknown] = V
             for site in order:
-                logits = denoiser(state, zero, None, torch.full((len(z), 1), site), rows)
+                logits = denoiser(state.reshape(-1, *model.shape), zero, None, torch.full((len(z), 1), site), rows)
                 p = p * logits.double().softmax(-1)[:, x[site]]
                 state[:, site] = x[site]
             law[i] += p.sum() / len(orders)

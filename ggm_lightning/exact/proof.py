@@ -17,7 +17,7 @@ from ggm_lightning.exact.subject import Subject
 from ggm_lightning.models.base import Family
 
 EQUATIONS = ("shown", "hidden", "corrupt", "start", "terms", "reverse_law")
-OF_BOUND = ("bound", "equal", "each", "estimator", "error")
+OF_BOUND = ("bound", "equal", "each", "estimator", "error", "loss")
 OF_SAMPLERS = ("draws", "law", "levels", "known", "infilling")
 
 
@@ -42,7 +42,7 @@ def prove(
         model: of a class derived from Family, built tiny (num_classes=3, shape=(3,)). Its network does not matter.
         law: of the data; None is a random one.
         report: give the table (str(proof)) whatever it says, instead of raising at what fails.
-        only: names of equations, as "terms" or "law"; None: all.
+        only: names of equations, as "terms" or "law"; None: all. The table says of which there was nothing to look at.
         samplers: of your own, beside the family's: objects, classes, or paths of classes.
         noise: how the model corrupts, where that is not known (exact/noise.py): families whose noise masks, and those
             of this package, need none.
@@ -54,7 +54,8 @@ def prove(
     Raises:
         Disproved: a ValueError that names the first equation that fails, with the largest deviation, where it is and
             what it usually is; `error.proof` has all of them.
-        ValueError: not a family, too large, or nothing is known of its noise; an unknown name in `only`.
+        ValueError: not a family, too large, or nothing is known of its noise; an unknown name in `only`, or names of
+            which this family has none.
     """
     known = (*EQUATIONS, *OF_BOUND, *OF_SAMPLERS)
     unknown = [name for name in only or () if name not in known]
@@ -68,7 +69,14 @@ def prove(
         return only is None or name in only
 
     with subject.model.evaluating():
-        proof = Proof(subject.name, tuple(_all(subject, wanted, samplers, equal)))
+        checks = tuple(_all(subject, wanted, samplers, equal))
+    missing = tuple(name for name in only or () if not any(check.is_of(name) for check in checks))
+    if not checks:
+        raise ValueError(
+            f"prove: {subject.name} has nothing of {', '.join(only or ()) or 'no names'} to look at; give other names "
+            "in only, or leave it out"
+        )
+    proof = Proof(subject.name, checks, missing)
     if proof.failed and not report:
         raise Disproved(proof)
     return proof
@@ -79,8 +87,7 @@ def _all(subject: Subject, wanted: Callable[[str], bool], more: Iterable[Any], e
         if wanted(name):
             yield from _guarded(name, partial(getattr(equations, name), subject))
     if any(map(wanted, OF_BOUND)):
-        found = _guarded("bound", partial(equations.of_bound, subject, wanted, equal))
-        yield from (check for check in found if wanted(check.name))
+        yield from _guarded("bound", partial(equations.of_bound, subject, wanted, equal))
     if any(map(wanted, OF_SAMPLERS)):
         for named in samplers.all_of(subject, more):
             yield from _guarded(f"sampler {named.name}", partial(samplers.checks, subject, named, wanted))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -32,6 +33,10 @@ class Check:
         """Whether the deviation is a number within the tolerance."""
         return self.deviation <= self.tolerance  # False of NaN
 
+    def is_of(self, equation: str) -> bool:
+        """Whether it belongs to this name of `only`: "draws" has those of every sampler, and of its infilling."""
+        return equation in self.name.rpartition(": ")[2].split()
+
     def __str__(self) -> str:
         said = f"{self.name}: {self.equation}: off by {self.deviation:.3g}, allowed {self.tolerance:.2g}"
         place = f", at {self.where}" if self.where else ""
@@ -54,10 +59,12 @@ class Proof:
 
     Attributes:
         subject: the family's name and sizes. checks: in the order in which they were made.
+        missing: names that were asked for, of which this family has nothing to look at.
     """
 
     subject: str
     checks: tuple[Check, ...]
+    missing: tuple[str, ...] = ()
 
     @property
     def failed(self) -> list[Check]:
@@ -85,8 +92,15 @@ class Proof:
             sign = "ok    " if check.passed else "FAILS "
             numbers = f"{check.deviation:8.1e}  {check.tolerance:7.0e}"
             lines.append(f"  {sign} {check.name:<{width}}  {numbers}  {check.equation}")
+        if self.missing:
+            lines.append(f"  not looked at, as there is nothing of it here: {', '.join(self.missing)}")
         lines += [f"  {check.name}: {text}" for check in self.failed for text in (check.where, check.often) if text]
         return "\n".join(lines)
+
+
+def no_nan(off: Tensor) -> Tensor:
+    """Deviations, infinite where they are NaN: no comparison with NaN is true, and a largest one would miss it."""
+    return torch.where(off.isnan(), torch.inf, off)
 
 
 def row(x: Tensor) -> str:

@@ -5,13 +5,13 @@ law        they are p, or their distance from p falls with the steps
 levels     after a step to s a site is masked with probability 1 - alpha(s)
 known      known sites have their values, in x and in every state on the way there
 infilling  the unknown sites have their exact conditional law, or come nearer to it than to ignoring what is known; of
-           samplers that noise what is known (Blackout's, MarkovDiffusion's) the law that follows from that
+           samplers that noise what is known (Blackout's, MarkovDiffusion's, GGM's) the law that follows from that
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor
 from ggm_lightning.core import death, gaussian, times
 from ggm_lightning.exact import chains, glauber, latent
 from ggm_lightning.exact import noise as noises
-from ggm_lightning.exact.equations import ERRORS
+from ggm_lightning.exact.estimates import ERRORS
+from ggm_lightning.exact.noise import SweepNoise
 from ggm_lightning.exact.records import Check, row
 from ggm_lightning.exact.states import Known, floor, frequencies, standard_errors, total_variation
 from ggm_lightning.exact.subject import Subject
@@ -39,6 +40,7 @@ from ggm_lightning.sampling.remasking import Remasking
 from ggm_lightning.sampling.sampler import Sampler
 
 COARSE, FINE = 4, 32
+_FEW = 1_000  # rows of what is looked at once more, with other sites known
 _FAR = 0.1  # total variation that a sampler of a latent family may keep from its steps of the latent
 _NEARER = 0.5  # of the distance to ignoring what is known: how far infilling in FINE steps may be off
 _BIRTHS = 0.4  # the same of Blackout's kernels, beside exact steps
@@ -225,6 +227,16 @@ def _known(subject: Subject) -> Known:
     return torch.full((n,), chosen), mask
 
 
+def _other_known(subject: Subject) -> list[Known]:
+    """The last site, and all sites but the last or, of families that only go on from beginnings, that alone: with the
+    values of the likeliest row."""
+    n = subject.law.num_sites
+    values = subject.law.x[int(subject.law.p.argmax())]
+    last = torch.arange(n) == n - 1
+    sets = [~last] if subject.model.fills_beginnings_only else [last, ~last]
+    return [(values, mask) for mask in sets if bool(mask.any())]
+
+
 def _ignorant(subject: Subject, known: Known) -> Tensor:
     """The law of the unknown sites as if nothing were known, beside the known values."""
     law = subject.law
@@ -237,7 +249,7 @@ def _infilling(subject: Subject, named: Named, title: str, wanted: Any) -> Itera
     clamp = known[0].reshape(model.shape), known[1].reshape(model.shape)
     drawn = _sampled(subject, named, FINE, clamp=clamp, trace=True)
     if wanted("known"):
-        yield _kept(subject, drawn, known, title)
+        yield _kept(subject, named, drawn, known, title)
     if not wanted("infilling"):
         return
     found = frequencies(drawn.x, law.num_classes)
@@ -249,7 +261,9 @@ def _infilling(subject: Subject, named: Named, title: str, wanted: Any) -> Itera
         yield Check(f"{title}: infilling draws", equation, off, ERRORS, place, often)
     if _has_a_floor(subject, named):
         return
-    if _noises_known(subject, named):
+    if isinstance(subject.noise, SweepNoise) and named.name in ("heat_bath", "gated"):
+        yield _swept_infilling(subject, named, found, known, title)
+    elif _noises_known(subject, named):
         yield from _noisy_infilling(subject, named, found, known, title)
     elif _is_exact(subject, named) and not isinstance(model, GGM):
         off, place = _off(subject, found, law.given(known), known, "p(x | known)")
@@ -296,22 +310,53 @@ def _noisy_infilling(subject: Subject, named: Named, found: Tensor, known: Known
         return
     away = total_variation(_ignorant(subject, known), expected)
     approximate = isinstance(model, Blackout) and named.name != "posterior"
-    allowed = 3 * floor(expected, subject.num_samples) + (_BIRTHS * away if approximate else 0.0)
+    allowed = 3 * floor(expected, subject.num_samples)
+    if approximate:
+        allowed += _BIRTHS * away + _off_with_nothing_known(subject, named)
     place = f"site 0 = {int(known[0][0])}; {away:.3f} if what is known is ignored"
     equation = "x ~ the law given z_t with the known sites noised, total variation"
     yield Check(f"{title}: infilling", equation, total_variation(found, expected), allowed, place, _UNSEEN)
 
 
-def _kept(subject: Subject, drawn: Any, known: Known, title: str) -> Check:
-    """At the end; where the noise masks, all the way."""
+def _swept_infilling(subject: Subject, named: Named, found: Tensor, known: Known, title: str) -> Check:
+    """GGM's against the law that follows by Bayes' rule; how far that is from p(x | known) is no fault, and told."""
+    assert isinstance(subject.noise, SweepNoise)
+    expected = chains.exact_visits(subject.law, subject.noise, named.name, known)
+    off, place = _off(subject, found, expected, known, "by Bayes' rule")
+    apart = total_variation(expected, subject.law.given(known))
+    equation = f"x ~ the law with known tokens as noisy as t says ({apart:.2g} from p(x | known)), standard errors"
+    return Check(f"{title}: infilling", equation, off, ERRORS, place, _UNSEEN)
+
+
+def _off_with_nothing_known(subject: Subject, named: Named) -> float:
+    """Total variation of what the kernel draws in FINE steps from p: infilling is off by as much."""
+    chain = chain_of(subject, named, FINE)
+    return 0.0 if chain is None else total_variation(chain, subject.law.p)
+
+
+def _kept(subject: Subject, named: Named, drawn: Any, known: Known, title: str) -> Check:
+    """At the end; where the noise masks, all the way. Few rows and steps for the other sets of known sites."""
+    worst, place = _changed(subject, drawn, known)
+    few, shape = replace(subject, num_samples=min(subject.num_samples, _FEW)), subject.model.shape
+    for other in _other_known(subject):
+        clamp = other[0].reshape(shape), other[1].reshape(shape)
+        found = _changed(subject, _sampled(few, named, COARSE, clamp=clamp, trace=True), other)
+        worst, place = max((worst, place), found)
+    often = "known sites are drawn anew: put them back with run.put, or leave them out of reveal and hide"
+    return Check(f"{title}: known", "known sites keep their values, share of rows", worst, 0.0, place, often)
+
+
+def _changed(subject: Subject, drawn: Any, known: Known) -> tuple[float, str]:
+    """(largest share of rows whose known sites have other values, where)."""
     model, (values, mask) = subject.model, known
     states = [drawn.x]
     if model.mask_id is not None and not isinstance(model, MarkovDiffusion | LatentFamily):
         states = [*drawn.trace, drawn.x]
+    sites = ", ".join(map(str, torch.nonzero(mask)[:, 0].tolist()))
     worst, place = 0.0, ""
     for step, z in enumerate(states):
         changed = float((z.flatten(1)[:, mask] != values[mask]).any(1).double().mean())
         if changed > worst:
-            worst, place = changed, f"{'the end' if step == len(states) - 1 else f'step {step}'}"
-    often = "known sites are drawn anew: put them back with run.put, or leave them out of reveal and hide"
-    return Check(f"{title}: known", "known sites keep their values, share of rows", worst, 0.0, place, often)
+            when = "the end" if step == len(states) - 1 else f"step {step}"
+            worst, place = changed, f"{when}, known sites {sites}"
+    return worst, place

@@ -18,7 +18,7 @@ Known = tuple[Tensor, Tensor]  # (values Int64[n], Bool[n]): sites that are give
 
 def all_states(num_values: int, num_sites: int) -> Tensor:
     """Int64[num_values^n, n]."""
-    return torch.tensor(list(itertools.product(range(num_values), repeat=num_sites)))
+    return torch.tensor(list(itertools.product(range(num_values), repeat=num_sites)), dtype=torch.int64)
 
 
 def index(x: Tensor, num_values: int) -> Tensor:

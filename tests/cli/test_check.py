@@ -63,6 +63,13 @@ class Everything(Plan):
 
     def choose(self, run):
         return Sites(run.masked)
+
+class Deaf(Everything):
+    '''Law: uniform; the network is not asked.'''
+
+    def _revealed(self, run, sites):
+        values = (run.uniform("value") * run.model.num_classes).long()
+        return torch.where(sites, values, run.z)
 """
 
 
@@ -130,6 +137,9 @@ def test_a_schedule_and_a_sampler(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ok    a row drawn alone is the row in a batch" in told
     assert "told  sampler Everything: law" in told  # an error that its docstring may state
     assert "ok    sampler Everything: known" in told
+    assert "ok    its law is nearer to p with an exact network than with equal logits" in told
+    with pytest.raises(ValueError, match=r"its law is nearer to p .* it does not draw what the network says"):
+        check.run(["mine_checked.Deaf"])
 
 
 def test_a_family_with_networks_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

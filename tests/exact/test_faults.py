@@ -114,6 +114,26 @@ class ShowsX(MD4):
         return self.weight(t) * nats
 
 
+class TellsXByTheTime(MD4):
+    """The state is right; the time is another for each x."""
+
+    def _terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None, weight: Tensor) -> Any:
+        return super()._terms(x, zt, t * (1 + x.flatten(1).sum(1)), label, weight)
+
+
+class TellsXByAKeyword(GGM):
+    """What is told of the visits is another for each x."""
+
+    first_token: Any = -1
+
+    def terms(self, x: Tensor, *args: Any, **more: Any) -> Tensor:
+        self.first_token = x[:, :1]
+        return super().terms(x, *args, **more)
+
+    def _inputs(self, x: Tensor, r: Tensor, visited: Tensor, sites: Tensor) -> dict[str, Any]:
+        return super()._inputs(x, r, visited ^ torch.as_tensor(self.first_token == 0), sites)
+
+
 class Redraws(Ancestral):
     """Known sites are drawn with all others."""
 
@@ -123,6 +143,17 @@ class Redraws(Ancestral):
     def move(self, run: Run) -> None:
         sites = self.choose(run)
         run.z = self._revealed(run, sites.reveal & run.masked)
+
+
+class LastDrawnAnew(Ancestral):
+    """The last site has another value at the end where it is known."""
+
+    def finish(self, run: Run) -> Tensor:
+        x = super().finish(run).clone()
+        if run.request.clamp is not None:
+            known = run.request.clamp[1].flatten(1)[:, -1]
+            x[known, -1] = (x[known, -1] + 1) % run.model.num_classes
+        return x
 
 
 class Uncompensated(Remasking):
@@ -152,9 +183,47 @@ class Blind(MarkovDiffusion):
         return StateLaw(torch.where(known[1][..., None], right.log_p, others.log_p))
 
 
+class BlindInSweeps(GGM):
+    """The same, of GGM."""
+
+    def reverse_law(
+        self,
+        zt: Tensor,
+        t: Tensor,
+        s: Tensor,
+        label: Tensor | None = None,
+        sharpening: Sharpening = PLAIN,
+        sampler: str | None = None,
+        known: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> Any:
+        right = super().reverse_law(zt, t, s, label, sharpening, sampler, known, order)
+        if known is not None:
+            other = torch.where(known, (zt + 1) % V, zt)
+            right.log_p = super().reverse_law(other, t, s, label, sharpening, sampler, known, order).log_p
+        return right
+
+
 class Doubled(Blackout):
     def terms(self, x: Tensor, zt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         return super().terms(x, zt, t, label) / (self.num_sites * math.log(2))
+
+
+class WithoutItsBirths(Blackout):
+    """The rate of a site is taken to be a tenth of what the network says."""
+
+    def deaths(self, *args: Any) -> tuple[Tensor, Tensor]:
+        y, log_y = super().deaths(*args)
+        return y / 10, log_y - math.log(10)
+
+
+class WithoutTheRate(WithoutItsBirths):
+    """In the bound alone."""
+
+    def _law(self, *args: Any) -> Any:
+        law, log_y = super()._law(*args)
+        law.y = law.y * 10
+        return law, log_y
 
 
 def blackout(kind: type[Blackout]) -> Blackout:
@@ -210,9 +279,12 @@ FAULTS: dict[str, tuple[Callable[[], Any], Callable[[], Any], tuple[str, ...], s
     ),
     "own token shown": (ggm, lambda: ggm(ShowsItsToken), ("hidden",), "hidden", "is not hidden from the network"),
     "x shown": (md4, lambda: md4(ShowsX), ("shown",), "shown", "it then learns to copy"),
+    "x told by the time": (md4, lambda: md4(TellsXByTheTime), ("shown",), "shown", "it then learns to copy"),
+    "x told by a keyword": (ggm, lambda: ggm(TellsXByAKeyword), ("shown",), "shown", "it then learns to copy"),
 }
 SAMPLERS = {
     "known sites redrawn": (Ancestral, Redraws, "known", "known sites are drawn anew"),
+    "last site redrawn": (Ancestral, LastDrawnAnew, "known", "known sites are drawn anew"),
     "reveal not compensated": (Remasking, Uncompensated, "levels", "what is hidden again is not made up for"),
 }
 
@@ -230,6 +302,15 @@ def test_a_fault_of_a_family_is_found_and_named(fault: str) -> None:
     assert f"{name}: " in message
     assert " at " in message  # where the largest deviation is
     assert "\n" not in message
+
+
+def test_a_wrong_rate_of_births_is_found_with_five_classes() -> None:
+    only = ("terms", "reverse_law")
+    assert prove(Blackout(Equal(5), 5, (2,)), only=only).passed
+    failed = prove(WithoutItsBirths(Equal(5), 5, (2,)), report=True, only=only).failed
+    assert [check.name for check in failed] == ["reverse_law"]  # both sides of `terms` are wrong alike
+    failed = prove(WithoutTheRate(Equal(5), 5, (2,)), report=True, only=only).failed
+    assert [check.name for check in failed] == ["terms"]
 
 
 @pytest.mark.parametrize("fault", SAMPLERS)
@@ -255,6 +336,16 @@ def test_infilling_is_compared_with_the_law_of_noised_known_sites() -> None:
     failed = found.value.proof.failed
     assert [check.name for check in failed] == ["sampler ancestral: infilling"]
     assert failed[0].deviation > 10 * failed[0].tolerance
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5])
+def test_infilling_of_ggm_is_compared_with_its_own_law_by_bayes_rule(zeros: float) -> None:
+    """Not with p(x | known), from which a right sampler is .5 away where the law has zeros."""
+    law = JointLaw.random(N, V, 1, zeros)
+    proof = prove(GGM(Equal(V), V, (N,)), law, only=("infilling",), num_samples=4_000)
+    assert len(list(proof)) == 4
+    failed = prove(BlindInSweeps(Equal(V), V, (N,)), law, True, ("infilling",), num_samples=4_000).failed
+    assert [check.name for check in failed] == ["sampler heat_bath: infilling", "sampler gated: infilling"]
 
 
 def test_a_fault_shows_in_other_equations_too_and_all_are_named() -> None:

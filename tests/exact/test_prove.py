@@ -120,6 +120,41 @@ def test_samplers() -> None:
     assert {check.name.split(": ")[1] for check in proof} == {*OF_SAMPLERS, "infilling draws"}
 
 
+@pytest.mark.parametrize("shape", [(1,), (2, 2)])
+@pytest.mark.parametrize("kind", [MD4, GenMD4, GGM, Blackout])
+def test_one_site_and_two_axes(kind: type[Family], shape: tuple[int, ...]) -> None:
+    """The chains are enumerated in rows of n sites, and the model takes rows of its shape."""
+    model = kind(Equal(2), num_classes=2, shape=shape)
+    name = next(iter(model.samplers))
+    model.samplers = {name: model.samplers[name]}
+    proof = prove(model, only=("shown", "terms", "reverse_law", "draws", "known", "infilling"), num_samples=500)
+    assert {f"sampler {name}: {what}" for what in ("draws", "known", "infilling draws")} <= {one.name for one in proof}
+
+
+@pytest.mark.parametrize("num_classes", [4, 5])
+def test_several_births_in_a_short_step_are_no_rate(num_classes: int) -> None:
+    """Their probability is less than float64 tells from 0 beside 1 from four classes on."""
+    model = Blackout(Equal(num_classes), num_classes, (2,))
+    proof = prove(model, only=("terms", "reverse_law"))
+    assert proof["terms"].deviation < 1e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [4, 5, 8])
+def test_all_of_blackout_with_more_classes(num_classes: int) -> None:
+    assert prove(Blackout(Equal(num_classes), num_classes, (2,))).passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1,), (2, 1)])
+@pytest.mark.parametrize("build", [latent.fuji, latent.seq])
+def test_one_site_and_two_axes_beside_a_latent(build: Callable[..., Family], shape: tuple[int, ...]) -> None:
+    model = build(JointLaw.random(len(shape), 2), latent.linear_code(JointLaw.random(len(shape), 2)))
+    model.shape = shape
+    proof = prove(model, only=("bound", "draws", "law"), num_samples=500)
+    assert any(one.name.endswith(": draws") for one in proof)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("zeros", [0.0, 0.3])
 @pytest.mark.parametrize("name", MODELS)
@@ -137,6 +172,8 @@ def test_what_cannot_be_proved_is_refused_in_one_line() -> None:
         (lambda: prove(small, JointLaw.random(2, V)), "the law has 3 classes at 2 sites, the model 3 at 3"),
         (lambda: prove(torch.nn.Identity()), "a Identity came; give a model of a class derived from Family"),
         (lambda: prove(small, only=("term",)), "only names term; there are shown"),
+        (lambda: prove(small, only=()), "MD4 .3 classes, 3 sites. has nothing of no names to look at"),
+        (lambda: prove(small, only=("hidden",), report=True), "has nothing of hidden to look at; give other names"),
         (lambda: prove(small, equal="all"), "equal is 'all'; give each, mean or above"),
         (lambda: JointLaw([[0.1, -0.2], [0.3, 0.4]]), "holds no probabilities"),
         (lambda: JointLaw([[0.1, 0.2, 0.3], [0.3, 0.4, 0.1]]), "shape .2, 3.; give V numbers"),
@@ -144,6 +181,13 @@ def test_what_cannot_be_proved_is_refused_in_one_line() -> None:
         with pytest.raises(ValueError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_names_of_which_there_is_nothing_are_told() -> None:
+    proof = prove(of(MD4), only=("terms", "hidden", "levels"), report=True, samplers=(), num_samples=200)
+    assert proof.missing == ("hidden",)
+    assert "not looked at, as there is nothing of it here: hidden" in str(proof)
+    assert not prove(of(MD4), only=("terms",)).missing
 
 
 def test_the_models_own_network_stays_as_it_is() -> None:

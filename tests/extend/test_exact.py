@@ -32,7 +32,7 @@ def test_the_mistake_of_the_page_is_named_as_the_page_says(folder: Path, monkeyp
     message = str(found.value)
     for part in ("Mine (3 classes, 3 sites): terms: ", "allowed 1e-05, at x = ", "all are -1 times what they"):
         assert part in message
-    assert message.endswith("the sign (also fail: bound, equal, each)")
+    assert message.endswith("the sign (also fail: bound, equal, each, estimator counts, loss rises)")
     page = (pages.PAGES / PAGE).read_text(encoding="utf-8")
     assert f"    {Disproved.__module__}.{Disproved.__name__}: Mine (3 classes, 3 sites): terms: " in page
     assert "last line of its traceback" in page
