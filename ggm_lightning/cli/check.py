@@ -134,13 +134,11 @@ def _built(kind: type, name: str, given: dict[str, Any], of_model: Iterable[str]
     """(the object, its arguments): what is given, but what only the model around it takes; the sizes, and a family's
     network, where they are needed and not given."""
     from ggm_lightning.exact.networks import Equal
+    from ggm_lightning.exact.subject import OF_TWO_FAMILIES
     from ggm_lightning.models.diladd import DiLADD
 
     if issubclass(kind, DiLADD):
-        raise ValueError(
-            f"check {name}: DiLADD holds a family of its own for its codes and knows no exact network here; give that "
-            "family, model.prior, and the family of its tokens, MD4"
-        )
+        raise ValueError(f"check {name}: {OF_TWO_FAMILIES}")
     parameters = inspect.signature(kind).parameters
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         _check_keys(name, given, [*dict.fromkeys((*parameters, *of_model, "family", "text"))])

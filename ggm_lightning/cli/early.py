@@ -74,7 +74,7 @@ class EarlySignals:
     def _lead(self, number: signal.Signals) -> None:
         try:
             self._act(number)
-        except Exception:
+        except Exception:  # in a thread that nobody looks at: training would wait for it without end
             traceback.print_exc()
             self._end(128 + number)
 

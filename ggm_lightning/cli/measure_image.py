@@ -21,6 +21,7 @@ from ggm_lightning.cli.evaluation_sets import EvaluationSet
 from ggm_lightning.cli.measure import Cell, Context, Measure, Plan
 from ggm_lightning.cli.parts import Arrays, Parts, batches, divided
 from ggm_lightning.codecs.codec import dict_hash
+from ggm_lightning.data.arrays import DAMAGE
 from ggm_lightning.data.fingerprints import hash_of_rows
 from ggm_lightning.data.picture_files import folder_blocks, folder_stream
 from ggm_lightning.data.picture_folders import find_pictures
@@ -255,8 +256,9 @@ class Image(Measure):
 def _of_reference(context: Context, network: nn.Module, reference: Reference) -> Features | None:
     """Computed once, and kept; None on all ranks but 0."""
     file, here = reference.file, ranks.current()
-    if here.agree(file.is_file):
-        return Features(torch.from_numpy(np.load(file, allow_pickle=False)).double()) if here.is_first else None
+    kept = _kept(file) if here.is_first else None
+    if here.agree(lambda: kept is not None):
+        return kept
     found = _features(context, network, json.dumps(reference.key), reference.pictures)
     if found is None:
         return None
@@ -265,6 +267,14 @@ def _of_reference(context: Context, network: nn.Module, reference: Reference) ->
     np.save(content, found.values.float().numpy())
     write_whole(file, content.getvalue())
     return Features(found.values.float().double())  # as it will be read
+
+
+def _kept(file: Path) -> Features | None:
+    """None where there are none, or the file is damaged."""
+    try:
+        return Features(torch.from_numpy(np.load(file, allow_pickle=False)).double())
+    except (*DAMAGE, TypeError):
+        return None
 
 
 def _files(context: Context, option: str, path: str) -> Pictures:

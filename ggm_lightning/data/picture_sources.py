@@ -20,7 +20,7 @@ from jaxtyping import Int64, UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 
-from ggm_lightning.data.arrays import array_names, read_array
+from ggm_lightning.data.arrays import DAMAGE, array_names, read_array
 from ggm_lightning.data.fingerprints import fingerprint, folder_fingerprint
 from ggm_lightning.data.picture_bytes import SUFFIXES, channels_of, pixels_of
 from ggm_lightning.data.picture_files import tar_stream
@@ -89,8 +89,10 @@ class Fit(NamedTuple):
 def _from_npy(raw: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
     try:
         array = np.load(io.BytesIO(raw), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except DAMAGE as error:
         raise BadData(f"{where}: not a readable .npy ({' '.join(str(error).split())}); get it again") from None
+    if not isinstance(array, np.ndarray):
+        raise BadData(f"{where}: several arrays, an .npz and not an .npy; get it again")
     array = array[0] if array.ndim == 4 and len(array) == 1 else array
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3:
         raise BadData(f"{where}: {array.dtype} {list(array.shape)}, not uint8 [3, h, w]; get it again")

@@ -27,6 +27,10 @@ from ggm_lightning.models.lddm_base import LatentFamily
 from ggm_lightning.models.markov import MarkovDiffusion
 
 _WITH_LATENT = 2_000
+OF_TWO_FAMILIES = (
+    "DiLADD holds a family of its own for its codes and knows no exact network here; give that family, model.prior, "
+    "and the family of its tokens, MD4"
+)
 _MOST = 1_000  # clean states: pairs of states are enumerated
 
 
@@ -70,10 +74,7 @@ def of(
     if not isinstance(model, Family):
         raise ValueError(f"prove: a {type(model).__name__} came; give a model of a class derived from Family")
     if isinstance(model, DiLADD):
-        raise ValueError(
-            "prove: DiLADD holds a family of its own for its codes and knows no exact network here; give that family, "
-            "model.prior, and the family of its tokens, MD4"
-        )
+        raise ValueError(f"prove: {OF_TWO_FAMILIES}")
     n, V = model.num_sites, model.num_classes
     if V**n > _MOST:
         raise ValueError(

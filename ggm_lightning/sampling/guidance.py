@@ -36,8 +36,14 @@ def check(model: Denoises, sampler: Sampler, guidance: Any, label: Any) -> None:
         raise ValueError(
             f"{said} sampler '{sampler.name}' of {type(model).__name__} draws from laws of its own; leave guidance out"
         )
-    if label is None or not model.network.num_labels:
+    known = getattr(model.network, "num_labels", None)  # a network of the user's need not say
+    if label is None or known == 0:
         raise ValueError(f"{said} there is no label to guide by; give one, or leave guidance out")
+    if known is None:
+        raise ValueError(
+            f"{said} the network does not say how it is told of no label; give it the attribute num_labels, or leave "
+            "guidance out"
+        )
     if not model.label_dropout:
         raise ValueError(
             f"{said} the network was never asked without a label; train with model.label_dropout above 0, or leave "

@@ -95,3 +95,30 @@ def test_of_codes_the_reference_are_reconstructions(monkeypatch: pytest.MonkeyPa
     assert "40 files of source beside 20" in files.about["protocol"]
     assert not any("VQGAN" in text for text in files.about["departures"])
     assert files.figures["fid"] != pytest.approx(one.figures["fid"], rel=1e-2)
+
+
+def test_a_damaged_reference_is_computed_anew() -> None:
+    write_model(Path("runs/d/last.ckpt"))
+    fids = []
+    for damage in (cut_in_half, emptied, moved, None):
+        main([*EVALUATE, *OWN, "--again", "true"])
+        (file,) = Path("runs/d/evaluation").glob("*/evaluation.json")
+        fids.append(json.loads(file.read_text())["rows"][0]["figures"]["fid"])
+        (kept,) = Path("runs/reference").iterdir()
+        if damage:
+            damage(kept)
+    assert fids[0] == fids[1] == fids[2]
+    assert fids[3] != fids[0], "control: what is whole is read"
+
+
+def cut_in_half(file: Path) -> None:
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def moved(file: Path) -> None:
+    np.save(file, np.load(file) + 1)

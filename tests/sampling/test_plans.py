@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ggm_lightning.core.schedules import Linear
 from ggm_lightning.exact.networks import Equal
@@ -34,6 +34,17 @@ LABEL = torch.arange(B) % 3
 def md4() -> MD4:
     """Its network depends on the site before alone, and so is hollow; the same bits alone and in a batch."""
     return MD4(Counted(), V, (N,), FLOOR)
+
+
+class Silent(nn.Module):
+    """Takes labels, and does not say how many it knows."""
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        return torch.zeros(*z.shape, V)
+
+
+def silent() -> MD4:
+    return MD4(Silent(), V, (N,), FLOOR)
 
 
 def markov() -> MarkovDiffusion:
@@ -252,6 +263,7 @@ def test_windows_of_a_longer_text_have_noise_of_their_own() -> None:
         (md4, "ordered", {"temperature": -1.0}, "temperature is -1.0; it must be at least 0"),
         (md4, "ordered", {"guidance": -1}, "guidance is -1; it must be at least 0 and finite, 1 is none"),
         (md4, "ordered", {"guidance": 2}, "guidance is 2, but there is no label to guide by"),
+        (silent, "ordered", {"guidance": 2, "label": LABEL}, "give it the attribute num_labels, or leave guidance out"),
         (fuji, "ddpm", {"guidance": 2}, "guidance is 2, but sampler 'ddpm' of FujiLDDM draws from laws of its own"),
         (lambda: small("md4"), "ordered", {"guidance": 2, "label": LABEL}, "the network was never asked without a"),
     ],

@@ -204,6 +204,9 @@ def test_pictures_that_cannot_be(folder: Path, model: Path, tmp_path: Path) -> N
     (folder / "5.png").write_bytes(whole)
     np.save(folder / "00000" / "b.npy", np.zeros((3, 16, 16), np.float32))
     assert "b.npy: float32 [3, 16, 16], not uint8 [3, h, w]" in told()
+    with (folder / "00000" / "b.npy").open("wb") as file:
+        np.savez(file, x=np.zeros((3, 16, 16), np.uint8))
+    assert "b.npy: several arrays, an .npz and not an .npy" in told()
     (folder / "00000" / "b.npy").unlink()
     assert "none would be held out" in told(val_every=50)
     assert "data.val: there is no" in told(val="nowhere")
