@@ -249,10 +249,12 @@ def foreign_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def on_a_cpu(path: Path) -> Any:
-    """Long ones whose like is there: the VQGANs fill in 256 sites, one after the other, as ggm_digits_vqgan does 16;
-    lddm_seq_owt, lddm_lm1b and lddm_owt_qwen3 are near lddm_owt; mdlm_owt is md4_owt with another network; a text of
-    another alphabet or classes of pictures change a file and no step; ggm_owt is ggm_demo with md4_owt's data."""
+    """Long ones whose like is there: GGM of VQGAN codes is ggm_digits with the data of md4_digits_vqgan; ggm_markov and
+    ggm_owt are ggm_demo with other data, as ar_owt and ar_markov are ar_demo, genmd4_demo and genmd4_dictionary
+    genmd4_owt; lddm_seq_owt, lddm_lm1b and lddm_owt_qwen3 are near lddm_owt; mdlm_owt is md4_owt with another network;
+    a text of another alphabet or classes of pictures change a file and no step."""
     twins = ("ggm_ffhq_vqgan", "ggm_celebahq_vqgan", "mdlm_owt", "lddm_lm1b", "lddm_seq_owt", "lddm_owt_qwen3")
+    twins += ("ggm_digits_vqgan", "ggm_markov", "ar_owt", "ar_markov", "genmd4_demo", "genmd4_dictionary")
     twins += ("ggm_owt", "genmd4_text8", "lddm_text8", "diladd_text8", "md4_imagenet64_classes", "blackout_celeba")
     return pytest.param(path, id=ids(path), marks=pytest.mark.slow if path.stem in twins else ())
 

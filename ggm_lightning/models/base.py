@@ -198,7 +198,8 @@ class Family(Trained, ABC):
             self._loss_calls += 1
         row = arguments.rows(row, b, x.device)
         draws = StepNoise(self.seed, step, row, total or b)
-        label = self.network_label(label, b, drop=draws.uniform("label", 1)[:, 0] < self.label_dropout)
+        drop = draws.uniform("label", 1)[:, 0] < self.label_dropout if self.label_dropout else None
+        label = self.network_label(label, b, drop)
         with contract.used_for(self, "training"):
             contract.check_ids(self, x)
             return self.training_loss(x, label, draws)
@@ -333,7 +334,7 @@ class Family(Trained, ABC):
     # ------------------------------------------------------------------ Lightning
 
     def configure_model(self) -> None:
-        declared.compile_all(self.network, on_gpu=self.trains_on_gpu)
+        self.compile_all(self.network)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         x, micro_batches, world = batch["x"], self.trainer.accumulate_grad_batches, self.trainer.world_size

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from ggm_lightning.core.arguments import is_whole, shown
-from ggm_lightning.networks.blocks import BlockNetwork
+from ggm_lightning.networks.blocks import GRAPHS, BlockNetwork
 
 
 class Network(Protocol):
@@ -124,12 +124,21 @@ def sizes_of(head: Any) -> tuple[int | None, int | None]:
     return getattr(head, "in_features", None), getattr(head, "out_features", None)
 
 
-def compile_all(*modules: nn.Module | None, on_gpu: bool = False) -> None:
+def compile_all(*modules: nn.Module | None, on_gpu: bool = False, micro_batches: int = 1) -> None:
     """Calls `compile_network` of those that have it; one of ours that leaves it open (compile_blocks: null) compiles
-    its blocks on a GPU, and says so."""
+    its blocks on a GPU, and says so.
+
+    Raises ValueError for CUDA graphs in a step of several micro-batches: a graph writes its gradients always to the
+    same place, where those of the micro-batch before stand.
+    """
     for module in modules:
         if module is None or not has(module, "compile_network"):
             continue
+        if isinstance(module, BlockNetwork) and module.compile_blocks == GRAPHS and micro_batches > 1:
+            raise ValueError(
+                f"{name_of(module)}: compile_blocks is '{GRAPHS}', but a step has {micro_batches} micro-batches, whose "
+                "gradients a graph would overwrite; choose true, or a data.max_batch_per_device that holds them all"
+            )
         if isinstance(module, BlockNetwork) and module.compile_blocks is None and on_gpu:
             module.compile_blocks = True
             rank_zero_info(

@@ -316,7 +316,7 @@ class DiLADD(LatentFamily):
 
     def configure_model(self) -> None:
         super().configure_model()
-        declared.compile_all(self.prior.network, on_gpu=self.trains_on_gpu)
+        self.compile_all(self.prior.network)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)

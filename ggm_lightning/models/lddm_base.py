@@ -338,7 +338,7 @@ class LatentFamily(Family):
 
     def configure_model(self) -> None:
         super().configure_model()
-        declared.compile_all(self.encoder, self.latent_network, on_gpu=self.trains_on_gpu)
+        self.compile_all(self.encoder, self.latent_network)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Those of step 0, also in stage 2, so that its optimiser can be resumed; AdamW leaves what has no gradient."""

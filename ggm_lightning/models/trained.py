@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from ggm_lightning.models import declared
 from ggm_lightning.rundir.checkpoint import describe
 
 
@@ -134,10 +135,14 @@ class Trained(LightningModule):
         self.step_means = StepMeans()
         self._weight = 1.0  # rows of the present micro-batch, in units of their mean over the step's parts
 
-    @property
-    def trains_on_gpu(self) -> bool:
-        """Whether a trainer is about to take it to one; False without a trainer."""
-        return self._trainer is not None and self._trainer.strategy.root_device.type == "cuda"
+    def compile_all(self, *modules: nn.Module | None) -> None:
+        """Compiles what asks for it (models/declared.py), as it suits the trainer, if there is one."""
+        trainer = self._trainer
+        if trainer is None:
+            declared.compile_all(*modules)
+        else:
+            on_gpu = trainer.strategy.root_device.type == "cuda"
+            declared.compile_all(*modules, on_gpu=on_gpu, micro_batches=trainer.accumulate_grad_batches)
 
     def collect(self, values: dict[str, Tensor]) -> None:
         """Scalars of this micro-batch, by the names under which their means are logged."""

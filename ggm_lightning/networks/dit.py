@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ggm_lightning.networks.attention import attend, rotary_tables
-from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
+from ggm_lightning.networks.blocks import BlockNetwork, Compiling, Stack, check_sizes
 from ggm_lightning.networks.conditioning import without_autocast
 
 _FREQUENCIES = 256
@@ -140,7 +140,7 @@ class DiT(BlockNetwork):
         time_conditioning: whether the network is told sigma(t), else 0.
         eps: of their schedule.
         checkpoint_activations: recompute each block in the backward pass: less memory, about a third more time.
-        compile_blocks: compile each block; None: on a GPU.
+        compile_blocks: compile each block; None: on a GPU; "graphs": all of them as one CUDA graph, for small networks.
     """
 
     compiled = (DiTBlock,)
@@ -157,7 +157,7 @@ class DiT(BlockNetwork):
         time_conditioning: bool = False,
         eps: float = 1e-3,
         checkpoint_activations: bool = False,
-        compile_blocks: bool | None = None,
+        compile_blocks: Compiling = None,
     ):
         super().__init__()
         sizes = {"num_classes": num_classes, "num_heads": num_heads, "num_layers": num_layers, "cond_dim": cond_dim}

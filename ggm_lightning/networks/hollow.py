@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import RotaryAttention, attend, rotate
-from ggm_lightning.networks.blocks import Stack
+from ggm_lightning.networks.blocks import Compiling, Stack
 from ggm_lightning.networks.conditioning import Modulation, modulate
 from ggm_lightning.networks.transformer import NORM_EPS, Block, GatedFeedForward, TokenNetwork
 
@@ -177,7 +177,7 @@ class HollowTransformer(TokenNetwork):
         dropout: float = 0.0,
         depth_scaled_init: bool = True,
         checkpoint_activations: bool = False,
-        compile_blocks: bool | None = None,
+        compile_blocks: Compiling = None,
         visited_bits: bool = True,
         levels: bool = False,
     ):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import RotaryAttention, attend, rotary_tables, rotary_tables_at, rotate
-from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
+from ggm_lightning.networks.blocks import BlockNetwork, Compiling, Stack, check_sizes
 from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
 from ggm_lightning.networks.transformer import Block, GatedFeedForward
 from ggm_lightning.networks.uvit import FeedForward
@@ -138,7 +138,7 @@ class JointDenoiser(BlockNetwork):
         dropout: one rate for the attention probabilities, the channels of all branches and the embedding.
         depth_scaled_init: gated kernels start with variance 2 / num_layers / fan_in instead of 1 / fan_in.
         checkpoint_activations: recompute each block in the backward pass: less memory, about a third more time.
-        compile_blocks: compile each block; None: on a GPU.
+        compile_blocks: compile each block; None: on a GPU; "graphs": all of them as one CUDA graph, for small networks.
     """
 
     compiled = (JointBlock,)
@@ -161,7 +161,7 @@ class JointDenoiser(BlockNetwork):
         dropout: float = 0.0,
         depth_scaled_init: bool = True,
         checkpoint_activations: bool = False,
-        compile_blocks: bool | None = None,
+        compile_blocks: Compiling = None,
     ):
         super().__init__()
         sizes = {"num_heads": num_heads, "num_layers": num_layers, "num_latents": num_latents, "latent_dim": latent_dim}
@@ -268,7 +268,7 @@ class LatentDenoiser(BlockNetwork):
         dropout: float = 0.0,
         depth_scaled_init: bool = True,
         checkpoint_activations: bool = False,
-        compile_blocks: bool | None = None,
+        compile_blocks: Compiling = None,
     ):
         super().__init__()
         sizes = {"num_heads": num_heads, "num_layers": num_layers, "num_latents": num_latents, "latent_dim": latent_dim}

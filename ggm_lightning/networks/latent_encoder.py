@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import RotaryAttention, rotary_tables
-from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
+from ggm_lightning.networks.blocks import BlockNetwork, Compiling, Stack, check_sizes
 from ggm_lightning.networks.latent import MLPS, feed_forward
 from ggm_lightning.networks.transformer import Block
 
@@ -145,7 +145,7 @@ class LatentEncoder(BlockNetwork):
         mlp: gelu (as published), or gated: glu, swiglu, geglu.
         dropout: one rate for the attention probabilities, the channels of both branches and the embedding.
         checkpoint_activations: recompute each block in the backward pass: less memory, about a third more time.
-        compile_blocks: compile each block; None: on a GPU.
+        compile_blocks: compile each block; None: on a GPU; "graphs": all of them as one CUDA graph, for small networks.
     """
 
     compiled = (Block,)
@@ -163,7 +163,7 @@ class LatentEncoder(BlockNetwork):
         mlp: str = "gelu",
         dropout: float = 0.0,
         checkpoint_activations: bool = False,
-        compile_blocks: bool | None = None,
+        compile_blocks: Compiling = None,
         chunk: int | None = None,
     ):
         super().__init__()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.networks import initialise
 from ggm_lightning.networks.attention import RotaryAttention, rotary_tables
-from ggm_lightning.networks.blocks import BlockNetwork, Stack, check_sizes
+from ggm_lightning.networks.blocks import BlockNetwork, Compiling, Stack, check_sizes
 from ggm_lightning.networks.causal import Cache, Memory
 from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
 
@@ -124,7 +124,7 @@ class TokenNetwork(BlockNetwork):
         time_features: str,
         num_labels: int,
         dropout: float,
-        compile_blocks: bool | None,
+        compile_blocks: Compiling,
         visited_bits: bool,
         outside_embed: bool = False,
         **sizes: int,
@@ -237,7 +237,7 @@ class Transformer(TokenNetwork):
             embedding.
         depth_scaled_init: feed-forward kernels start with variance 2 / num_layers / fan_in instead of 1 / fan_in.
         checkpoint_activations: recompute each block in the backward pass: less memory, about a third more time.
-        compile_blocks: compile each block; None: on a GPU.
+        compile_blocks: compile each block; None: on a GPU; "graphs": all of them as one CUDA graph, for small networks.
         visited_bits: learn two vectors, of which each position gets one by its `visited` bit (GGM, arXiv 2405.17035).
         causal: a position sees itself and those before it (autoregressive models, arXiv 1706.03762).
         site_vectors: number of sites n, each of which gets a learned vector besides its rotary position, which tells
@@ -258,7 +258,7 @@ class Transformer(TokenNetwork):
         dropout: float = 0.0,
         depth_scaled_init: bool = True,
         checkpoint_activations: bool = False,
-        compile_blocks: bool | None = None,
+        compile_blocks: Compiling = None,
         visited_bits: bool = False,
         causal: bool = False,
         site_vectors: int = 0,

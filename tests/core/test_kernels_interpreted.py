@@ -21,6 +21,7 @@ def broken_interpreter() -> bool:
     return triton.__version__ < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(broken_interpreter(), reason="Triton 3.6 interprets with older NumPy only: pip install 'numpy<2.4'")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install -e .[dev]")
 def test_every_kernel_interpreted() -> None:

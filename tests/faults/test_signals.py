@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param(signal.SIGTERM, "ttttt", "no workers", marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, "ttttt", "accumulation", marks=pytest.mark.slow),
         (signal.SIGINT, "tttt", "two workers"),
-        (signal.SIGTERM, "tttt", "two workers"),
+        pytest.param(signal.SIGTERM, "tttt", "two workers", marks=pytest.mark.slow),
         (signal.SIGINT, "tv", "no workers"),  # the first batch of a validation within training
         (signal.SIGTERM, "tttt", "two ranks"),
         pytest.param(signal.SIGUSR1, "tttt", "two ranks", marks=pytest.mark.slow),

@@ -195,7 +195,7 @@ def test_a_wrong_predictor_is_above() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kernel", "num_timesteps"),
-    [pytest.param(*key, marks=[pytest.mark.slow] if key[2] == 1000 and key[0] != "bern0.3" else []) for key in BOUNDS],
+    [pytest.param(*key, marks=[pytest.mark.slow] if key[2] == 1000 else []) for key in BOUNDS],
 )
 def test_bound_of_the_chain(name: str, kernel: str, num_timesteps: int) -> None:
     law = Counts(LAWS[name])

@@ -74,8 +74,9 @@ def on_page(line: Line) -> list[float]:
     return [float(figure) for figure in figures.split(", ")]
 
 
-# FUJI's latent-first samplers are SEQ's loop with the same exact networks: left to the slow test
-QUICK = [line for line in LINES if not line.sampler.startswith("seq_")]
+# FUJI's latent-first samplers are SEQ's loop with the same exact networks, and of `ddpm` and `ddim` one is enough: left
+# to the slow test
+QUICK = [line for line in LINES if not line.sampler.startswith(("seq_", "ddim"))]
 
 
 @pytest.mark.parametrize("line", QUICK, ids=[line.head.strip("| ") for line in QUICK])

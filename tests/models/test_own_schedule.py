@@ -133,6 +133,7 @@ def test_ancestral_has_the_law_of_its_steps(law: JointLaw, schedule: Schedule) -
     assert worst(drawn, after(400)) > 9
 
 
+@pytest.mark.slow  # extend/test_schedule_and_rates.py has a quick one
 def test_lddm_takes_it_for_both_its_clocks() -> None:
     """Token and latent term add up to H(x), for the tokens' clock and the latent's; control: a bent denoiser."""
     for family in (fuji, seq):
