@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from ggm_lightning.networks.blocks import Stack
 from tests.benchmarks import gpu
 
-QUICK = [part for part in gpu.PARTS if part != "fit"]
+QUICK = [part for part in gpu.PARTS if part not in ("fit", "small")]  # a process of its own; three compilations
 
 
 def run(file: Path, *more: str) -> dict[str, object]:
@@ -48,6 +50,26 @@ def test_what_fails_or_has_no_time_is_left_out(tmp_path: Path, monkeypatch: pyte
 def test_a_small_network_through_the_command(tmp_path: Path) -> None:
     found = run(tmp_path / "gpu.json", "--only", "fit")
     assert found["fit"]["tokens_s"] > 0
+
+
+@pytest.mark.slow
+def test_a_small_network_in_three_ways(tmp_path: Path) -> None:
+    found = run(tmp_path / "gpu.json", "--only", "small")
+    rows = {row["blocks"]: row for row in found["small"]}
+    assert list(rows) == ["eager", "compiled", "graphs"]
+    assert all(row["apart"] < 1e-4 for row in rows.values())
+
+
+def test_a_graph_that_computes_something_else_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control, with nothing compiled."""
+
+    def wrong(stack: Stack) -> None:
+        stack._as_graph = lambda state, *given, last=None: tuple(2 * part for part in state)
+
+    monkeypatch.setattr(Stack, "compile_as_graph", wrong)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    rows = run(tmp_path / "gpu.json", "--only", "small")["small"]
+    assert [row["apart"] > 1e-3 for row in rows] == [False, False, True]
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,11 @@ import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from ggm_lightning.core import fused
 from ggm_lightning.models.md4 import MD4
+from ggm_lightning.networks.blocks import GRAPHS, Compiling
 from ggm_lightning.networks.transformer import Transformer
 from tests import predicted_memory
 from tests.benchmarks import heads
@@ -40,6 +42,8 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 BUDGET_S = 460.0
 HEAD_ALIGNMENTS = (50_257, 50_304)
+SMALL_CLASSES = 257  # bytes and the end of a text
+GATE_STEPS = 8
 GPU_TESTS = ["tests/core/test_kernels.py", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
 
 
@@ -55,6 +59,7 @@ class Sizes:
     batches: tuple[int, ...] = (16, 32, 64)
     small: dict[str, Any] = field(default_factory=lambda: {"feature_dim": 64, "num_heads": 6, "num_layers": 6})
     small_rows: int = 128
+    small_length: int = 256
     small_steps: int = 400
     sample_steps: tuple[int, ...] = (64, 256)
     sample_rows: int = 16
@@ -65,6 +70,7 @@ class Sizes:
     def tiny(cls) -> Sizes:
         network = {"feature_dim": 8, "num_heads": 2, "num_layers": 1}
         sizes = {"length": 16, "network": network, "batches": (2,), "small": network, "small_rows": 4, "small_steps": 3}
+        sizes["small_length"] = 16
         sizes |= {"sample_steps": (2,), "sample_rows": 2, "rounds": 1, "full_size": ("md4_markov",)}
         return cls(head_rows=64, head_dim=32, classes=4_097, **sizes)  # type: ignore[arg-type]
 
@@ -150,16 +156,19 @@ def alignment(run: Run) -> dict[str, Any]:
 
 
 def model_of(run: Run, compiled: bool) -> MD4:
-    torch.manual_seed(0)
     sizes = run.sizes
-    network = Transformer(sizes.classes, **sizes.network, dropout=0.02, compile_blocks=compiled)
-    model = MD4(network, sizes.classes, (sizes.length,)).to(run.device)
+    return text_model(run, sizes.classes, sizes.length, {**sizes.network, "dropout": 0.02}, compiled)
+
+
+def text_model(run: Run, classes: int, length: int, network: dict[str, Any], compiled: Compiling) -> MD4:
+    torch.manual_seed(0)
+    model = MD4(Transformer(classes, **network, compile_blocks=compiled), classes, (length,)).to(run.device)
     model.configure_model()
     return model
 
 
-def training(model: MD4, run: Run, rows: int) -> Callable[[], None]:
-    """A whole step: loss, backward, clipping, fused AdamW."""
+def training(model: MD4, run: Run, rows: int, losses: list[Tensor] | None = None) -> Callable[[], None]:
+    """A whole step: loss, backward, clipping, fused AdamW. The losses are put into `losses`."""
     x = torch.randint(model.num_classes, (rows, *model.shape), device=run.device)
     number = torch.arange(rows, device=run.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -169,6 +178,8 @@ def training(model: MD4, run: Run, rows: int) -> Callable[[], None]:
         optimizer.zero_grad(set_to_none=True)
         with run.autocast():
             loss = model.loss(x, step=next(steps), row=number, total=rows)
+        if losses is not None:
+            losses.append(loss.detach())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
@@ -198,6 +209,29 @@ def steps(run: Run) -> list[dict[str, Any]]:
             }
             found.append(row)
         del model
+    return found
+
+
+def small(run: Run) -> list[dict[str, Any]]:
+    """A network of about ten million parameters, whose step waits for the host that starts its kernels: eager, blocks
+    compiled, all blocks as one CUDA graph. `apart` is how far the losses of the first steps are from the eager ones."""
+    sizes, found, eager = run.sizes, [], torch.zeros(())
+    for way in (False, True, GRAPHS):
+        if run.clock.left() < 60 and run.cuda:
+            break
+        losses: list[Tensor] = []
+        model = text_model(run, SMALL_CLASSES, sizes.small_length, sizes.small, way)  # type: ignore[arg-type]
+        for parameter in model.parameters():  # new blocks are the identity, of which any graph is right
+            torch.nn.init.normal_(parameter, std=0.05)
+        step = training(model, run, sizes.small_rows, losses)
+        ms = milliseconds(run, step)
+        first = torch.stack(losses[:GATE_STEPS]).float().cpu()
+        eager = first if way is False else eager
+        name = {False: "eager", True: "compiled"}.get(way, way)  # type: ignore[call-overload]
+        row = {"blocks": name, "ms": ms, "tokens_s": 1000 * sizes.small_rows * sizes.small_length / ms}
+        row["apart"] = float((first - eager).abs().max())
+        found.append(row | waits(run, step) | device_time(run, step))
+        del model, step
     return found
 
 
@@ -244,7 +278,7 @@ def fit(run: Run) -> dict[str, Any]:
         trainer = "one_gpu" if run.cuda else "cpu"
         pieces = ("data/text_file", "network/transformer_tiny", f"trainer/{trainer}")
         network = {"init_args": {**sizes.small, "dropout": 0.1}}
-        data = {"train": str(text), "length": 256 if run.cuda else 16, "folder": f"{folder}/shards"}
+        data = {"train": str(text), "length": sizes.small_length, "folder": f"{folder}/shards"}
         data |= {"global_batch_size": sizes.small_rows, "num_workers": 2 if run.cuda else 0}
         every = max(1, sizes.small_steps // 20)
         settings = {
@@ -309,6 +343,7 @@ PARTS: dict[str, Callable[[Run], Any]] = {
     "head": head,
     "alignment": alignment,
     "steps": steps,
+    "small": small,
     "fit": fit,
     "sampling": sampling,
     "memory": memory,
