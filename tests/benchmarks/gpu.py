@@ -19,9 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,75 +35,16 @@ from ggm_lightning.networks.blocks import GRAPHS, Compiling
 from ggm_lightning.networks.transformer import Transformer
 from tests import predicted_memory
 from tests.benchmarks import heads
+from tests.benchmarks.card import Clock, Run, Sizes, device_time, milliseconds, peak, waits
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 BUDGET_S = 460.0
 HEAD_ALIGNMENTS = (50_257, 50_304)
 SMALL_CLASSES = 257  # bytes and the end of a text
+SMALL_WAYS: dict[str, Compiling] = {"eager": False, "compiled": True, "graphs": GRAPHS}
 GATE_STEPS = 8
 GPU_TESTS = ["tests/core/test_kernels.py", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-
-
-@dataclass
-class Sizes:
-    """Of all parts; `tiny` ones run in seconds on a CPU."""
-
-    head_rows: int = 32_768
-    head_dim: int = 768
-    classes: int = 50_257
-    length: int = 1024
-    network: dict[str, Any] = field(default_factory=lambda: {"feature_dim": 64, "num_heads": 12, "num_layers": 12})
-    batches: tuple[int, ...] = (16, 32, 64)
-    small: dict[str, Any] = field(default_factory=lambda: {"feature_dim": 64, "num_heads": 6, "num_layers": 6})
-    small_rows: int = 128
-    small_length: int = 256
-    small_steps: int = 400
-    sample_steps: tuple[int, ...] = (64, 256)
-    sample_rows: int = 16
-    rounds: int = 5
-    full_size: tuple[str, ...] = ("md4_imagenet64", "md4_cifar10", "blackout_cifar10", "genmd4_owt", "ggm_owt")
-
-    @classmethod
-    def tiny(cls) -> Sizes:
-        network = {"feature_dim": 8, "num_heads": 2, "num_layers": 1}
-        sizes = {"length": 16, "network": network, "batches": (2,), "small": network, "small_rows": 4, "small_steps": 3}
-        sizes["small_length"] = 16
-        sizes |= {"sample_steps": (2,), "sample_rows": 2, "rounds": 1, "full_size": ("md4_markov",)}
-        return cls(head_rows=64, head_dim=32, classes=4_097, **sizes)  # type: ignore[arg-type]
-
-
-class Clock:
-    """How much of the budget is left."""
-
-    def __init__(self, budget: float) -> None:
-        self.end = time.monotonic() + budget
-
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
-
-@dataclass
-class Run:
-    """What every part needs."""
-
-    device: str
-    sizes: Sizes
-    clock: Clock
-
-    @property
-    def cuda(self) -> bool:
-        return self.device == "cuda"
-
-    def autocast(self) -> Any:
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.cuda)
-
-
-def milliseconds(run: Run, call: Callable[[], Any], warm: int = 3) -> float:
-    """The median of a few calls, each waited for."""
-    for _ in range(warm if run.cuda else 1):
-        call()
-    return 1000 * statistics.median(heads.seconds(call, run.device) for _ in range(run.sizes.rounds))
 
 
 # ------------------------------------------------------------------ the parts
@@ -215,58 +154,20 @@ def steps(run: Run) -> list[dict[str, Any]]:
 def small(run: Run) -> list[dict[str, Any]]:
     """A network of about ten million parameters, whose step waits for the host that starts its kernels: eager, blocks
     compiled, all blocks as one CUDA graph. `apart` is how far the losses of the first steps are from the eager ones."""
-    sizes, found, eager = run.sizes, [], torch.zeros(())
-    for way in (False, True, GRAPHS):
-        if run.clock.left() < 60 and run.cuda:
-            break
+    sizes, found = run.sizes, []
+    compared: list[Tensor] = []
+    for name, way in SMALL_WAYS.items():
         losses: list[Tensor] = []
-        model = text_model(run, SMALL_CLASSES, sizes.small_length, sizes.small, way)  # type: ignore[arg-type]
+        model = text_model(run, SMALL_CLASSES, sizes.small_length, sizes.small, way)
         for parameter in model.parameters():  # new blocks are the identity, of which any graph is right
             torch.nn.init.normal_(parameter, std=0.05)
         step = training(model, run, sizes.small_rows, losses)
         ms = milliseconds(run, step)
-        first = torch.stack(losses[:GATE_STEPS]).float().cpu()
-        eager = first if way is False else eager
-        name = {False: "eager", True: "compiled"}.get(way, way)  # type: ignore[call-overload]
-        row = {"blocks": name, "ms": ms, "tokens_s": 1000 * sizes.small_rows * sizes.small_length / ms}
-        row["apart"] = float((first - eager).abs().max())
+        compared.append(torch.stack(losses[:GATE_STEPS]).float().cpu())
+        apart = float((compared[-1] - compared[0]).abs().max())
+        row = {"blocks": name, "ms": ms, "tokens_s": 1000 * sizes.small_rows * sizes.small_length / ms, "apart": apart}
         found.append(row | waits(run, step) | device_time(run, step))
-        del model, step
     return found
-
-
-def peak(run: Run, step: Callable[[], None]) -> dict[str, Any]:
-    if not run.cuda:
-        return {}
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    return {"gb": torch.cuda.max_memory_allocated() / 1e9}
-
-
-def waits(run: Run, step: Callable[[], None]) -> dict[str, Any]:
-    """What torch warns of in one step; the promise is none."""
-    if not run.cuda:
-        return {}
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return {"waits": len([w for w in seen if "synchroniz" in str(w.message)])}
-
-
-def device_time(run: Run, step: Callable[[], None]) -> dict[str, Any]:
-    """Wall and device time of a step, and its kernels: small networks are to be bound by the device."""
-    if not run.cuda:
-        return {}
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        wall = 1000 * heads.seconds(step, run.device)
-    kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    return {"kernels": len(kernels), "device_ms": sum(e.device_time for e in kernels) / 1000, "profiled_wall_ms": wall}
 
 
 def fit(run: Run) -> dict[str, Any]:

@@ -107,6 +107,7 @@ def test_an_exact_likelihood_draws_nothing(x: Tensor, used: Used) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_draws_nothing_twice_within_a_step_or_in_the_next(name: str, x: Tensor, used: Used) -> None:
     model = small(name)
+    model.label_dropout = 0.1
     for step in (3, 4):
         model.loss(x, step=step)
     assert used.twice() == []
@@ -142,6 +143,7 @@ def test_a_sampler_draws_nothing_twice(name: str, sampler: str, clamped: bool, x
 def test_reuse_is_seen(x: Tensor, used: Used) -> None:
     """Control: the same step twice."""
     model = small("md4")
+    model.label_dropout = 0.1
     model.loss(x, step=3)
     model.loss(x, step=3)
     assert len(used.twice()) == 3  # labels, time and mask
