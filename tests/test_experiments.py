@@ -251,10 +251,13 @@ def foreign_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def on_a_cpu(path: Path) -> Any:
     """Long ones whose like is there: GGM of VQGAN codes is ggm_digits with the data of md4_digits_vqgan; ggm_markov and
     ggm_owt are ggm_demo with other data, as ar_owt and ar_markov are ar_demo, genmd4_demo and genmd4_dictionary
-    genmd4_owt; lddm_seq_owt, lddm_lm1b and lddm_owt_qwen3 are near lddm_owt; mdlm_owt is md4_owt with another network;
-    a text of another alphabet or classes of pictures change a file and no step."""
+    genmd4_owt; lddm_sawtooth stands for the other two of the sawtooth, blackout_cifar10 for blackout_digits_ncsnpp,
+    md4_cifar10 for md4_cifar10_small, md4_markov for md4_dictionary; lddm_seq_owt, lddm_lm1b and lddm_owt_qwen3 are
+    near lddm_owt; mdlm_owt is md4_owt with another network; a text of another alphabet or classes of pictures change
+    a file and no step."""
     twins = ("ggm_ffhq_vqgan", "ggm_celebahq_vqgan", "mdlm_owt", "lddm_lm1b", "lddm_seq_owt", "lddm_owt_qwen3")
     twins += ("ggm_digits_vqgan", "ggm_markov", "ar_owt", "ar_markov", "genmd4_demo", "genmd4_dictionary")
+    twins += ("lddm_seq_sawtooth", "md4_sawtooth", "md4_cifar10_small", "blackout_digits_ncsnpp", "md4_dictionary")
     twins += ("ggm_owt", "genmd4_text8", "lddm_text8", "diladd_text8", "md4_imagenet64_classes", "blackout_celeba")
     return pytest.param(path, id=ids(path), marks=pytest.mark.slow if path.stem in twins else ())
 

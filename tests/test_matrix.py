@@ -10,6 +10,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -175,9 +176,16 @@ def fitted(data: DiscreteData, model: Family, folder: Path) -> Trainer:
     return trainer
 
 
+LONG = [
+    ("AutoregressiveModel", "binarised"),
+    ("MarkovDiffusion, gaussian", "pixels"),
+    ("MarkovDiffusion, uniform", "pixels"),
+]
+CASES = [pytest.param(*case, marks=[pytest.mark.slow] if case in LONG else []) for case in product(FAMILIES, KINDS)]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), CASES)
 def test_two_steps_and_a_sample_or_one_line(
     family: str, kind: str, prepared: Callable[[str], DiscreteData], tmp_path: Path
 ) -> None:

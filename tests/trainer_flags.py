@@ -140,7 +140,7 @@ FLAGS = [
     Case("limit_test_batches", "2", "likewise, in `lightning test`; none in a fit", plain),
     Case("limit_predict_batches", "2", "likewise, in `lightning predict`; none in a fit", plain),
     Case("overfit_batches", "2", "the rows of 2 optimiser steps again and again, unshuffled, and 2 validation batches",
-         ended(8, 3, 6), fast=True),
+         ended(8, 3, 6)),
     Case("overfit_batches", "0.5", "a fraction of an epoch's steps, and of the validation's batches", ended(8, 3, 6)),
     Case("val_check_interval", "2", "optimiser steps; with check_val_every_n_epoch null across epochs",
          validated(2, 4, 6, 8), fast=True),

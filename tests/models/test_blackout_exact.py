@@ -142,7 +142,7 @@ def continuous_bits(law: Counts, pieces: int = 1500, **kwargs: object) -> float:
     return float(nats + ends(model, law)) / math.log(2)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == "mix21" else []) for n in LAWS])
 def test_continuous_bound_is_the_entropy(name: str) -> None:
     law = Counts(LAWS[name])
     bits = continuous_bits(law)

@@ -225,8 +225,14 @@ def integral(model: FujiLDDM | SeqLDDM, nodes: int = 40) -> Tensor:
     return (w[:, None] * nats).sum(0)
 
 
-@pytest.mark.parametrize("clock", CLOCKS)
-@pytest.mark.parametrize("encoder", ENCODERS)
+T2 = [
+    pytest.param(encoder, clock, marks=[] if encoder == "injective" or clock == "joint" else [pytest.mark.slow])
+    for encoder in ENCODERS
+    for clock in CLOCKS
+]
+
+
+@pytest.mark.parametrize(("encoder", "clock"), T2)
 def test_t2_token_term_plus_latent_term_is_the_entropy(encoder: str, clock: str) -> None:
     schedule, latent_schedule = CLOCKS[clock]
     model = fuji(latent_schedule, ENCODERS[encoder], schedule=schedule)
@@ -323,7 +329,7 @@ def test_t4_a_leading_latent_is_better(exponent: float, expected: dict[int, floa
         assert invalid(model, num_steps, count=100_000) == pytest.approx(share, abs=tolerance)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ddim", pytest.param("ddpm", marks=pytest.mark.slow)])
 def test_t4_seq_needs_one_token_step(sampler: str) -> None:
     model = bits(seq)
     x = model.sample(COUNT, 1, sampler=sampler, latent_steps=8).x

@@ -134,7 +134,9 @@ def test_absorbing_is_md4() -> None:
         assert (model.terms(x, zt, t) - T * reveal * per_weight).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=str)
+@pytest.mark.parametrize(
+    "process", [pytest.param(p, marks=[pytest.mark.slow] if p == "gaussian" else []) for p in PROCESSES], ids=str
+)
 def test_samples_rows_and_known_sites(process: object) -> None:
     model = model_of(TWO, process, t_end=8.0)
     drawn = model.sample(8000, 6, seed=1)
