@@ -59,10 +59,10 @@ class MarkovChain(DiscreteData):
         _check_draws(num_train, num_val, source_seed)
         self.num_symbols, self.length, self.source_seed = num_symbols, length, source_seed
         self.num_rows = {"train": num_train, "val": num_val}
-        with torch.random.fork_rng(devices=[]):  # Dirichlet takes no generator; the caller's stream stays as it was
-            torch.manual_seed(source_seed)
-            concentration = torch.full((num_symbols,), 0.3, dtype=torch.float64)
-            law = torch.distributions.Dirichlet(concentration).sample((num_symbols,)).numpy()
+        # what Dirichlet.sample calls, which itself takes no generator: another thread may draw from torch's own
+        generator = torch.Generator().manual_seed(source_seed)
+        concentration = torch.full((num_symbols, num_symbols), 0.3, dtype=torch.float64)
+        law = torch._sample_dirichlet(concentration, generator).numpy()
         # pi P = pi and sum pi = 1: V+1 consistent equations in V unknowns.
         equations = np.vstack([law.T - np.eye(num_symbols), np.ones(num_symbols)])
         pi = np.linalg.lstsq(equations, np.append(np.zeros(num_symbols), 1.0), rcond=None)[0]

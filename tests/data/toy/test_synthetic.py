@@ -25,11 +25,17 @@ def test_the_chain_of_the_documentation() -> None:
     assert chain.references()["independent tokens"] == pytest.approx(chain.marginal_entropy / math.log(2))
 
 
-def test_making_a_chain_leaves_the_global_generator_alone() -> None:
+def test_making_a_chain_leaves_the_global_generator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it write into it for a moment, in which another thread might draw: two ranks of one process had two
+    chains."""
+    torch.manual_seed(8)
+    drawn = torch.distributions.Dirichlet(torch.full((11,), 0.3, dtype=torch.float64)).sample((11,))
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    MarkovChain(source_seed=8)
+    monkeypatch.setattr(torch, "manual_seed", None)
+    assert torch.equal(MarkovChain(source_seed=8).transition, drawn)
+    monkeypatch.undo()
     assert (torch.rand(3) == expected).all()
 
 
