@@ -146,5 +146,5 @@ $(VENV)/.dev: $(VENV)/.core
 
 # what only slow tests and the documents need
 $(VENV)/.all: $(VENV)/.dev
-	$(PIP) install -c constraints.txt -e ".[dev,lm_eval,docs]"
+	$(PIP) install -c constraints.txt -e ".[dev,lm-eval,docs]"
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -162,5 +163,30 @@ def test_the_report_travels() -> None:
     assert {name for name in there if not name.endswith((".py", ".pyc"))} == listed
 
 
+def test_extras_are_named_as_they_are_written_down() -> None:
+    """Setuptools writes an extra's name in small letters with hyphens; pip before 23.3 installs nothing for another
+    spelling, and only warns."""
+    extras = _pyproject()["project"]["optional-dependencies"]
+    assert [name for name in extras if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)] == []
+    files = [
+        ROOT / "Makefile",
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "ggm_lightning").rglob("*.py"),
+    ]
+    groups = [
+        names
+        for file in files
+        for names in re.findall(r"(?:ggm-lightning|['\" ]\.)\[([\w,-]+)\]", file.read_text("utf-8"))
+    ]
+    named = {name for names in groups for name in names.split(",")}
+    assert {"dev", "lm-eval", "images", "eval"} <= named
+    assert named <= set(extras)
+
+
 def _setuptools() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    return _pyproject()["tool"]["setuptools"]
+
+
+def _pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -27,7 +27,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"the model class `ggm` is for lm-evaluation-harness, which is not there ({error}); "
-        "pip install 'ggm-lightning[lm_eval]'"
+        "pip install 'ggm-lightning[lm-eval]'"
     ) from None
 
 _DEFAULT_DEVICE = "cuda:0"  # of the harness

@@ -17,7 +17,7 @@ from ggm_lightning.sampling import conditional
 from tests.cli import small_checkpoints
 
 # it is installed where the slow tests run, and nowhere else
-pytest.importorskip("lm_eval", reason="the extra lm_eval is not installed: make test-slow installs it")
+pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed: make test-slow installs it")
 
 from ggm_lightning.cli.lm_eval import Harness
 
