@@ -224,6 +224,38 @@ def take_config_arguments(args: list[str]) -> tuple[list[str], list[str]]:
     return paths, rest
 
 
+def take_nulls(merged: dict[str, Any], args: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """`--model.network.dropout null` as if a --config file had said it, and the other arguments.
+
+    jsonargparse 4.53 hands null on as the text None where it belongs to a class inside a class. What was said of the
+    same key before it is dropped, what comes behind it stays and counts.
+    """
+    found: dict[str, Any] = {}
+    rest: list[tuple[str, list[str]]] = []  # (key, its arguments)
+    for argument in args:
+        if argument.startswith("--") or not rest or len(rest[-1][1]) > 1 or "=" in rest[-1][1][0]:
+            rest.append((argument.partition("=")[0].removeprefix("--").replace(".init_args.", "."), []))
+        own = rest[-1][1]
+        own.append(argument)
+        key, value = rest[-1][0], own[1] if len(own) > 1 else argument.partition("=")[2]
+        is_deep = key.split(".")[0] in ("model", "data") and key.count(".") > 1
+        # of a class that is chosen here the parser says itself what it cannot take
+        if value == "null" and is_deep and not any(key.startswith(f"{above}.") for above, _ in rest):
+            rest = [one for one in rest if one[0] != key]
+            found = merge(found, _at(merged, key.split(".")))
+    return merge(merged, found), [argument for _, own in rest for argument in own]
+
+
+def _at(section: Any, names: list[str]) -> dict[str, Any]:
+    """{names[0]: ... {names[-1]: None}}, with init_args where `section` names a class."""
+    below = section.get(names[0]) if isinstance(section, dict) else None
+    if len(names) == 1:
+        return {names[0]: None}
+    if isinstance(below, dict) and below.keys() & _CLASS_KEYS:
+        return {names[0]: {"init_args": _at(below.get("init_args"), names[1:])}}
+    return {names[0]: _at(below, names[1:])}
+
+
 # ---------------------------------------------------------------------------------------------- errors in one line
 
 
@@ -267,6 +299,7 @@ def one_line(message: str, known: Sequence[str] = TOP_KEYS, experiment: dict[str
     value = (given[1] or given[2]).strip("'") if given else "another value"
     choices = re.findall(r"Expected a typing.Literal\[(.*)\]", message)
     if choices:
+        choices += [word for kind, word in _OF_UNIONS.items() if f"Expected a <class '{kind}'>" in message]
         return f"{key}: got {value}; choose one of {', '.join(choices)}"
     path = re.search(r"Expected a dot import path string: (\S*)|module '[\w.]+' has no attribute '(\w+)'", message)
     if path:
@@ -292,6 +325,7 @@ def one_line(message: str, known: Sequence[str] = TOP_KEYS, experiment: dict[str
     return f"{key}: expected a {kinds[0]}, as the name of a class or as class_path and init_args; got {_cut(value)}"
 
 
+_OF_UNIONS = {"bool": "true, false", "NoneType": "null"}
 _NOISE = (
     *("Parser key", "Subtypes", "Errors", "Given value", "Problem with given", "Does not validate against any of"),
     *("Expected a path but", "Expected a <class", "Not a valid subclass", "Subclass types expect one of"),

@@ -223,6 +223,7 @@ def _run_trainer_command(command: str, merged: dict[str, Any], rest: list[str]) 
         if name.replace(".init_args", "") in ("--model.seed", "--data.seed"):
             raise ValueError(f"{name} is given, but it is taken from --seed_everything; leave it out")
     rest = _own_options(command, rest)
+    merged, rest = config_files.take_nulls(merged, rest)
     place = launcher.place()
     merged, rest = launcher.fill(place, merged, rest)
     launcher.refuse(place, command, launcher.trainer_section(merged, rest))

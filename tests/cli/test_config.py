@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,24 @@ def test_config_arguments_are_taken_out_of_the_command_line() -> None:
     assert config.take_config_arguments(args) == (["a.yaml", "b.yaml", "c.yaml"], ["--x", "1"])
     with pytest.raises(ValueError, match="--config needs the path"):
         config.take_config_arguments(["--config"])
+
+
+def test_null_reaches_a_class_inside_a_class() -> None:
+    network = {"class_path": "N", "init_args": {"a": 1, "b": 2}}
+    merged = {"model": {"class_path": "M", "init_args": {"network": network, "k": 3}}}
+
+    def taken(*args: str) -> tuple[Any, list[str]]:
+        found, rest = config.take_nulls(merged, list(args))
+        return found["model"]["init_args"]["network"]["init_args"]["a"], rest
+
+    for key in ("model.network.a", "model.network.init_args.a", "model.init_args.network.init_args.a"):
+        assert taken("--print_config", f"--{key}", "null", "x") == (None, ["--print_config", "x"])
+        assert taken(f"--{key}=null", "--b=1") == (None, ["--b=1"])
+    assert taken("--model.network.a=3", "--model.network.a", "null") == (None, [])
+    assert taken("--model.network.a", "null", "--model.network.a", "-1") == (None, ["--model.network.a", "-1"])
+    for args in (["--model.k", "null"], ["--model.network", "O", "--model.network.a", "null"], ["--name=null"]):
+        assert taken(*args) == (1, args)
+    assert network["init_args"] == {"a": 1, "b": 2}
 
 
 def test_guesses_come_from_the_class_and_its_bases() -> None:

@@ -169,11 +169,13 @@ def test_a_dry_run_writes_no_checkpoint_and_prints_nothing_odd(tmp_path: Path) -
 
 def test_print_config_is_complete_yaml(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
+    given = ["--model.optimizer.lr=0.5", "--model.network.compile_blocks", "null"]
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(MARKOV), "--model.optimizer.lr=0.5", "--print_config"])
+        main(["fit", "--config", str(MARKOV), *given, "--print_config"])
     assert stop.value.code in (0, None)
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["init_args"]["optimizer"]["lr"] == 0.5
+    assert printed["model"]["init_args"]["network"]["init_args"]["compile_blocks"] is None
     assert printed["trainer"]["max_steps"] == yaml.safe_load(MARKOV.read_text())["trainer"]["max_steps"]
 
 
@@ -245,6 +247,10 @@ def test_infill_leaves_the_rest_untouched(run: Path, tmp_path: Path, capsys: pyt
         (["fit", "M", "--ckpt_path", "last"], "or start fresh with --allow_fresh true"),
         (["fit", "M", "--data.global_batch_size=0"], "data.global_batch_size is 0"),
         (["fit", "M", "--model.network.init_args.mlp=relu"], "choose one of"),
+        (
+            ["fit", "M", "--model.network.compile_blocks=g"],
+            "compile_blocks: got g; choose one of 'graphs', true, false, null",
+        ),
         (["fit", "M", "--model.schedule=Polynomial", "--model.schedule.exponent=-1"], "exponent is -1"),
         (["fit", "M", "--name=a/b"], "name is a/b; it names one folder below --runs: give --runs"),
         (["validate", "M", "--name=.."], "name is ..; it names one folder below --runs: give it as --runs FOLDER"),
