@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# the few modules that are imported are compiled then
+LAZILY := --no-compile
 # Two test processes of one torch thread each: two threads make tiny models many times slower.
 WORKERS ?= 2
 
@@ -87,11 +89,13 @@ test-slurm-short: export OMP_NUM_THREADS := 1
 test-slurm-short: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slurm -rs tests/slurm/test_launchers.py tests/slurm/test_table.py::test_usr1
 
+SLOW_ONE := tests/fuzz tests/models tests/data tests/test_trainer_flags.py tests/test_memory.py tests/test_learning.py
+
 slow-one:  # two halves of about equal length
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/fuzz tests/models
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(SLOW_ONE)
 
 slow-two:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --ignore tests/fuzz --ignore tests/models
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(addprefix --ignore ,$(SLOW_ONE))
 
 mutants: $(VENV)/.dev  ## small mistakes put into copies of the package, and whether the tests notice (not in CI)
 	$(BIN)/python -m tests.mutants
@@ -122,9 +126,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch first and by its exact version: an open range would fetch several GB of CUDA libraries
-$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install -c constraints.txt torch==2.13.0
-	$(PIP) install -c constraints.txt -e .
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	$(PIP) install $(LAZILY) -c constraints.txt torch==2.13.0
+	@touch $@
+
+$(VENV)/.core: pyproject.toml $(VENV)/.torch
+	$(PIP) install $(LAZILY) -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.images: $(VENV)/.core
@@ -139,10 +146,11 @@ $(VENV)/.vqgan: $(VENV)/.images
 	$(TAMING)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.core
-	$(PIP) install -c constraints.txt -e ".[dev]"
+# not behind .core, which would look for most packages twice
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	$(PIP) install $(LAZILY) -c constraints.txt -e ".[dev]"
 	$(TAMING)
-	@touch $@
+	@touch $(VENV)/.core $@
 
 # what only slow tests and the documents need
 $(VENV)/.all: $(VENV)/.dev
