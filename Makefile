@@ -95,7 +95,7 @@ slow-one:  # two halves of about equal length
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(SLOW_ONE)
 
 slow-two:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(addprefix --ignore ,$(SLOW_ONE))
+	OMP_NUM_THREADS=1 GGM_EXTRAS=all $(BIN)/python -m pytest -m slow $(addprefix --ignore ,$(SLOW_ONE))
 
 mutants: $(VENV)/.dev  ## small mistakes put into copies of the package, and whether the tests notice (not in CI)
 	$(BIN)/python -m tests.mutants

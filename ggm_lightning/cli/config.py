@@ -230,20 +230,25 @@ def take_nulls(merged: dict[str, Any], args: list[str]) -> tuple[dict[str, Any],
     jsonargparse 4.53 hands null on as the text None where it belongs to a class inside a class. What was said of the
     same key before it is dropped, what comes behind it stays and counts.
     """
-    found: dict[str, Any] = {}
-    rest: list[tuple[str, list[str]]] = []  # (key, its arguments)
-    for argument in args:
-        if argument.startswith("--") or not rest or len(rest[-1][1]) > 1 or "=" in rest[-1][1][0]:
-            rest.append((argument.partition("=")[0].removeprefix("--").replace(".init_args.", "."), []))
-        own = rest[-1][1]
-        own.append(argument)
-        key, value = rest[-1][0], own[1] if len(own) > 1 else argument.partition("=")[2]
-        is_deep = key.split(".")[0] in ("model", "data") and key.count(".") > 1
+    nulls: dict[str, Any] = {}
+    kept: list[tuple[str, list[str]]] = []  # (key, its words)
+    waiting = list(args)
+    while waiting:
+        words = [waiting.pop(0)]
+        option, given, value = words[0].partition("=")
+        if option.startswith("--") and not given and waiting and not waiting[0].startswith("--"):
+            value = waiting.pop(0)
+            words.append(value)
+        key = option.removeprefix("--").replace(".init_args.", ".")
+        section, *below = key.split(".")
         # of a class that is chosen here the parser says itself what it cannot take
-        if value == "null" and is_deep and not any(key.startswith(f"{above}.") for above, _ in rest):
-            rest = [one for one in rest if one[0] != key]
-            found = merge(found, _at(merged, key.split(".")))
-    return merge(merged, found), [argument for _, own in rest for argument in own]
+        is_chosen_here = any(key.startswith(f"{above}.") for above, _ in kept)
+        if value == "null" and section in ("model", "data") and len(below) > 1 and not is_chosen_here:
+            kept = [one for one in kept if one[0] != key]
+            nulls = merge(nulls, _at(merged, [section, *below]))
+        else:
+            kept.append((key, words))
+    return merge(merged, nulls), [word for _, words in kept for word in words]
 
 
 def _at(section: Any, names: list[str]) -> dict[str, Any]:

@@ -155,10 +155,16 @@ class RotaryAttention(SelfAttention):
         width = x.shape[-1]
         weights = self.qkv.weight.split([width, 2 * width])
         biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split([width, 2 * width])
-        queries = F.linear(x.take_along_dim(sites[..., None], 1), weights[0], biases[0])
+        queries = F.linear(at_sites(x, sites), weights[0], biases[0])
         keys, values = F.linear(x, weights[1], biases[1]).chunk(2, -1)
         queries, keys, values = (part.unflatten(-1, (self.num_heads, -1)) for part in (queries, keys, values))
         return queries, keys, values
+
+
+def at_sites(x: Float[Tensor, "b n d"], sites: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
+    """Not by take_along_dim, which torch.compile traces for one batch size alone: a block would be compiled again for
+    each number of rows that a sampler still has."""
+    return x.gather(1, sites[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _before(num_queries: int, keys: Tensor, sites: Tensor | None) -> Bool[Tensor, "... m n"]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ggm_lightning.networks import initialise
-from ggm_lightning.networks.attention import RotaryAttention, attend, rotate
+from ggm_lightning.networks.attention import RotaryAttention, at_sites, attend, rotate
 from ggm_lightning.networks.blocks import Compiling, Stack
 from ggm_lightning.networks.conditioning import Modulation, modulate
 from ggm_lightning.networks.transformer import NORM_EPS, Block, GatedFeedForward, TokenNetwork
@@ -138,7 +138,7 @@ class MergeBlock(Block):
 
 
 def _at(x: Tensor, sites: Tensor | None) -> Tensor:
-    return x if sites is None else x.take_along_dim(sites[..., None], 1)
+    return x if sites is None else at_sites(x, sites)
 
 
 class HollowTransformer(TokenNetwork):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ggm_lightning.core.arguments import whole_number
 from ggm_lightning.networks import initialise
-from ggm_lightning.networks.attention import RotaryAttention, rotary_tables
+from ggm_lightning.networks.attention import RotaryAttention, at_sites, rotary_tables
 from ggm_lightning.networks.blocks import BlockNetwork, Compiling, Stack, check_sizes
 from ggm_lightning.networks.causal import Cache, Memory
 from ggm_lightning.networks.conditioning import Conditioning, Modulation, modulate
@@ -82,7 +82,7 @@ class Block(nn.Module):
         sites: Int[Tensor, "b m"] | None = None,
         memory: Memory | None = None,
     ) -> Float[Tensor, "b m d"]:
-        own = x if sites is None else x.take_along_dim(sites[..., None], 1)
+        own = x if sites is None else at_sites(x, sites)
         if self.modulation is None:
             x = self.residual(own, self.attention(self.attention_norm(x), cos, sin, sites, memory))
             return self.residual(x, self.feed_forward(self.feed_forward_norm(x)))

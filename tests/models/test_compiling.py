@@ -109,14 +109,16 @@ def gradients(model: Family, x: Tensor, step: int) -> list[Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["md4", "hollow_bce of 7", "ggm", "fuji", "seq"])
+@pytest.mark.parametrize("name", ["md4", "md4, recomputed", "hollow_bce of 7", "ggm", "fuji", "seq"])
 def test_a_step_by_graphs_is_the_step_and_nothing_is_compiled_again(name: str) -> None:
     """On a CPU the whole row of blocks is compiled, but no CUDA graph is made of it: that `make gpu` looks at."""
-    plain, model = family(name), family(name)
+    plain, model = (family(name.partition(",")[0]) for _ in range(2))
     x = torch.randint(model.num_classes, (4, N), generator=torch.Generator().manual_seed(0))
     for module in model.modules():
         if isinstance(module, BlockNetwork):
             module.compile_blocks = "graphs"
+        if isinstance(module, Stack):
+            module.checkpoint_activations = name.endswith("recomputed")
     model.configure_model()
     assert any(isinstance(module, Stack) and module._as_graph is not None for module in model.modules())
     made = []
@@ -126,3 +128,23 @@ def test_a_step_by_graphs_is_the_step_and_nothing_is_compiled_again(name: str) -
         made.append(counters["stats"]["unique_graphs"])
     assert made[1:] == made[1:2] * 3
     assert made[1] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["md4", "hollow_bce of 7", "ggm", "seq"])
+def test_bounds_and_samples_of_other_sizes_compile_nothing_again(name: str) -> None:
+    """A block has a graph for training, one for bounds, and few of free sizes for samples, whose rows grow fewer."""
+    model = family(name)
+    x = torch.randint(model.num_classes, (4, N), generator=torch.Generator().manual_seed(0))
+    for module in model.modules():
+        if isinstance(module, BlockNetwork):
+            module.compile_blocks = True
+    model.configure_model()
+    made = []
+    for rows in ((4, 7, 2, 16), (5, 9, 3, 12)):
+        model.loss(x, step=0).backward()
+        model.nelbo(x)
+        for num_samples in rows:
+            model.sample(num_samples, 8, seed=num_samples)
+        made.append(counters["stats"]["unique_graphs"])
+    assert made[0] == made[1] > 0
